@@ -1,0 +1,34 @@
+# `make demo` and `make test` need Python >= 3.11, make and a C library; everything else is installed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint types tests bench clean
+
+demo: $(VENV)/ready
+	$(BIN)/twosides demo
+
+test: lint types tests
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/ready
+	$(BIN)/pyright
+
+tests: $(VENV)/ready
+	$(BIN)/pytest
+
+bench: $(VENV)/ready
+	$(BIN)/python benchmarks/step_overhead.py
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet -c constraints.txt "torch==2.13.0"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[all]" --group dev
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs

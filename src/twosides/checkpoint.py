@@ -1,0 +1,264 @@
+"""Models on disk: a folder of `model.safetensors`, `config.json` and `README.md`.
+
+config.json says everything needed to use the weights with any sampler: the network's class and
+configuration, its output, schedule and time convention, the logsnr range, the data's mean and
+standard deviation, and how it was trained. Folders are committed as a whole with a checksum of each
+file; reading runs no code of the folder's and unpickles nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from twosides import denoiser as denoisers
+from twosides import schedules
+from twosides.denoiser import Clock, Converted, Denoiser, convert
+from twosides.naming import unknown
+from twosides.networks import NETWORKS
+from twosides.schedules import Schedule
+from twosides.storage import commit_folder, load_tensors, save_tensors, verify_folder
+
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+SCHEDULES: dict[str, type[Schedule]] = {
+    kind.__name__: kind
+    for kind in (
+        schedules.FlowMatching,
+        schedules.Cosine,
+        schedules.VPLinear,
+        schedules.EDM,
+        schedules.Geometric,
+        schedules.ScaledLinear,
+        schedules.Betas,
+        schedules.Shifted,
+        schedules.Rescaled,
+    )
+}
+CLOCKS: dict[str, type[Clock]] = {
+    kind.__name__: kind
+    for kind in (denoisers.Time, denoisers.Index, denoisers.CNoise, denoisers.LogSNR)
+}
+_KINDS: dict[str, type[Any]] = {**SCHEDULES, **CLOCKS}
+
+
+# ---------------------------------------------------------------------------- parts as JSON
+
+
+def describe(part: Any) -> Any:
+    """A schedule or clock as JSON: its class and fields. TypeError for functions."""
+    if type(part).__name__ in _KINDS and dataclasses.is_dataclass(part):
+        fields = {f.name: describe(getattr(part, f.name)) for f in dataclasses.fields(part)}
+        return {"type": type(part).__name__, **fields}
+    if isinstance(part, float) and not math.isfinite(part):
+        return str(part)
+    if isinstance(part, tuple):
+        return [describe(item) for item in part]
+    if part is None or isinstance(part, bool | int | float | str):
+        return part
+    raise TypeError(
+        f"{part!r} cannot be written to a file: it is code. Use a named schedule and time "
+        f"convention ({', '.join(_KINDS)}), or keep the Denoiser in Python"
+    )
+
+
+def restore(config: Any) -> Any:
+    """The part back; ValueError for unknown classes or fields."""
+    if isinstance(config, list):
+        return tuple(restore(item) for item in config)
+    if config in ("inf", "-inf"):
+        return float(config)
+    if not isinstance(config, dict):
+        return config
+    fields = {key: restore(value) for key, value in config.items() if key != "type"}
+    name = config.get("type")
+    if name not in _KINDS:
+        raise unknown("part in config.json", name, _KINDS)
+    try:
+        return _KINDS[name](**fields)
+    except TypeError as error:
+        raise ValueError(f"config.json describes no {name}: {error}") from error
+
+
+# ---------------------------------------------------------------------------- networks
+
+
+def describe_network(network: Any) -> dict[str, Any]:
+    """A network as JSON: its class and the configuration that builds it."""
+    if isinstance(network, Converted):
+        return {
+            "class": "Converted",
+            "of": describe_denoiser(network.denoiser),
+            "output": network.output.name,
+            "schedule": describe(network.schedule),
+            "time": describe(network.clock),
+        }
+    config = getattr(network, "config", None)
+    if not isinstance(network, nn.Module) or config is None:
+        raise TypeError(
+            f"{type(network).__name__} has no `.config` from which it could be built again; use a "
+            "diffusers model, or give your network's keyword arguments as its `config` dictionary"
+        )
+    config = {key: value for key, value in dict(config).items() if not key.startswith("_")}
+    root = type(network).__module__.split(".")[0]
+    path = f"diffusers.{type(network).__name__}" if root == "diffusers" else _path(type(network))
+    return {"class": path, "config": config}
+
+
+def _path(kind: type[Any]) -> str:
+    return kind.__name__ if kind in NETWORKS.values() else f"{kind.__module__}:{kind.__name__}"
+
+
+def build_network(spec: dict[str, Any], *, trust_code: bool = False) -> nn.Module:
+    """A network with fresh weights from its description.
+
+    Classes are diffusers' models ("diffusers.UNet2DModel"), this package's ("MLP"), or any import
+    path "package.module:Class" if `trust_code` (importing runs that module).
+    """
+    name = str(spec.get("class"))
+    if name == "Converted":
+        inner = build_denoiser(spec["of"], trust_code=trust_code)
+        return convert(inner, spec["output"], restore(spec["schedule"]), restore(spec["time"]))
+    if name in NETWORKS:
+        return NETWORKS[name](**spec["config"])
+    if name.startswith("diffusers."):
+        return _diffusers_model(name.removeprefix("diffusers.")).from_config(spec["config"])
+    if ":" not in name:
+        raise unknown("network class", name, [*NETWORKS, "diffusers.UNet2DModel"])
+    if not trust_code:
+        raise ValueError(
+            f"the network is {name}, code outside this library; loading it imports that module. If "
+            "you trust it, pass trust_code=True (--trust-code)"
+        )
+    module, _, kind = name.partition(":")
+    return getattr(importlib.import_module(module), kind)(**spec["config"])
+
+
+def _diffusers_model(name: str) -> Any:
+    try:
+        import diffusers
+    except ImportError as error:
+        raise ImportError(
+            f"diffusers.{name} needs diffusers: pip install 'twosides[diffusers]'"
+        ) from error
+    kind = getattr(diffusers, name, None)
+    model = isinstance(kind, type) and issubclass(kind, nn.Module)
+    if not (model and hasattr(kind, "from_config")):
+        raise ValueError(f"diffusers has no model called {name!r}")
+    return kind
+
+
+# ---------------------------------------------------------------------------- denoisers
+
+
+def describe_denoiser(denoiser: Any) -> dict[str, Any]:
+    """A denoiser as JSON, without its weights."""
+    if not isinstance(denoiser, Denoiser):
+        raise TypeError(f"only a Denoiser can be written to a file, not {type(denoiser).__name__}")
+    schedule = denoiser.schedule
+    return {
+        "network": describe_network(denoiser.network),
+        "output": denoiser.output.name,
+        "schedule": describe(schedule),
+        "time": describe(denoiser.clock),
+        "logsnr_range": [describe(schedule.logsnr_min), describe(schedule.logsnr_max)],
+        "data_mean": denoiser.data_mean.tolist(),
+        "data_std": denoiser.data_std.tolist(),
+    }
+
+
+def build_denoiser(config: dict[str, Any], *, trust_code: bool = False) -> Denoiser:
+    """The denoiser of a description, with fresh weights."""
+    missing = {"network", "output", "schedule", "time"} - config.keys()
+    if missing:
+        raise ValueError(f"config.json lacks {', '.join(sorted(missing))}")
+    statistics = {
+        key: torch.tensor(config.get(key, default), dtype=torch.float32)
+        for key, default in (("data_mean", 0.0), ("data_std", 1.0))
+    }
+    network = build_network(config["network"], trust_code=trust_code)
+    schedule, time = restore(config["schedule"]), restore(config["time"])
+    return Denoiser(network, config["output"], schedule, time, **statistics)
+
+
+def save(denoiser: Denoiser, folder: str | Path, **about: Any) -> None:
+    """Write a model folder. `about` (recipe, EMA, classes, ...) goes into config.json as is."""
+    notation = describe_denoiser(denoiser)
+    config = {"format": "twosides.model", "version": 1, **notation, **about}
+    text = json.dumps(config, indent=2, allow_nan=False)
+
+    def write(target: Path) -> None:
+        save_tensors(target / WEIGHTS, denoiser.state_dict())
+        (target / CONFIG).write_text(text, encoding="utf-8")
+        (target / CARD).write_text(_card(config), encoding="utf-8")
+
+    commit_folder(folder, write)
+
+
+def load(folder: str | Path, *, trust_code: bool = False) -> Denoiser:
+    """Read a model folder, or the model of a training run's folder.
+
+    Checksums are verified first. FileNotFoundError, `storage.CorruptFolder` or ValueError say what
+    is wrong; a network from an import path needs `trust_code=True`.
+    """
+    folder = model_folder(folder)
+    verify_folder(folder)
+    denoiser = build_denoiser(read_config(folder), trust_code=trust_code)
+    try:
+        denoiser.load_state_dict(load_tensors(folder / WEIGHTS))
+    except RuntimeError as error:
+        raise ValueError(f"{folder / WEIGHTS} does not fit the network: {error}") from error
+    return denoiser.eval()
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """config.json of a model folder; ValueError if it is not one."""
+    path = model_folder(folder) / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(config, dict) or config.get("format") != "twosides.model":
+        raise ValueError(f"{path} does not describe a twosides model")
+    if config.get("version") != 1:
+        raise ValueError(f"{path} has version {config.get('version')!r}; this twosides reads 1")
+    return config
+
+
+def read_notes(folder: str | Path) -> dict[str, Any]:
+    """What config.json says besides the notation: recipe, shape, classes, training, ..."""
+    config = read_config(folder)
+    notation = {"format", "version", "network", "output", "schedule", "time", "logsnr_range"}
+    return {k: v for k, v in config.items() if k not in notation | {"data_mean", "data_std"}}
+
+
+def model_folder(folder: str | Path) -> Path:
+    """The model inside a run's folder, or the folder itself."""
+    folder = Path(folder)
+    for candidate in (folder / "model", folder):
+        if (candidate / CONFIG).is_file():
+            return candidate
+    raise FileNotFoundError(
+        f"{folder} holds no {CONFIG}: it is not a model folder, or training has not finished"
+    )
+
+
+def _card(config: dict[str, Any]) -> str:
+    extra = "\n".join(
+        f"- {key}: `{json.dumps(value)}`"
+        for key, value in config.items()
+        if key not in ("format", "version", "network")
+    )
+    return (
+        "---\nlibrary_name: twosides\ntags: [diffusion, flow-matching]\n---\n\n"
+        f"# A {config['output']}-prediction model on {config['schedule']['type']}\n\n"
+        f"Network: `{config['network']['class']}`.\n\n{extra}\n\n"
+        "```python\nimport twosides as ts\n\ndenoiser = ts.load('.')\n"
+        "x = ts.sample(denoiser, shape, sampler='ddim', steps=20)\n```\n"
+    )

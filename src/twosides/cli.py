@@ -1,0 +1,246 @@
+"""The command line: `twosides train | sample | convert | compare | verify | demo`.
+
+Signatures are the options and docstrings the help. Nothing heavy is imported before a command runs,
+so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+Positional = tyro.conf.Positional
+
+
+def train(
+    data: Positional[str],
+    /,
+    *,
+    out: Path,
+    recipe: str = "flow-matching",
+    network: Path | None = None,
+    time: str | None = None,
+    steps: int = 2000,
+    batch: int = 64,
+    learning_rate: float = 1e-3,
+    sigma_rel: float = 0.1,
+    seed: int = 0,
+    minutes: float | None = None,
+    checkpoint_every: int = 200,
+    picture_every: int = 500,
+    precision: str = "32-true",
+    trust_code: bool = False,
+) -> None:
+    """Train a network; the same command continues after an interruption.
+
+    Args:
+        data: glyphs, glyphs-32, ring, or package.module:function returning a Task.
+        out: the run's folder (checkpoints, logs, samples, and at the end the model).
+        recipe: flow-matching, v-cosine, eps-cosine, eps-linear, edm, sd3.
+        network: JSON file {"class": "diffusers.UNet2DModel" or "module:Class", "config": {...}}.
+        time: how the network is told the level: t, 1000t, 1-t, index, c_noise, logsnr.
+        steps: optimizer steps.
+        batch: samples per step.
+        learning_rate: AdamW's.
+        sigma_rel: relative width of the weights' power-function average.
+        seed: of the initial weights, the order of the data, the noise and its levels.
+        minutes: stop training after so long.
+        checkpoint_every: steps between checkpoints.
+        picture_every: steps between pictures.
+        precision: Lightning's: 32-true, bf16-mixed, 16-mixed.
+        trust_code: import the network's class from outside diffusers and twosides.
+    """
+    from twosides.training.run import train_task
+
+    train_task(
+        data,
+        out,
+        recipe,
+        network_file=network,
+        time=time,
+        trust_code=trust_code,
+        steps=steps,
+        batch=batch,
+        learning_rate=learning_rate,
+        sigma_rel=sigma_rel,
+        seed=seed,
+        minutes=minutes,
+        checkpoint_every=checkpoint_every,
+        picture_every=picture_every,
+        precision=precision,
+    )
+    print(f"{out / 'model'} is ready: twosides sample {out}")
+
+
+def sample(
+    model: Positional[Path],
+    /,
+    *,
+    out: Path = Path("samples.png"),
+    sampler: str = "ddim",
+    steps: int = 20,
+    schedule: str | None = None,
+    noise: str | None = None,
+    count: int = 26,
+    labels: str | None = None,
+    guidance: float = 1.0,
+    seed: int = 0,
+    trust_code: bool = False,
+) -> None:
+    """Draw samples from a trained model.
+
+    Args:
+        model: a model's or a run's folder.
+        out: .png for a picture, .npy for the numbers.
+        sampler: ddim, flow-euler, ddpm, edm-euler, euler-ancestral, consistency, ...
+        steps: of the sampler.
+        schedule: where to sample, by default the model's own: cosine, "cosine(-15, 15)", ...
+        noise: other noise for the sampler: "churn(0.3)", "eta(1)", "ddim-eta(0.5)", deterministic.
+        count: number of samples (with labels: their number).
+        labels: classes to draw, one letter each; by default all in turn.
+        guidance: classifier-free guidance scale, 1 is none.
+        seed: sample i depends on (seed, i) only.
+        trust_code: import the network's class from outside diffusers and twosides.
+    """
+    from twosides.draw import sample_model
+
+    numbers = sample_model(
+        model,
+        sampler=sampler,
+        steps=steps,
+        schedule=schedule,
+        noise=noise,
+        count=count,
+        labels=labels,
+        guidance=guidance,
+        seed=seed,
+        trust_code=trust_code,
+        out=out,
+    )
+    print(f"{out}: {tuple(numbers.shape)}, {sampler}, {steps} steps, seed {seed}")
+
+
+def convert(
+    model: Positional[Path],
+    out: Positional[Path],
+    /,
+    *,
+    output: str = "u",
+    schedule: str = "flow-matching",
+    time: str = "t",
+    trust_code: bool = False,
+) -> None:
+    """Write the same model in another notation, as a model folder of its own.
+
+    Args:
+        model: a model's or a run's folder.
+        out: the folder to write.
+        output: what the new network predicts: u, v, eps, x, score, velocity, "F(0.5)", -u.
+        schedule: flow-matching, cosine, vp-linear, edm, geometric, scaled-linear.
+        time: how it is told the level: t, 1000t, 1-t, index, c_noise, logsnr.
+        trust_code: import the network's class from outside diffusers and twosides.
+    """
+    from twosides import checkpoint
+    from twosides.denoiser import Denoiser
+    from twosides.denoiser import convert as converted
+    from twosides.schedules import schedule_named
+
+    source, about = checkpoint.load(model, trust_code=trust_code), checkpoint.read_notes(model)
+    target = schedule_named(schedule)
+    network = converted(source, output, target, time)
+    statistics = {"data_mean": source.data_mean, "data_std": source.data_std}
+    checkpoint.save(Denoiser(network, output, target, time, **statistics), out, **about)
+    print(f"{out}: {source.output.name} on {source.schedule} -> {output} on {target}, time {time}")
+
+
+def compare(
+    a: Positional[str],
+    b: Positional[str],
+    /,
+    *,
+    steps: int = 10,
+    schedule: str = "flow-matching",
+) -> None:
+    """Say whether two samplers, or two training recipes, are the same thing.
+
+    Args:
+        a: a sampler or a recipe.
+        b: another of the same kind.
+        steps: for samplers.
+        schedule: for samplers: flow-matching, cosine, "cosine(-15, 15)", ...
+    """
+    from twosides.comparison import compare as compared
+    from twosides.naming import unknown
+    from twosides.sampling.samplers import plan, samplers
+    from twosides.schedules import schedule_named
+    from twosides.training.recipes import recipes
+
+    for name in (a, b):
+        if name not in samplers and name not in recipes:
+            raise unknown("sampler or recipe", name, [*samplers, *recipes])
+    if a in recipes and b in recipes:
+        print(f"{a} and {b}: {compared(recipes[a], recipes[b])}")
+    elif a in samplers and b in samplers:
+        where = schedule_named(schedule)
+        result = compared(plan(a, where, steps), plan(b, where, steps))
+        print(f"{a} and {b}, {steps} steps on {where}: {result}")
+    else:
+        raise ValueError(
+            f"{a!r} and {b!r} are not of one kind: compare two samplers or two recipes"
+        )
+
+
+def verify() -> None:
+    """Check every claim of "Diffusion Meets Flow Matching", errata included; exit 1 on failure."""
+    from twosides.verify import verify as check
+
+    results = check(lambda number, result: print(f"{number:2d} {result}", flush=True))
+    failed = sum(not result.passed for result in results)
+    print(f"{len(results) - failed} of {len(results)} claims hold")
+    if failed:
+        sys.exit(1)
+
+
+def demo(
+    *,
+    out: Path = Path("runs/demo"),
+    steps: int = 850,
+    minutes: Annotated[float, tyro.conf.arg(help="stop training after so long")] = 3.5,
+    seed: int = 0,
+) -> None:
+    """Train a network on letters in front of you, sample it both ways, write a report.
+
+    Args:
+        out: the folder: report.html and the run.
+        steps: of training; about three minutes on two cores.
+        minutes: stop training after so long.
+        seed: of everything.
+    """
+    from twosides.demo import demo as run
+
+    run(out, steps=steps, minutes=minutes, seed=seed)
+
+
+COMMANDS = (train, sample, convert, compare, verify, demo)
+
+
+def main() -> None:
+    """The `twosides` program; errors of use are one clear line and exit status 2."""
+    app = tyro.extras.SubcommandApp()
+    for command in COMMANDS:
+        app.command(command)
+    try:
+        app.cli(prog="twosides", description=__doc__, config=(tyro.conf.FlagCreatePairsOff,))
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        print(f"twosides: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("twosides: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

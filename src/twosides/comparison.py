@@ -1,0 +1,146 @@
+"""Are two samplers, or two recipes, the same? Compared by their normal forms.
+
+Two plans are the same sampler, for every network, when their levels and their matrices are equal:
+states divided by alpha + sigma, over the initial noise, the u predictions and the injected noises,
+do not depend on the scaling convention. Two recipes train the same model when their weightings are
+proportional; where they draw their levels only changes the variance.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from twosides.sampling.plan import Plan
+from twosides.training.recipes import Recipe
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A verdict ("identical", "same up to ...", "different"), how far, and where."""
+
+    verdict: str
+    difference: float
+    where: str
+
+    @property
+    def same(self) -> bool:
+        """Whether the two are one thing (a constant factor of a loss does not count)."""
+        return self.verdict != "different"
+
+    def __str__(self) -> str:
+        """One line."""
+        return f"{self.verdict}: max |difference| {self.difference:.2g} ({self.where})"
+
+    __repr__ = __str__
+
+
+@overload
+def compare(a: Plan, b: Plan, *, tolerance: float = ...) -> Comparison: ...
+@overload
+def compare(a: Recipe, b: Recipe, *, tolerance: float = ...) -> Comparison: ...
+def compare(a: Plan | Recipe, b: Plan | Recipe, *, tolerance: float = 1e-10) -> Comparison:
+    """Compare two plans or two recipes; TypeError for anything else.
+
+    >>> import twosides as ts
+    >>> ts.compare(ts.plan("ddim", ts.Cosine(), 9), ts.plan("flow-euler", ts.Cosine(), 9)).same
+    True
+    """
+    if isinstance(a, Plan) and isinstance(b, Plan):
+        return _plans(a, b, tolerance)
+    if isinstance(a, Recipe) and isinstance(b, Recipe):
+        return _recipes(a, b, tolerance)
+    raise TypeError(
+        f"compare takes two plans or two recipes, got {type(a).__name__} and {type(b).__name__}; "
+        "make plans with twosides.plan(sampler, schedule, steps)"
+    )
+
+
+def _plans(a: Plan, b: Plan, tolerance: float) -> Comparison:
+    if a.nfe != b.nfe:
+        return Comparison("different", math.inf, f"{a.nfe} and {b.nfe} network calls")
+    with np.errstate(invalid="ignore"):
+        gaps = np.where(a.logsnr == b.logsnr, 0.0, np.abs(a.logsnr - b.logsnr))
+    worst = int(gaps.argmax())
+    if gaps[worst] > tolerance * (1 + abs(a.logsnr[worst])):
+        where = f"logsnr of call {worst + 1}: {a.logsnr[worst]:.6g} and {b.logsnr[worst]:.6g}"
+        return Comparison("different", float(gaps[worst]), where)
+    left, right = _canonical(a), _canonical(b)
+    if left.shape != right.shape:
+        return _laws(left, right, a.nfe, tolerance)
+    gap = np.abs(left - right)
+    row, column = np.unravel_index(gap.argmax(), gap.shape)
+    where = f"{_place(int(column), a.nfe)} in {_state(int(row), a.nfe)}"
+    if gap.max() <= tolerance:
+        return Comparison("identical", float(gap.max()), where)
+    law = _laws(left, right, a.nfe, tolerance)
+    return law if law.same else Comparison("different", float(gap.max()), where)
+
+
+def _canonical(plan: Plan) -> np.ndarray:
+    return plan.matrix("u") / (plan.alpha + plan.sigma)[:, None]
+
+
+def _laws(left: np.ndarray, right: np.ndarray, calls: int, tolerance: float) -> Comparison:
+    """The same predictions, and noises of the same joint distribution."""
+    predictions = np.abs(left[:, 1 : 1 + calls] - right[:, 1 : 1 + calls]).max()
+    (p, q) = (np.delete(side, slice(1, 1 + calls), 1) for side in (left, right))
+    spread = np.abs(p @ p.T - q @ q.T).max()
+    gap = float(max(predictions, spread))
+    if gap <= tolerance:
+        return Comparison("same in distribution", gap, "the noise is drawn in other pieces")
+    part = "predictions" if predictions >= spread else "covariance of the noise"
+    return Comparison("different", gap, part)
+
+
+def _place(column: int, calls: int) -> str:
+    if column == 0:
+        return "initial noise"
+    return f"prediction {column}" if column <= calls else f"noise {column - calls}"
+
+
+def _state(row: int, calls: int) -> str:
+    return "the result" if row == calls else f"the input of call {row + 1}"
+
+
+def _recipes(a: Recipe, b: Recipe, tolerance: float) -> Comparison:
+    grid = common_range(a, b)
+    ratio = a.weighting.log(grid) - b.weighting.log(grid)
+    ratio = ratio[torch.isfinite(ratio)]
+    centre = float(ratio.median())
+    spread = float(torch.expm1((ratio - centre).abs()).max())
+    densities = total_variation(a.density.log_prob(grid), b.density.log_prob(grid), grid)
+    levels = (
+        f"levels drawn {'alike' if densities < 1e-9 else f'{densities:.3f} apart in variation'}"
+    )
+    where = f"logsnr in [{grid[0]:.3g}, {grid[-1]:.3g}]; {levels}"
+    if spread <= tolerance:
+        factor = math.exp(centre)
+        alike = abs(factor - 1) <= tolerance
+        verdict = (
+            "identical weighting" if alike else f"same weighting up to the factor {factor:.6g}"
+        )
+        return Comparison(verdict, spread, where)
+    distance = total_variation(a.weighting.log(grid), b.weighting.log(grid), grid)
+    return Comparison("different", distance, f"total variation of the weightings; {where}")
+
+
+def common_range(a: Recipe, b: Recipe, limit: float = 15.0, points: int = 3001) -> Tensor:
+    """logsnr on the range both recipes' densities reach, within [-limit, limit]."""
+    grid = torch.linspace(-limit, limit, points, dtype=torch.float64)
+    reached = torch.isfinite(a.density.log_prob(grid)) & torch.isfinite(b.density.log_prob(grid))
+    if not bool(reached.any()):
+        raise ValueError("these recipes share no noise level: their densities do not overlap")
+    return grid[reached]
+
+
+def total_variation(a: Tensor, b: Tensor, grid: Tensor) -> float:
+    """Half the L1 distance of exp(a) and exp(b), both normalised on the grid."""
+    p, q = ((side - side.max()).exp() for side in (a, b))
+    p, q = p / torch.trapezoid(p, grid), q / torch.trapezoid(q, grid)
+    return float(0.5 * torch.trapezoid((p - q).abs(), grid))

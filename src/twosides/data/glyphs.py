@@ -1,0 +1,269 @@
+"""The letters A-Z in the text fonts that come with matplotlib, as small grey images.
+
+Image i of a split is a function of `(size, seed, split, i)` alone. Six uniform numbers choose its
+font, weight, cap height, angle and place; its letter is `i % 26`, so any prefix is balanced:
+
+    stamp    the letter, large, in one of 22 faces, its ink widened by 1 to 3 % of an em per side
+    image    p = centre + shift + scale R(angle) q        q in the stamp, p in the frame
+
+The scale gives the letter the cap height that was drawn, or less where its rotated ink (the W of
+a wide face, the tail of a Q) would otherwise leave the frame. A band of size/16 along the border
+stays black, to within 3 % of white.
+
+Fonts are split, not images: no face of the training split occurs in the validation split.
+"""
+
+import functools
+import math
+import os
+import uuid
+import warnings
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from PIL.ImageFont import FreeTypeFont
+
+T = TypeVar("T")
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+FONTS = {
+    "train": (
+        "DejaVuSans",
+        "DejaVuSans-Bold",
+        "DejaVuSans-BoldOblique",
+        "DejaVuSans-Oblique",
+        "DejaVuSansMono",
+        "DejaVuSansMono-Bold",
+        "DejaVuSansMono-BoldOblique",
+        "DejaVuSerif-Bold",
+        "DejaVuSerif-BoldItalic",
+        "DejaVuSerif-Italic",
+        "STIXGeneral",
+        "STIXGeneralBolIta",
+        "STIXGeneralItalic",
+        "cmb10",
+        "cmmi10",
+        "cmr10",
+        "cmti10",
+        "cmtt10",
+    ),
+    "validation": ("DejaVuSansMono-Oblique", "DejaVuSerif", "STIXGeneralBol", "cmss10"),
+}
+
+EM = 128  # pixels per em of a stamp: a frame of 32 shows it reduced about four times
+WEIGHTS = (1, 2, 3, 4)  # pixels of a stamp added around the ink: none leaves hairlines grey
+CAP = (0.62, 0.85)  # cap height as a part of the frame
+ANGLE = math.radians(10)
+SHIFT = 1 / 16  # of the frame, each way
+BORDER = 1 / 16  # of the frame, kept black
+FINE = 4  # the letter is placed on a grid this much finer than the image, then averaged
+VERSION = 1  # of what is drawn and of how it is stored; part of the file name
+
+
+def fonts(split: str) -> tuple[str, ...]:
+    """Names of the font files that `split`, "train" or "validation", draws its letters from.
+
+    >>> fonts("validation")
+    ('DejaVuSansMono-Oblique', 'DejaVuSerif', 'STIXGeneralBol', 'cmss10')
+    """
+    if split not in FONTS:
+        raise ValueError(
+            f"letters of the split {split!r} were asked for, but the splits are "
+            f"{', '.join(map(repr, FONTS))}; pass one of these."
+        )
+    return FONTS[split]
+
+
+@dataclass(frozen=True, eq=False)
+class Glyphs(Dataset[dict[str, Tensor]]):
+    """Letters A-Z, white on black, as a data set of `count` images and their classes.
+
+        x (count, 1, size, size) float32 in [-1, 1],    labels (count,) int64,  labels[i] = i % 26
+
+    Drawing takes about a third of a millisecond per image; the images are then kept in the
+    folder `cache` (default: $TWOSIDES_CACHE, or ~/.cache/twosides) and read from there next time.
+    Drawing needs matplotlib, for its fonts, and Pillow: `pip install 'twosides[train]'`.
+
+    >>> letters = Glyphs(count=52)
+    >>> letters.x.shape, letters.classes[letters[27]["class_labels"]]
+    (torch.Size([52, 1, 16, 16]), 'B')
+    """
+
+    size: int = 16
+    count: int = 20000
+    _: KW_ONLY
+    split: str = "train"
+    seed: int = 0
+    cache: str | os.PathLike[str] | None = None
+    x: Tensor = field(init=False, repr=False)
+    labels: Tensor = field(init=False, repr=False)
+
+    classes: ClassVar[str] = LETTERS
+    num_classes: ClassVar[int] = len(LETTERS)
+
+    def __post_init__(self) -> None:
+        """Draw the images, or read them from the cache."""
+        fonts(self.split)
+        at_least("Glyphs", size=(self.size, 8), count=(self.count, 1), seed=(self.seed, 0))
+        name = f"glyphs-v{VERSION}-{self.split}-{self.size}px-{self.count}-seed{self.seed}.npz"
+        images = cached(cache_folder(self.cache) / name, self._read, _write, self._draw)
+        # Frozen: the pixels belong to the arguments.
+        object.__setattr__(self, "x", torch.from_numpy(images)[:, None].float() / 127.5 - 1)
+        object.__setattr__(self, "labels", torch.arange(self.count) % self.num_classes)
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """Image `x` (1, size, size) and its class `class_labels` (), 0 for A to 25 for Z."""
+        return {"x": self.x[index], "class_labels": self.labels[index]}
+
+    def _draw(self) -> Bytes:
+        names = fonts(self.split)
+        stamp = functools.cache(_stamp)
+        images = np.empty((self.count, self.size, self.size), np.uint8)
+        for i in range(self.count):
+            key = [self.seed, list(FONTS).index(self.split), i]
+            u = np.random.default_rng(np.random.SeedSequence(key)).random(6)
+            name, weight = names[int(u[0] * len(names))], WEIGHTS[int(u[1] * len(WEIGHTS))]
+            images[i] = _place(stamp(name, LETTERS[i % len(LETTERS)], weight), u[2:], self.size)
+        return images
+
+    def _read(self, path: Path) -> Bytes:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            images = file["images"]
+        expected = (self.count, self.size, self.size)
+        if images.shape != expected or images.dtype != np.uint8:
+            raise ValueError(f"holds {images.dtype} {images.shape}, not uint8 {expected}")
+        return images
+
+
+class _Stamp(NamedTuple):
+    """A letter drawn large, the edge of its ink (n, 2) seen from its centre, and the cap height."""
+
+    image: "Image"
+    ink: Floats
+    cap: float
+
+
+def _font(name: str) -> "FreeTypeFont":
+    """One of matplotlib's fonts, opened at EM pixels per em."""
+    try:
+        import matplotlib
+        from PIL import ImageFont
+    except ImportError as error:
+        raise ImportError(
+            f"Glyphs was asked to draw letters, which needs Pillow and the fonts of matplotlib, "
+            f"but: {error}; pip install 'twosides[train]'."
+        ) from error
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"Glyphs was asked to draw letters, but this matplotlib has no {path}; "
+            "install one that brings its fonts: pip install --force-reinstall matplotlib."
+        )
+    return ImageFont.truetype(str(path), EM, layout_engine=ImageFont.Layout.BASIC)
+
+
+def _stamp(name: str, letter: str, weight: int) -> _Stamp:
+    font = _font(name)
+    from PIL import Image, ImageDraw
+
+    image = Image.new("L", (2 * EM, 2 * EM))
+    ImageDraw.Draw(image).text((EM, EM), letter, 255, font, anchor="mm", stroke_width=weight)
+    cap = -font.getbbox("H", anchor="ls")[1]
+    return _Stamp(image, _edge(np.asarray(image)) - EM, cap)
+
+
+def _edge(image: Bytes) -> Floats:
+    """Corners (n, 2), as x and y, of the first and the last inked pixel of every row."""
+    ink = image > 0
+    rows = np.flatnonzero(ink.any(1))
+    first, last = ink[rows].argmax(1), ink.shape[1] - ink[rows, ::-1].argmax(1)
+    x, y = np.concatenate([first, last] * 2), np.concatenate([rows, rows, rows + 1, rows + 1])
+    return np.stack([x, y], 1).astype(np.float64)
+
+
+def _place(stamp: _Stamp, u: Floats, size: int) -> Bytes:
+    """The image (size, size) of a stamp whose height, angle and place are `u` (4,) in [0, 1)."""
+    from PIL.Image import Resampling, Transform
+
+    frame = FINE * size
+    angle = ANGLE * (2 * u[1] - 1)
+    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    turned = stamp.ink @ turn.T
+    low, high = turned.min(0), turned.max(0)
+    room = frame * (1 - 2 * BORDER)
+    height = frame * (CAP[0] + (CAP[1] - CAP[0]) * u[0])
+    scale = min(height / stamp.cap, room / (high - low).max())
+    shift = np.minimum((room - scale * (high - low)) / 2, SHIFT * frame) * (2 * u[2:] - 1)
+    centre = frame / 2 + shift - scale * (low + high) / 2
+    # Pillow asks where each pixel of the frame comes from: q = R^T (p - centre) / scale + middle.
+    back = turn.T / scale
+    matrix = np.column_stack([back, EM - back @ centre]).ravel().tolist()
+    fine = stamp.image.transform((frame, frame), Transform.AFFINE, matrix, Resampling.BILINEAR)
+    return np.asarray(fine.reduce(FINE))
+
+
+def _write(images: Bytes, file: IO[bytes]) -> None:
+    np.savez_compressed(file, images=images)
+
+
+def at_least(asker: str, **bounds: tuple[int, int]) -> None:
+    """Raise if one of the named `(value, bound)` is not an integer >= its bound."""
+    for name, (value, bound) in bounds.items():
+        if not isinstance(value, int) or value < bound:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ValueError(f"{asker} was asked for {name}={value!r}; pass an integer >= {bound}.")
+
+
+def cache_folder(cache: str | os.PathLike[str] | None = None) -> Path:
+    """Where files that can be made again are kept: `cache`, $TWOSIDES_CACHE, ~/.cache/twosides."""
+    return Path(cache or os.environ.get("TWOSIDES_CACHE") or "~/.cache/twosides").expanduser()
+
+
+def cached(
+    path: Path,
+    read: Callable[[Path], T],
+    write: Callable[[T, IO[bytes]], None],
+    make: Callable[[], T],
+) -> T:
+    """What `path` holds; where it is missing or damaged, `make()`, which is then stored there."""
+    try:
+        return read(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except Exception as error:  # a damaged file makes its parser raise nearly anything
+        warnings.warn(f"{path} cannot be read ({error}) and is made again.", stacklevel=3)
+    made = make()
+    try:
+        replace(path, functools.partial(write, made))
+    except OSError as error:
+        hint = "set TWOSIDES_CACHE or pass cache= a folder that can be written"
+        warnings.warn(f"{path} cannot be stored ({error}); {hint}.", stacklevel=3)
+    return made
+
+
+def replace(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+    """Write a file so that `path` holds all of it or what it held before, whatever is cut short."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        with part.open("xb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,210 @@
+"""The demo: train a network on letters, sample it as flow matching and as diffusion, report.
+
+One network, trained with flow matching. The same noise is then sampled by flow matching's Euler, by
+DDIM on a variance-preserving cosine schedule walked through the same log-SNRs, with churn, by DDPM,
+and in few steps; the report shows the letters, how far apart they are, and how many a classifier
+trained on real letters can read.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import time
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from twosides import pictures
+from twosides.data.reader import accuracy, train_reader
+from twosides.data.tasks import task_named
+from twosides.denoiser import Denoises
+from twosides.draw import guided
+from twosides.sampling.grids import UniformTime
+from twosides.sampling.sample import sample
+from twosides.sampling.samplers import Sampler, samplers
+from twosides.sampling.stochasticity import Churn, Eta
+from twosides.schedules import Cosine, FlowMatching, Schedule
+from twosides.storage import write_file
+from twosides.training.fit import loss_curve
+from twosides.training.run import train_task
+
+GUIDANCE = 1.5
+COPIES = 10  # letters drawn of each class
+TASK = "glyphs"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One way of sampling the trained network."""
+
+    title: str
+    sampler: Sampler
+    steps: int
+    schedule: Schedule
+
+
+SAME_GRID = UniformTime(schedule=FlowMatching())
+SETUPS = (
+    Setup("flow matching: Euler in u", samplers["flow-euler"], 20, FlowMatching()),
+    Setup("diffusion: DDIM, VP cosine", Sampler(SAME_GRID), 20, Cosine()),
+    Setup(
+        "diffusion: churn 0.3, VP cosine",
+        Sampler(SAME_GRID, stochasticity=Churn(0.3)),
+        30,
+        Cosine(),
+    ),
+    Setup("diffusion: DDPM, VP cosine", Sampler(SAME_GRID, stochasticity=Eta(1.0)), 60, Cosine()),
+    Setup("flow matching: few steps", samplers["flow-euler"], 8, FlowMatching()),
+    Setup("flow matching: fewer", samplers["flow-euler"], 4, FlowMatching()),
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a setup drew, how it compares with the first one, and what it cost."""
+
+    setup: Setup
+    x: Tensor
+    difference: float
+    pixels: int
+    legible: float
+    seconds: float
+
+
+def demo(folder: Path, *, steps: int, minutes: float, seed: int) -> list[Outcome]:
+    """Train (or continue), sample every setup, write report.html; returns the outcomes."""
+    began = time.perf_counter()
+    task = task_named(TASK)
+    print(
+        f"training a {task.network['class']} on letters of {len(task.classes)} classes", flush=True
+    )
+    denoiser = train_task(
+        task, folder, "flow-matching", steps=steps, minutes=minutes, seed=seed, checkpoint_every=150
+    )
+    trained = time.perf_counter() - began
+    print("teaching a classifier to read real letters", flush=True)
+    reader = train_reader(task.shape[-1], seed)
+    outcomes: list[Outcome] = []
+    for setup in SETUPS:
+        print(f"sampling: {setup.title}, {setup.steps} steps", flush=True)
+        outcomes.append(
+            _outcome(setup, guided(denoiser, GUIDANCE, dict(task.null)), reader, outcomes)
+        )
+    write_file(folder / "report.html", _report(folder, outcomes, trained).encode())
+    _headline(folder, outcomes)
+    return outcomes
+
+
+def _outcome(setup: Setup, denoiser: Denoises, reader: Any, before: list[Outcome]) -> Outcome:
+    labels = torch.arange(26).repeat(COPIES)
+    began = time.perf_counter()
+    # The state is float64 so that both sides show the float32 network the very same inputs.
+    x = sample(
+        denoiser,
+        (len(labels), 1, 16, 16),
+        sampler=setup.sampler,
+        steps=setup.steps,
+        schedule=setup.schedule,
+        seed=0,
+        dtype=torch.float64,
+        progress=True,
+        class_labels=labels,
+    )
+    seconds = time.perf_counter() - began
+    first = before[0].x if before else x
+    pixels = int((_bytes(x) != _bytes(first)).sum())
+    legible = accuracy(reader, x.float(), labels)
+    return Outcome(setup, x, float((x - first).abs().max()), pixels, legible, seconds)
+
+
+def _bytes(x: Tensor) -> Tensor:
+    return x.clamp(-1, 1).add(1).mul(127.5).round()
+
+
+def _headline(folder: Path, outcomes: list[Outcome]) -> None:
+    flow, diffusion = outcomes[0], outcomes[1]
+    total = flow.x.numel()
+    print(
+        f"\n{flow.setup.title} and {diffusion.setup.title}, same noise, {flow.setup.steps} steps:"
+    )
+    gap, pixels = diffusion.difference, diffusion.pixels
+    print(f"  max |difference| {gap:.1e}, {pixels} of {total} pixels differ")
+    for outcome in outcomes:
+        name = f"{outcome.setup.title}, {outcome.setup.steps} steps"
+        print(f"  {outcome.legible:6.1%} of {len(outcome.x)} letters are read correctly: {name}")
+    print(f"\nreport: {folder / 'report.html'}")
+
+
+# ---------------------------------------------------------------------------- the report
+
+
+def _report(folder: Path, outcomes: list[Outcome], trained: float) -> str:
+    page = resources.files("twosides").joinpath("report.html").read_text(encoding="utf-8")
+    flow, diffusion = outcomes[0], outcomes[1]
+    parts = {
+        "difference": f"{diffusion.difference:.1e}",
+        "pixels": f"{diffusion.pixels} of {flow.x.numel():,}",
+        "legible": f"{flow.legible:.1%}",
+        "seconds": f"{trained:.0f}",
+        "flow": _picture(flow.x[:52]),
+        "diffusion": _picture(diffusion.x[:52]),
+        "gap": _picture(_magnified(flow.x, diffusion.x)[:52]),
+        "rows": "\n".join(map(_row, outcomes)),
+        "gallery": "\n".join(map(_figure, outcomes[2:])),
+        "loss": _loss_picture(*loss_curve(folder)),
+    }
+    for name, value in parts.items():
+        page = page.replace("{{" + name + "}}", value)
+    return page
+
+
+def _magnified(a: Tensor, b: Tensor) -> Tensor:
+    """|a - b| times 1e6, black where they agree."""
+    return ((a - b).abs() * 1e6 - 1).clamp(max=1)
+
+
+def _row(outcome: Outcome) -> str:
+    setup = outcome.setup
+    difference = "-" if outcome.difference == 0 else f"{outcome.difference:.1e}"
+    cells = (
+        setup.title,
+        setup.steps,
+        f"{outcome.legible:.1%}",
+        difference,
+        f"{outcome.seconds:.1f} s",
+    )
+    return "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells) + "</tr>"
+
+
+def _figure(outcome: Outcome) -> str:
+    setup = outcome.setup
+    caption = html.escape(f"{setup.title}, {setup.steps} steps: {outcome.legible:.1%} legible")
+    return f"<figure>{_picture(outcome.x[:26])}<figcaption>{caption}</figcaption></figure>"
+
+
+def _picture(x: Tensor) -> str:
+    return _embedded(pictures.png(pictures.grid(x, columns=13)), "letters drawn by the network")
+
+
+def _embedded(data: bytes, alt: str) -> str:
+    return f'<img alt="{alt}" src="data:image/png;base64,{base64.b64encode(data).decode()}">'
+
+
+def _loss_picture(steps: list[int], losses: list[float]) -> str:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 2.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(xlabel="step", ylabel="loss", yscale="log")
+    axes.plot(steps, losses, color="#3366cc", linewidth=1.2)
+    axes.grid(alpha=0.3)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    return _embedded(buffer.getvalue(), "training loss against step")

@@ -1,0 +1,352 @@
+"""A denoiser: any network, of any output, schedule, input scaling and time convention.
+
+    Denoiser = network + output + schedule + clock        (z, level) -> Estimate(x, eps)
+
+The pair (x, eps) at a log-SNR is the same function whatever notation the network was trained in:
+
+    1. z is rescaled to the network's own (alpha', sigma') at the same logsnr, z' = z c'/c;
+    2. the network is told the noise level on its own clock, and answers o;
+    3. o = a x + b eps and z' = alpha' x + sigma' eps are solved for (x, eps).
+
+`convert` runs this backwards: the same function as an `nn.Module` of another notation.
+
+    >>> import torch
+    >>> from twosides.schedules import Cosine, FlowMatching
+    >>> network = lambda z, t: z * t.reshape(-1, 1)
+    >>> denoiser = Denoiser(network, output="v", schedule=Cosine())
+    >>> flow = convert(denoiser, output="u", schedule=FlowMatching())
+    >>> flow(torch.zeros(2, 3), torch.tensor([0.2, 0.7])).shape
+    torch.Size([2, 3])
+"""
+
+from __future__ import annotations
+
+import abc
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from twosides.naming import unknown
+from twosides.outputs import Estimate, Output, Solution, output_named
+from twosides.schedules import FlowMatching, Level, Scalar, Schedule, along_batch
+
+# ---------------------------------------------------------------------------- clocks
+
+
+class Clock(abc.ABC):
+    """How a network is told the noise level; frozen dataclasses with the two directions."""
+
+    @abc.abstractmethod
+    def read(self, logsnr: Tensor, schedule: Schedule) -> Tensor:
+        """The network's time at a logsnr, float64."""
+
+    @abc.abstractmethod
+    def logsnr(self, time: Tensor, schedule: Schedule) -> Tensor:
+        """The logsnr at the network's time, float64."""
+
+
+@dataclass(frozen=True)
+class Time(Clock):
+    """`scale t` of the network's schedule, or `scale (1 - t)` if reversed (data at 1).
+
+    `clamp=True` holds the time at its end when a level lies outside the schedule's range;
+    otherwise that is an error.
+    """
+
+    scale: float = 1.0
+    reversed: bool = False
+    clamp: bool = False
+
+    def read(self, logsnr: Tensor, schedule: Schedule) -> Tensor:
+        """`scale t` or `scale (1 - t)`."""
+        t = schedule.time(_clamped(logsnr, schedule) if self.clamp else logsnr)
+        return self.scale * ((1 - t) if self.reversed else t)
+
+    def logsnr(self, time: Tensor, schedule: Schedule) -> Tensor:
+        """Its inverse."""
+        t = time / self.scale
+        return schedule.logsnr((1 - t) if self.reversed else t)
+
+
+@dataclass(frozen=True)
+class Index(Clock):
+    """A discrete model's index 0 ... count - 1, `t (count - 1)`: fractional, or the nearest one.
+
+    A nearest index only tells the network; the conversion always uses the true level.
+    """
+
+    count: int = 1000
+    nearest: bool = False
+    clamp: bool = False
+
+    def read(self, logsnr: Tensor, schedule: Schedule) -> Tensor:
+        """`t (count - 1)`, rounded if `nearest`."""
+        t = schedule.time(_clamped(logsnr, schedule) if self.clamp else logsnr)
+        index = t * (self.count - 1)
+        return index.round() if self.nearest else index
+
+    def logsnr(self, time: Tensor, schedule: Schedule) -> Tensor:
+        """Its inverse (of the fractional index)."""
+        return schedule.logsnr(time / (self.count - 1))
+
+
+@dataclass(frozen=True)
+class CNoise(Clock):
+    """EDM's `c_noise = log(sigma / alpha) / 4`."""
+
+    def read(self, logsnr: Tensor, schedule: Schedule) -> Tensor:
+        """`-logsnr / 8`."""
+        return -logsnr / 8
+
+    def logsnr(self, time: Tensor, schedule: Schedule) -> Tensor:
+        """Its inverse."""
+        return -8 * time
+
+
+@dataclass(frozen=True)
+class LogSNR(Clock):
+    """The log-SNR itself."""
+
+    def read(self, logsnr: Tensor, schedule: Schedule) -> Tensor:
+        """The log-SNR."""
+        return logsnr
+
+    def logsnr(self, time: Tensor, schedule: Schedule) -> Tensor:
+        """The log-SNR."""
+        return time
+
+
+@dataclass(frozen=True)
+class Function(Clock):
+    """Any function of the network's own Level, such as `lambda level: level.sigma`."""
+
+    function: Callable[[Level], Tensor]
+
+    def read(self, logsnr: Tensor, schedule: Schedule) -> Tensor:
+        """The function's value."""
+        return self.function(schedule.level(logsnr))
+
+    def logsnr(self, time: Tensor, schedule: Schedule) -> Tensor:
+        """Refused: a function has no known inverse."""
+        raise ValueError(
+            "a time convention given as a function tells the level to a network but cannot be read "
+            "back; use t, 1-t, index, c_noise or logsnr, or write a Clock with both directions"
+        )
+
+
+def _clamped(logsnr: Tensor, schedule: Schedule) -> Tensor:
+    return logsnr.clamp(schedule.logsnr_min, schedule.logsnr_max)
+
+
+CLOCKS: dict[str, Clock] = {
+    "t": Time(),
+    "1-t": Time(reversed=True),
+    "index": Index(),
+    "c_noise": CNoise(),
+    "logsnr": LogSNR(),
+}
+
+
+def clock_named(time: str | Clock | Callable[[Level], Tensor]) -> Clock:
+    """The clock called `time`: a key of CLOCKS, "1000t" or "1000(1-t)", a Clock or a function."""
+    if isinstance(time, Clock):
+        return time
+    if callable(time):
+        return Function(time)
+    if time in CLOCKS:
+        return CLOCKS[time]
+    if match := re.fullmatch(r"(\d+(?:\.\d+)?)(?:t|(\(1-t\)))", time):
+        return Time(float(match[1]), reversed=match[2] is not None)
+    raise unknown("time convention", time, [*CLOCKS, "1000t"])
+
+
+# ---------------------------------------------------------------------------- the denoiser
+
+
+class Call(NamedTuple):
+    """One prepared network call: everything about its level that does not depend on z."""
+
+    level: Level
+    scale: float
+    time: Tensor
+    solution: Solution
+
+
+@runtime_checkable
+class Denoises(Protocol):
+    """Whatever stands where a denoiser does: networks, guidance, exact oracles."""
+
+    schedule: Schedule
+
+    def __call__(self, *args: Any, **conditioning: Any) -> Estimate:
+        """`(z, level, **conditioning)`: (x, eps) at a level of any scaling."""
+        ...
+
+
+class Denoiser(nn.Module):
+    """A network that predicts `output` on `schedule`, told the level as `time`.
+
+    network(z, time, **conditioning) gets z of shape (B, ...) in the schedule's own scaling, time of
+    shape (B,) in float32 (float64 for a float64 state), and answers `output` with z's shape (or an
+    object with a `.sample` of that shape, as diffusers' models do). It may have any dtype.
+
+    Everything here is in the network's own units of data: where the data were standardised before
+    training, `x = (data - data_mean) / data_std` (numbers, or tensors such as (C, 1, 1)).
+    `sample` and the training objective translate.
+    """
+
+    data_mean: Tensor
+    data_std: Tensor
+
+    def __init__(
+        self,
+        network: Callable[..., Any],
+        output: str | Output = "u",
+        schedule: Schedule | None = None,
+        time: str | Clock | Callable[[Level], Tensor] = "t",
+        *,
+        data_mean: float | Tensor = 0.0,
+        data_std: float | Tensor = 1.0,
+    ) -> None:
+        """Wrap a network; ValueError for unknown names or a data_std that is not positive."""
+        super().__init__()
+        if isinstance(schedule, type):
+            raise TypeError(f"pass an instance, {schedule.__name__}(), not the class")
+        self.network = network
+        self.schedule = schedule or FlowMatching()
+        self.output = output_named(output, self.schedule)
+        self.clock = clock_named(time)
+        self.register_buffer("data_mean", torch.as_tensor(data_mean), persistent=False)
+        self.register_buffer("data_std", torch.as_tensor(data_std), persistent=False)
+        if not bool((self.data_std > 0).all()):
+            raise ValueError(f"data_std must be positive, got {data_std}")
+
+    def forward(
+        self, z: Float[Tensor, " batch *event"], level: Level, **conditioning: Any
+    ) -> Estimate:
+        """(x, eps) with `z = alpha x + sigma eps`, for a level of any scaling, scalar or (B,)."""
+        own = self.schedule.level(level.logsnr)
+        scale = own.scale / level.scale
+        time = self.clock.read(own.logsnr, self.schedule).to(z.device, self._time_dtype(z.dtype))
+        output = self.predict(along_batch(scale, z) * z, time, **conditioning)
+        x_z, x_o, eps_z, eps_o = self.output.solve(own)
+        return Solution(scale * x_z, x_o, scale * eps_z, eps_o).apply(z, output)
+
+    def predict(self, z: Tensor, time: Tensor, **conditioning: Any) -> Tensor:
+        """The network's own answer to z in its own scaling, in z's dtype."""
+        dtype = self._network_dtype(z.dtype)
+        answer = self.network(z.to(dtype), time.expand(z.shape[0]), **conditioning)
+        answer = answer if isinstance(answer, Tensor) else answer.sample
+        if answer.shape != z.shape:
+            raise ValueError(
+                f"the network answered {tuple(answer.shape)} to z of shape {tuple(z.shape)}; it "
+                f"must predict {self.output.name} with the shape of z"
+            )
+        return answer.to(z.dtype)
+
+    def prepare(self, levels: Sequence[Level], like: Tensor) -> list[Call]:
+        """The calls at a list of levels: one vectorised pass, for a plan's whole grid."""
+        logsnr = torch.tensor([float(level.logsnr) for level in levels], dtype=torch.float64)
+        own = self.schedule.level(logsnr)
+        times = self.clock.read(own.logsnr, self.schedule)
+        times = times.to(like.device, self._time_dtype(like.dtype)).unbind()
+        calls = []
+        for index, level in enumerate(levels):
+            mine = Level(*(float(value[index]) for value in own))
+            x_z, x_o, eps_z, eps_o = self.output.solve(mine)
+            scale = mine.scale / float(level.scale)
+            solution = Solution(scale * x_z, x_o, scale * eps_z, eps_o)
+            calls.append(Call(level, scale, times[index], solution))
+        return calls
+
+    def standardise(self, data: Tensor) -> Tensor:
+        """`(data - data_mean) / data_std`."""
+        return (data - self.data_mean.to(data)) / self.data_std.to(data)
+
+    def unstandardise(self, x: Tensor) -> Tensor:
+        """`data_mean + data_std x`."""
+        return self.data_mean.to(x) + self.data_std.to(x) * x
+
+    def extra_repr(self) -> str:
+        """Notation, for print()."""
+        low, high = self.schedule.logsnr_min, self.schedule.logsnr_max
+        return (
+            f"output={self.output.name!r}, schedule={self.schedule}, time={self.clock}, "
+            f"logsnr in [{low:.4g}, {high:.4g}]"
+        )
+
+    @staticmethod
+    def _time_dtype(dtype: torch.dtype) -> torch.dtype:
+        # Never bf16: 0.999 rounds to 1 there, and 500 of 1000 indices collide.
+        return torch.float64 if dtype == torch.float64 else torch.float32
+
+    def _network_dtype(self, default: torch.dtype) -> torch.dtype:
+        if not isinstance(self.network, nn.Module):
+            return default
+        first = next(self.network.parameters(), None)
+        return default if first is None else first.dtype
+
+
+def describes(denoiser: Any) -> Schedule:
+    """The schedule a denoiser samples on by default."""
+    if not callable(denoiser):
+        raise TypeError(f"a denoiser is called with (z, level), but got {type(denoiser).__name__}")
+    schedule = getattr(denoiser, "schedule", None)
+    if not isinstance(schedule, Schedule):
+        raise TypeError(
+            f"{type(denoiser).__name__} does not say what it predicts; wrap the network as "
+            "Denoiser(network, output=..., schedule=..., time=...)"
+        )
+    return schedule
+
+
+# ---------------------------------------------------------------------------- conversion
+
+
+class Converted(nn.Module):
+    """A denoiser seen as a network of another notation: `network(z, time, **conditioning)`.
+
+    Its state_dict is the wrapped network's; the arithmetic of the conversion is float64 in the
+    coefficients and z's dtype in the state.
+    """
+
+    def __init__(
+        self, denoiser: Denoises, output: str | Output, schedule: Schedule, time: str | Clock
+    ) -> None:
+        """See `convert`."""
+        super().__init__()
+        self.denoiser = denoiser
+        self.schedule = schedule
+        self.output = output_named(output, schedule)
+        self.clock = clock_named(time)
+
+    def forward(
+        self, z: Float[Tensor, " batch *event"], time: Scalar, **conditioning: Any
+    ) -> Float[Tensor, " batch *event"]:
+        """The other notation's output at z (in its scaling) and time (on its clock)."""
+        time = torch.as_tensor(time)
+        device = torch.device("cpu") if time.device.type == "mps" else time.device
+        logsnr = self.clock.logsnr(time.to(device, torch.float64), self.schedule)
+        level = self.schedule.level(logsnr)
+        estimate = self.denoiser(z, level, **conditioning)
+        return self.output.of(estimate.x, estimate.eps, level)
+
+
+def convert(
+    denoiser: Denoises,
+    output: str | Output = "u",
+    schedule: Schedule | None = None,
+    time: str | Clock = "t",
+) -> Converted:
+    """The same function in another notation: an `nn.Module`, `network(z, time) -> output`.
+
+    `Denoiser(convert(d, output, schedule, time), output, schedule, time)` is d again, to rounding.
+    A level outside what the original network covers is an error unless its clock has `clamp=True`.
+    """
+    describes(denoiser)
+    return Converted(denoiser, output, schedule or FlowMatching(), time)

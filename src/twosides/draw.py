@@ -1,0 +1,119 @@
+"""Samples of trained models by names, and pictures of them: what `twosides sample` runs."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from twosides import checkpoint, pictures
+from twosides.denoiser import Denoiser, Denoises
+from twosides.guidance import classifier_free
+from twosides.naming import named, unknown
+from twosides.sampling.sample import sample
+from twosides.sampling.samplers import Sampler, sampler_named
+from twosides.sampling.stochasticity import STOCHASTICITIES
+from twosides.schedules import schedule_named
+from twosides.storage import write_file
+
+
+def chosen_sampler(sampler: str, noise: str | None) -> Sampler:
+    """A preset, with other noise if named: "churn(0.3)"."""
+    preset = sampler_named(sampler)
+    if noise is None:
+        return preset
+    return replace(preset, stochasticity=named("noise", noise, STOCHASTICITIES))
+
+
+def label_tensor(labels: str, classes: str) -> Tensor:
+    """Class numbers of letters; ValueError for one that the model does not know."""
+    wrong = [letter for letter in labels if letter not in classes]
+    if wrong:
+        raise (
+            unknown("class", wrong[0], classes)
+            if classes
+            else ValueError("the model has no classes")
+        )
+    return torch.tensor([classes.index(letter) for letter in labels])
+
+
+def sample_model(
+    folder: Path,
+    *,
+    sampler: str,
+    steps: int,
+    schedule: str | None,
+    noise: str | None,
+    count: int,
+    labels: str | None,
+    guidance: float,
+    seed: int,
+    trust_code: bool,
+    out: Path,
+) -> Tensor:
+    """Sample a model folder and write the samples to a .png or .npy file."""
+    if out.suffix not in (".png", ".npy"):
+        raise ValueError(f"{out}: samples are written as .png or .npy, not {out.suffix!r}")
+    chosen = chosen_sampler(sampler, noise)
+    where = schedule_named(schedule) if schedule else None
+    denoiser, config = (
+        checkpoint.load(folder, trust_code=trust_code),
+        checkpoint.read_config(folder),
+    )
+    shape, classes = config.get("shape"), config.get("classes", "")
+    if not shape:
+        raise ValueError(f"{folder} does not say the shape of its samples; use twosides.sample")
+    if labels is None and classes:
+        labels = "".join(classes[i % len(classes)] for i in range(count))
+    conditioning: dict[str, Any] = {}
+    if labels is not None:
+        conditioning["class_labels"] = label_tensor(labels, classes)
+    count = len(labels) if labels is not None else count
+    x = sample(
+        guided(denoiser, guidance, config.get("null", {})),
+        (count, *shape),
+        sampler=chosen,
+        steps=steps,
+        schedule=where,
+        seed=seed,
+        progress=True,
+        **conditioning,
+    )
+    write_file(out, _encoded(x, out))
+    return x
+
+
+def guided(denoiser: Denoiser, scale: float, null: dict[str, Any]) -> Denoises:
+    """The denoiser under classifier-free guidance; itself at scale 1."""
+    if scale == 1.0:
+        return denoiser
+    if not null:
+        raise ValueError("guidance needs a model trained with dropped classes; this one was not")
+    return classifier_free(denoiser, scale, null=null)
+
+
+def draw_classes(
+    denoiser: Denoiser, shape: tuple[int, ...], classes: str, *, seed: int, count: int = 26
+) -> Any:
+    """A picture of one sample per class (or of `count`), 20 DDIM steps."""
+    count = len(classes) or count
+    labels: dict[str, Any] = {"class_labels": torch.arange(count)} if classes else {}
+    x = sample(denoiser, (count, *shape), steps=20, seed=seed, **labels)
+    return pictures.grid(x, columns=13)
+
+
+def _encoded(x: Tensor, out: Path) -> bytes:
+    if out.suffix == ".png":
+        if x.ndim != 4 or x.shape[1] not in (1, 3):
+            raise ValueError(
+                f"samples of shape {tuple(x.shape)} are no pictures; write them as .npy"
+            )
+        return pictures.png(pictures.grid(x, columns=13))
+    buffer = io.BytesIO()
+    np.save(buffer, x.cpu().numpy(), allow_pickle=False)
+    return buffer.getvalue()

@@ -1,0 +1,103 @@
+"""The SDE and ODE view: (f, g, eta) <-> (alpha, sigma, epsilon).
+
+Forward, data to noise:      dz = f(t) z dt + g(t) dW
+Reverse, noise to data:      dz = (f z - (1 + eta^2) g^2 score / 2) dt + eta g dW
+Generalised flow matching:   dz = (velocity - epsilon^2 score / 2) dt + epsilon dW
+
+The last two are one process, with epsilon = eta g; eta = 0 is the probability-flow ODE and eta = 1
+the time reversal of the forward process. The coefficients translate exactly:
+
+    f = d log alpha / dt,    g^2 = -sigma^2 dlogsnr/dt = 2 alpha sigma d(sigma / alpha)/dt
+    alpha_t = alpha_0 exp(int f),  sigma_t^2 = alpha_t^2 (sigma_0^2 / alpha_0^2 + int g^2 / alpha^2)
+
+(The post prints the last line without alpha_t.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from twosides.outputs import Estimate
+from twosides.schedules import FromSDE, Scalar, Schedule, along_batch, with_limits
+
+Function = Callable[[Tensor], Tensor]
+
+
+def f(schedule: Schedule, t: Scalar) -> Tensor:
+    """Drift of the forward process, `f = (dalpha/dt) / alpha`; -inf where alpha reaches 0."""
+    return schedule.dalpha(t) / schedule.alpha(t)
+
+
+def g(schedule: Schedule, t: Scalar) -> Tensor:
+    """Diffusion of the forward process, `g = sigma sqrt(-dlogsnr/dt)`.
+
+    Computed as `g^2 = 2 sigma (alpha + sigma)^2 (dtau/dt) / alpha`, which is exact at t = 0.
+    """
+
+    def squared(t: Tensor) -> Tensor:
+        level = schedule.at(t)
+        return 2 * level.sigma * level.scale**2 * schedule.rate(t) / level.alpha
+
+    return with_limits(squared, torch.as_tensor(t, dtype=torch.float64)).sqrt()
+
+
+def score(estimate: Estimate, sigma: Scalar) -> Any:
+    """`grad log p(z) = -eps / sigma`."""
+    return -estimate.eps / along_batch(sigma, estimate.eps)
+
+
+def velocity(estimate: Estimate, schedule: Schedule, t: Scalar) -> Any:
+    """The probability-flow ODE `dz/dt = (dalpha/dt) x + (dsigma/dt) eps`."""
+    x, eps = estimate
+    return along_batch(schedule.dalpha(t), x) * x + along_batch(schedule.dsigma(t), x) * eps
+
+
+@dataclass(frozen=True)
+class Dynamics:
+    """A forward process and how noisily it is reversed: three functions of time.
+
+    >>> from twosides.schedules import FlowMatching
+    >>> process = Dynamics.of(FlowMatching(), eta=lambda t: 0.5 + 0 * t)
+    >>> t = torch.tensor(0.5, dtype=torch.float64)
+    >>> float(process.f(t)), float(process.g(t) ** 2), float(process.epsilon(t) ** 2)
+    (-2.0, 2.0, 0.5)
+    """
+
+    f: Function
+    g: Function
+    eta: Function = torch.zeros_like
+
+    @classmethod
+    def of(
+        cls, schedule: Schedule, *, eta: Function | None = None, epsilon: Function | None = None
+    ) -> Dynamics:
+        """(alpha, sigma, epsilon) -> (f, g, eta); state the noise as eta or as epsilon."""
+        if eta is not None and epsilon is not None:
+            raise ValueError("state eta or epsilon, not both: epsilon = eta g")
+        drift, diffusion = (lambda t: f(schedule, t)), (lambda t: g(schedule, t))
+        if epsilon is not None:
+            noise = epsilon
+            return cls(drift, diffusion, lambda t: noise(t) / diffusion(t))
+        return cls(drift, diffusion, eta or torch.zeros_like)
+
+    def schedule(self, alpha_0: float = 1.0, sigma_0: float = 0.0) -> Schedule:
+        """(f, g) -> (alpha, sigma), by quadrature."""
+        return FromSDE(self.f, self.g, alpha_0, sigma_0)
+
+    def epsilon(self, t: Tensor) -> Tensor:
+        """`eta g`, the diffusion of the reverse process."""
+        return self.eta(t) * self.g(t)
+
+    def forward_drift(self, z: Any, t: Tensor) -> Any:
+        """`f z`; the forward diffusion is g."""
+        return along_batch(self.f(t), z) * z
+
+    def reverse_drift(self, z: Any, score: Any, t: Tensor) -> Any:
+        """`f z - (1 + eta^2) g^2 score / 2`; the reverse diffusion is epsilon."""
+        strength = 0.5 * (1 + self.eta(t) ** 2) * self.g(t) ** 2
+        return self.forward_drift(z, t) - along_batch(strength, z) * score

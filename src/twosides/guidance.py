@@ -1,0 +1,128 @@
+"""Guidance: functions from denoisers to denoisers.
+
+Classifier-free guidance and autoguidance are affine in the estimate, with weights that sum to one,
+
+    guided = weak + scale (strong - weak),
+
+so they are the same in x, eps, u, v and score, and keep `z = alpha x + sigma eps`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from twosides.denoiser import Denoises, describes
+from twosides.outputs import Estimate
+from twosides.schedules import Level, along_batch
+
+
+class Guided(nn.Module):
+    """`weak + scale (strong - weak)` inside an interval of logsnr, `strong` outside."""
+
+    def __init__(
+        self,
+        strong: Denoises,
+        weak: Denoises,
+        scale: float,
+        *,
+        null: dict[str, Any],
+        interval: tuple[float, float],
+        rescale: float,
+    ) -> None:
+        """See `classifier_free` and `autoguidance`."""
+        super().__init__()
+        if not math.isfinite(scale):
+            raise ValueError(f"guidance scale must be a finite number, got {scale}")
+        if not interval[0] <= interval[1]:
+            raise ValueError(f"interval is (logsnr_low, logsnr_high), got {interval}")
+        if not 0 <= rescale <= 1:
+            raise ValueError(f"rescale is a fraction in [0, 1], got {rescale}")
+        self.strong, self.weak, self.scale = strong, weak, scale
+        self.null, self.interval, self.rescale = null, interval, rescale
+        self.schedule = describes(strong)
+
+    def forward(self, z: Tensor, level: Level, **conditioning: Any) -> Estimate:
+        """The guided (x, eps)."""
+        strong = self.strong(z, level, **conditioning)
+        scale = self._scale(level, z)
+        if isinstance(scale, float) and scale == 1.0:
+            return strong
+        weak = self.weak(z, level, **self._nullified(conditioning, z))
+        x = weak.x + scale * (strong.x - weak.x)
+        eps = weak.eps + scale * (strong.eps - weak.eps)
+        if not self.rescale:
+            return Estimate(x, eps)
+        return self._rescaled(x, strong.x, z, level)
+
+    def unstandardise(self, x: Tensor) -> Tensor:
+        """The strong denoiser's."""
+        restore = getattr(self.strong, "unstandardise", None)
+        return restore(x) if restore else x
+
+    def _scale(self, level: Level, z: Tensor) -> float | Tensor:
+        low, high = self.interval
+        if isinstance(level.logsnr, Tensor) and level.logsnr.ndim:
+            inside = (level.logsnr >= low) & (level.logsnr <= high)
+            return along_batch(torch.where(inside, self.scale, 1.0), z)
+        return self.scale if low <= float(level.logsnr) <= high else 1.0
+
+    def _nullified(self, conditioning: dict[str, Any], z: Tensor) -> dict[str, Any]:
+        missing = sorted(set(self.null) - set(conditioning))
+        if missing:
+            raise ValueError(
+                f"guidance replaces {', '.join(missing)} by its null value, but the call has no "
+                f"such conditioning (it has: {', '.join(sorted(conditioning)) or 'none'})"
+            )
+        nulls = {
+            name: torch.full_like(conditioning[name], value) if _is_number(value) else value
+            for name, value in self.null.items()
+        }
+        return {**conditioning, **nulls}
+
+    def _rescaled(self, x: Tensor, target: Tensor, z: Tensor, level: Level) -> Estimate:
+        axes = tuple(range(1, x.ndim))
+        spread = target.std(axes, keepdim=True) / x.std(axes, keepdim=True)
+        x = self.rescale * spread * x + (1 - self.rescale) * x
+        alpha, sigma = along_batch(level.alpha, z), along_batch(level.sigma, z)
+        return Estimate(x, (z - alpha * x) / sigma)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def classifier_free(
+    denoiser: Denoises,
+    scale: float,
+    *,
+    null: dict[str, Any],
+    interval: tuple[float, float] = (-math.inf, math.inf),
+    rescale: float = 0.0,
+) -> Guided:
+    """Classifier-free guidance [Ho & Salimans 2022]: `null + scale (conditional - null)`.
+
+    `null` names the conditioning that is dropped and its null value (a number fills the tensor):
+    `null={"class_labels": 26}`. `interval` limits guidance to logsnr in [low, high]
+    [Kynkaanniemi+ 2024]; outside the null call is not made. `rescale` in [0, 1] brings the standard
+    deviation of each sample's x back towards the conditional one's [Lin+ 2023, eq. 15-16, applied
+    to x so that it does not depend on the schedule].
+    """
+    return Guided(denoiser, denoiser, scale, null=null, interval=interval, rescale=rescale)
+
+
+def autoguidance(
+    denoiser: Denoises,
+    weak: Denoises,
+    scale: float,
+    *,
+    interval: tuple[float, float] = (-math.inf, math.inf),
+) -> Guided:
+    """Autoguidance [Karras+ 2024]: away from a smaller or less trained denoiser, same conditioning.
+
+    The two may be networks of different notations.
+    """
+    return Guided(denoiser, weak, scale, null={}, interval=interval, rescale=0.0)

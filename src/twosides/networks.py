@@ -1,0 +1,47 @@
+"""The one network that ships here: a small MLP for low-dimensional data. Others are diffusers'."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class MLP(nn.Module):
+    """A residual MLP on (B, dim) data, told the time by Fourier features.
+
+    network(z, time, class_labels=None) -> (B, dim); labels are integers below `classes`.
+    """
+
+    def __init__(self, dim: int = 2, width: int = 128, depth: int = 3, classes: int = 0) -> None:
+        """Depth counts residual blocks."""
+        super().__init__()
+        self.config = {"dim": dim, "width": width, "depth": depth, "classes": classes}
+        self.register_buffer("frequencies", 2.0 ** torch.arange(8) * torch.pi / 2)
+        self.enter = nn.Linear(dim + 16, width)
+        self.labels = nn.Embedding(classes, width) if classes else None
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+            for _ in range(depth)
+        )
+        self.leave = nn.Linear(width, dim)
+
+    def forward(
+        self,
+        z: Float[Tensor, " batch dim"],
+        time: Float[Tensor, " batch"],
+        class_labels: Tensor | None = None,
+    ) -> Float[Tensor, " batch dim"]:
+        """The prediction."""
+        angles = time[:, None].to(z.dtype) * self.get_buffer("frequencies").to(z.dtype)
+        hidden = self.enter(torch.cat([z, angles.sin(), angles.cos()], 1))
+        if self.labels is not None and class_labels is not None:
+            hidden = hidden + self.labels(class_labels)
+        for block in self.blocks:
+            hidden = hidden + block(hidden)
+        return self.leave(hidden)
+
+
+NETWORKS: dict[str, type[Any]] = {"MLP": MLP}

@@ -1,0 +1,199 @@
+"""Exact denoisers: the ground truth that samplers, conversions and losses are checked against.
+
+They stand wherever a Denoiser does. For a Gaussian mixture p(x) = sum_k w_k N(m_k, C_k),
+
+    p(z)    = sum_k w_k N(z; alpha m_k, S_k),        S_k = alpha^2 C_k + sigma^2
+    E[x|z]  = sum_k r_k(z) (m_k + alpha C_k S_k^-1 (z - alpha m_k))
+    E[eps|z]= sum_k r_k(z) sigma S_k^-1 (z - alpha m_k)
+
+with r_k the posterior of the component; alpha = 0 and sigma = 0 are no special cases.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from twosides.outputs import Estimate, output_named
+from twosides.schedules import FlowMatching, Level, Schedule, along_batch
+
+
+class _Exact:
+    """What exact denoisers share: a default schedule, and every other output by linearity."""
+
+    schedule: Schedule = FlowMatching()
+    __call__: Callable[..., Estimate]
+
+    def predict(self, z: Tensor, level: Level, output: str = "u") -> Tensor:
+        """Any output of the exact network, e.g. "score", "u", "v"."""
+        estimate = self(z, level)
+        return output_named(output, self.schedule).of(estimate.x, estimate.eps, level)
+
+    def score(self, z: Tensor, level: Level) -> Tensor:
+        """`grad log p(z) = -E[eps|z] / sigma`."""
+        return self.predict(z, level, "score")
+
+    def velocity(self, z: Tensor, schedule: Schedule, t: float | Tensor) -> Tensor:
+        """`dz/dt` of the probability-flow ODE on a schedule."""
+        x, eps = self(z, schedule.at(t))
+        return along_batch(schedule.dalpha(t), z) * x + along_batch(schedule.dsigma(t), z) * eps
+
+
+def _float64(value: Any) -> Tensor:
+    return torch.as_tensor(value, dtype=torch.float64)
+
+
+class GaussianMixture(_Exact):
+    """A mixture of Gaussians with full covariances, in any dimension.
+
+    weights (K,), means (K, D), covariances (K, D, D); events may have any shape with D elements.
+
+        >>> ring = GaussianMixture.ring(8)
+        >>> ring.sample(5, seed=0).shape
+        torch.Size([5, 2])
+        >>> ring(torch.zeros(1, 2), Level(0.0, 0.5, 0.5)).x.abs().max() < 1e-6
+        tensor(True)
+    """
+
+    def __init__(self, weights: Any, means: Any, covariances: Any) -> None:
+        """ValueError for weights that are not probabilities or covariances that are not."""
+        self.weights, self.means = _float64(weights), _float64(means)
+        self.covariances = _float64(covariances)
+        self._check()
+        self._spectrum, self._axes = torch.linalg.eigh(self.covariances)
+
+    @classmethod
+    def ring(cls, modes: int = 8, radius: float = 1.0, std: float = 0.1) -> GaussianMixture:
+        """Equal modes on a circle in two dimensions."""
+        angles = torch.arange(modes, dtype=torch.float64) * (2 * math.pi / modes)
+        means = radius * torch.stack([angles.cos(), angles.sin()], 1)
+        covariances = std**2 * torch.eye(2, dtype=torch.float64).expand(modes, 2, 2)
+        return cls(torch.full((modes,), 1 / modes), means, covariances)
+
+    @classmethod
+    def gaussian(cls, mean: Any, covariance: Any) -> GaussianMixture:
+        """One Gaussian: mean (D,), covariance (D, D)."""
+        return cls([1.0], _float64(mean)[None], _float64(covariance)[None])
+
+    def __call__(self, z: Float[Tensor, " batch *event"], level: Level) -> Estimate:
+        """Exact (E[x|z], E[eps|z]) at a level of any scaling, scalar or (B,)."""
+        alpha, sigma, whitened, logits = self._posterior(z, level)
+        spectrum = self._spectrum.to(whitened)
+        blend = torch.softmax(logits, 1)[..., None]  # (B, K, 1)
+        inner = whitened / (alpha**2 * spectrum + sigma**2)
+        to_event = self._axes.to(whitened)
+        x = self.means.to(whitened) + torch.einsum(
+            "kde,bke->bkd", to_event, alpha * spectrum * inner
+        )
+        eps = torch.einsum("kde,bke->bkd", to_event, sigma * inner)
+        shape = z.shape
+        return Estimate((blend * x).sum(1).reshape(shape), (blend * eps).sum(1).reshape(shape))
+
+    def log_prob(self, z: Float[Tensor, " batch *event"], level: Level) -> Float[Tensor, " batch"]:
+        """Exact log-density of z at a level, in nats."""
+        return torch.logsumexp(self._posterior(z, level)[3], 1)
+
+    def sample(self, count: int, *, seed: int, level: Level | None = None) -> Tensor:
+        """Exact samples (count, D) in float64, of the data or of z at a level."""
+        generator = torch.Generator().manual_seed(seed)
+        pick = torch.multinomial(self.weights, count, replacement=True, generator=generator)
+        noise = torch.randn(count, self.means.shape[1], generator=generator, dtype=torch.float64)
+        deviation = self._axes * self._spectrum.clamp(min=0).sqrt()[:, None]
+        x = self.means[pick] + torch.einsum("bde,be->bd", deviation[pick], noise)
+        if level is None:
+            return x
+        return level.mix(x, torch.randn(x.shape, generator=generator, dtype=torch.float64))
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of the data (D,)."""
+        return self.weights @ self.means
+
+    @property
+    def covariance(self) -> Tensor:
+        """Covariance of the data (D, D)."""
+        centred = self.means - self.mean
+        within = torch.einsum("k,kij->ij", self.weights, self.covariances)
+        return within + torch.einsum("k,ki,kj->ij", self.weights, centred, centred)
+
+    def _posterior(self, z: Tensor, level: Level) -> tuple[Any, Any, Tensor, Tensor]:
+        """alpha and sigma as (B, 1, 1), z in each component's axes (B, K, D), log joint (B, K)."""
+        flat = z.reshape(len(z), -1)
+        if flat.shape[1] != self.means.shape[1]:
+            raise ValueError(
+                f"this mixture has {self.means.shape[1]} dimensions, z of shape {tuple(z.shape)} "
+                f"has {flat.shape[1]}"
+            )
+        alpha, sigma = (along_batch(value, flat[:, None, :]) for value in level[1:])
+        centred = flat[:, None] - alpha * self.means.to(flat)
+        whitened = torch.einsum("kde,bkd->bke", self._axes.to(flat), centred)
+        variance = alpha**2 * self._spectrum.to(flat) + sigma**2
+        energy = (whitened**2 / variance + variance.log()).sum(-1)
+        constant = flat.shape[1] * math.log(2 * math.pi)
+        return alpha, sigma, whitened, self.weights.to(flat).log() - 0.5 * (energy + constant)
+
+    def _check(self) -> None:
+        modes, dims = self.means.shape
+        if self.weights.shape != (modes,) or self.covariances.shape != (modes, dims, dims):
+            raise ValueError(
+                f"a mixture needs weights (K,), means (K, D), covariances (K, D, D); got "
+                f"{tuple(self.weights.shape)}, {tuple(self.means.shape)}, "
+                f"{tuple(self.covariances.shape)}"
+            )
+        total = float(self.weights.sum())
+        if not (bool((self.weights >= 0).all()) and abs(total - 1) < 1e-6):
+            raise ValueError(f"weights must be probabilities, but they sum to {total}")
+        symmetric = torch.allclose(self.covariances, self.covariances.mT)
+        if not symmetric or float(torch.linalg.eigvalsh(self.covariances).min()) < 0:
+            raise ValueError("covariances must be symmetric and positive semi-definite")
+        self.weights = self.weights / total
+
+
+class Empirical(_Exact):
+    """The exact denoiser of a finite data set: what a network that memorises it would say.
+
+        E[x|z] = sum_i softmax_i(-|z - alpha x_i|^2 / (2 sigma^2)) x_i
+
+    data is a tensor, array or memory map of shape (N, *event), read in chunks, so any N will do;
+    the softmax is accumulated in the state's dtype with a running maximum. Undefined at sigma = 0.
+    """
+
+    def __init__(self, data: Any, chunk: int = 4096) -> None:
+        """ValueError for no data or chunks of no rows."""
+        if len(data) == 0 or chunk < 1:
+            raise ValueError(f"Empirical needs data and a positive chunk, got {len(data)}, {chunk}")
+        self.data, self.chunk = data, chunk
+
+    def __call__(self, z: Float[Tensor, " batch *event"], level: Level) -> Estimate:
+        """Exact (E[x|z], E[eps|z]) at a level with sigma > 0."""
+        flat = z.reshape(len(z), -1)
+        alpha, sigma = along_batch(level.alpha, flat), along_batch(level.sigma, flat)
+        if bool(torch.as_tensor(sigma == 0).any()):
+            raise ValueError("the empirical denoiser is undefined at sigma = 0; take x = z / alpha")
+        best = flat.new_full((len(z), 1), -math.inf)
+        mass, total = torch.zeros_like(best), torch.zeros_like(flat)
+        for rows in self._chunks(flat):
+            distance = (flat**2).sum(1, keepdim=True) - 2 * alpha * (flat @ rows.T)
+            logits = -(distance + alpha**2 * (rows**2).sum(1)) / (2 * sigma**2)
+            top = torch.maximum(best, logits.amax(1, keepdim=True))
+            keep, share = (best - top).exp(), (logits - top).exp()
+            mass = mass * keep + share.sum(1, keepdim=True)
+            total, best = total * keep + share @ rows, top
+        x = total / mass
+        return Estimate(x.reshape(z.shape), ((flat - alpha * x) / sigma).reshape(z.shape))
+
+    def sample(self, count: int, *, seed: int) -> Tensor:
+        """Rows of the data drawn with replacement."""
+        pick = np.random.default_rng(seed).integers(len(self.data), size=count)
+        return torch.stack([torch.as_tensor(self.data[int(i)]) for i in pick])
+
+    def _chunks(self, like: Tensor) -> Any:
+        for start in range(0, len(self.data), self.chunk):
+            rows = torch.as_tensor(self.data[start : start + self.chunk])
+            yield rows.to(like.device, like.dtype).reshape(len(rows), -1)

@@ -1,0 +1,1 @@
+"""Samplers as plans: grids, solvers, stochasticity, tracing and running."""

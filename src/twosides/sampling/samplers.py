@@ -1,0 +1,146 @@
+"""Samplers: grid x solver x stochasticity, and the names that papers gave to some of them.
+
+A preset is a row of `samplers`. Adding one is adding it here: the command line, the documentation
+and the tests read this table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+from twosides.naming import named
+from twosides.outputs import Estimate
+from twosides.sampling.grids import Grid, Karras, UniformTime
+from twosides.sampling.plan import Plan, trace
+from twosides.sampling.solvers import (
+    DDIM,
+    Euler,
+    EulerMaruyama,
+    ProbabilityFlowEuler,
+    Solver,
+    Step,
+)
+from twosides.sampling.stochasticity import (
+    Churn,
+    DDIMEta,
+    Deterministic,
+    Eta,
+    FullRenoise,
+    Interval,
+    LargeVariance,
+    Stochasticity,
+)
+from twosides.schedules import Level, Schedule
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Where to step, how to step, how noisily: three independent choices.
+
+    >>> Sampler(solver=DDIM(), stochasticity=Churn(0.3)).order
+    1
+    """
+
+    grid: Grid = field(default_factory=UniformTime)
+    solver: Solver = field(default_factory=DDIM)
+    stochasticity: Stochasticity = field(default_factory=Deterministic)
+    paper: str = ""
+
+    def __post_init__(self) -> None:
+        """TypeError for a class passed instead of an instance, or the wrong kind of part."""
+        for name, kind in (("grid", Grid), ("solver", Solver), ("stochasticity", Stochasticity)):
+            part = getattr(self, name)
+            if isinstance(part, type):
+                raise TypeError(f"{name}={part.__name__} is a class; pass {part.__name__}()")
+            if not isinstance(part, kind):
+                raise TypeError(f"{name} must be a {kind.__name__}, got {part!r}")
+
+    @property
+    def order(self) -> int:
+        """Order of convergence (weak order, where stochastic)."""
+        return self.solver.order
+
+    @property
+    def nfe_per_step(self) -> int:
+        """Network calls per step."""
+        return self.solver.nfe
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether noise is injected after the initial one."""
+        return not isinstance(self.stochasticity, Deterministic)
+
+    def levels(self, schedule: Schedule, steps: int) -> list[Level]:
+        """The nodes of a run, noise to data, in the schedule's scaling."""
+        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+            raise ValueError(f"steps must be a whole number >= 1, got {steps!r}")
+        levels = schedule.level(self.grid.logsnrs(schedule, steps))
+        columns = (value.tolist() for value in levels)
+        return [Level(*values) for values in zip(*columns, strict=True)]
+
+    def plan(self, schedule: Schedule, steps: int, name: str = "") -> Plan:
+        """The sampler as a table of coefficients."""
+        if isinstance(schedule, type):
+            raise TypeError(f"pass an instance, {schedule.__name__}(), not the class")
+        levels = self.levels(schedule, steps)
+        start = (levels[0].alpha ** 2 + levels[0].sigma ** 2) ** 0.5
+
+        def sampler(initial: Any, noise: Callable[[], Any]) -> Any:
+            return self.steps(initial * start, schedule, levels, noise)
+
+        title = name or type(self.solver).__name__
+        return trace(sampler, levels[-1], f"{title}, {steps} steps on {schedule}")
+
+    def steps(
+        self, z: Any, schedule: Schedule, levels: list[Level], noise: Callable[[], Any]
+    ) -> Generator[tuple[Any, Level], Estimate, Any]:
+        """The loop, over anything that adds and scales: yields (z, level), is sent estimates."""
+        past: list[Any] = []
+        for here, there in pairwise(levels):
+            interval = Interval(schedule, here, there, len(levels) - 1)
+            kick = self.stochasticity.kick(interval)
+            step = Step(interval, kick, self.stochasticity.rate, noise)
+            z = yield from self.solver.step(step.lift(z), step, past)
+        return z
+
+
+samplers: dict[str, Sampler] = {
+    "ddim": Sampler(solver=DDIM(), paper="Song+ 2020, arXiv 2010.02502"),
+    "flow-euler": Sampler(solver=Euler("u"), paper="Lipman+ 2022, arXiv 2210.02747"),
+    "pf-euler": Sampler(solver=ProbabilityFlowEuler(), paper="Song+ 2021, arXiv 2011.13456"),
+    "edm-euler": Sampler(Karras(), Euler("eps"), paper="Karras+ 2022, arXiv 2206.00364"),
+    "ddpm": Sampler(stochasticity=Eta(1.0), paper="Ho+ 2020, arXiv 2006.11239"),
+    "ddpm-large": Sampler(stochasticity=LargeVariance(), paper="Ho+ 2020, arXiv 2006.11239"),
+    "euler-ancestral": Sampler(
+        Karras(),
+        Euler("eps"),
+        DDIMEta(1.0),
+        paper="Karras+ 2022; k-diffusion's sample_euler_ancestral",
+    ),
+    "churn": Sampler(stochasticity=Churn(0.3), paper="Gao+ 2024, Diffusion Meets Flow Matching"),
+    "euler-maruyama": Sampler(
+        solver=EulerMaruyama(), stochasticity=Eta(1.0), paper="Song+ 2021, arXiv 2011.13456"
+    ),
+    "consistency": Sampler(stochasticity=FullRenoise(), paper="Song+ 2023, arXiv 2303.01469"),
+}
+
+
+def sampler_named(sampler: str | Sampler) -> Sampler:
+    """A preset by name, or the Sampler itself."""
+    if isinstance(sampler, Sampler):
+        return sampler
+    return named("sampler", sampler, samplers)
+
+
+def plan(sampler: str | Sampler, schedule: Schedule, steps: int) -> Plan:
+    """The plan of a sampler on a schedule.
+
+    >>> from twosides.schedules import FlowMatching
+    >>> plan("ddim", FlowMatching(), 4).nfe
+    4
+    """
+    name = sampler if isinstance(sampler, str) else ""
+    return sampler_named(sampler).plan(schedule, steps, name)

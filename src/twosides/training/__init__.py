@@ -1,0 +1,1 @@
+"""Training: weightings, densities, objectives, recipes, averages, and the Lightning loop."""

@@ -1,0 +1,98 @@
+"""Lightning checkpoints as verified folders without pickle.
+
+`TreeCheckpointIO` makes every checkpoint of a Trainer a folder of safetensors and JSON, committed
+as a whole; `SaveCheckpoints` writes one every n optimizer steps and prunes older ones:
+
+    checkpoints = Checkpoints("run/checkpoints")
+    trainer = Trainer(
+        plugins=[TreeCheckpointIO()], callbacks=[SaveCheckpoints(checkpoints, every=1000)]
+    )
+    trainer.fit(model, data, ckpt_path=checkpoints.newest_folder())
+"""
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import CheckpointIO
+
+from twosides.storage import (
+    Checkpoints,
+    Tree,
+    commit_folder,
+    load_tree,
+    remove_folder,
+    save_tree,
+    verify_folder,
+)
+
+
+class TreeCheckpointIO(CheckpointIO):
+    """Reads and writes Lightning checkpoints as committed folders; pass as `Trainer(plugins=...)`.
+
+    Whatever the Trainer is asked to load is verified first. Only trees can be stored: an object
+    among the hyperparameters or in the state of a callback is a TypeError that names it.
+    `LightningModule.load_from_checkpoint` bypasses this class; load the weights on their own with
+    `model.load_state_dict(load_tree(folder)["state_dict"])`.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Tree = None
+    ) -> None:
+        """Commit the checkpoint as the folder `path`."""
+        if storage_options is not None:
+            raise TypeError(
+                f"storage_options={storage_options!r} was asked, but folders are local; pass None"
+            )
+        commit_folder(path, lambda folder: save_tree(folder, checkpoint))
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Tree = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Verify and read a folder; `weights_only` changes nothing, as no code is ever run."""
+        verify_folder(path)
+        return load_tree(path)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove the folder, if it is there."""
+        if Path(path).is_dir():
+            remove_folder(path)
+
+
+class SaveCheckpoints(Checkpoint):
+    """Save the Trainer's whole state every so many optimizer steps, and prune older checkpoints.
+
+    It replaces ModelCheckpoint and like it runs after all other callbacks, so that what they
+    change at the end of a step is stored. What the LightningModule changes in its own
+    `on_train_batch_end` is not, because Lightning calls that one later.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, *, every: int) -> None:
+        """`checkpoints` says where and how many to keep."""
+        if every < 1:
+            raise ValueError(f"every={every} was asked; save every 1 step or more")
+        self.checkpoints, self.every, self._last = checkpoints, every, 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What a run has been resumed from need not be written again."""
+        self._last = trainer.global_step
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Tree,
+        batch: Tree,
+        batch_idx: int,
+    ) -> None:
+        """Save after an optimizer step, not again after the batches that it accumulates next."""
+        step = trainer.global_step
+        if step == self._last or step % self.every:
+            return
+        if not isinstance(trainer.strategy.checkpoint_io, TreeCheckpointIO):
+            raise ValueError("SaveCheckpoints needs Trainer(plugins=[TreeCheckpointIO()])")
+        self._last = step
+        trainer.save_checkpoint(self.checkpoints.folder(step))
+        if trainer.is_global_zero:
+            self.checkpoints.prune(step)

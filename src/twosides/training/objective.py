@@ -1,0 +1,109 @@
+"""The loss: `integral of w(logsnr) E|eps_hat - eps|^2 dlogsnr`, estimated one level per sample.
+
+Levels are drawn from p, the error is measured on whatever the network outputs, and weighted by
+
+    w / (p kappa),   computed as exp(log w - log p - log kappa)
+
+which is 1 when the recipe is "plain mean squared error of the output at its own levels".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from twosides.denoiser import Denoiser, Denoises, describes
+from twosides.randomness import PerSample, Shared, fresh_seed
+from twosides.schedules import along_batch
+from twosides.training.densities import Density
+from twosides.training.weightings import Weighting
+
+Randomness = torch.Generator | PerSample | None
+
+
+class Losses(NamedTuple):
+    """Per sample: the weighted loss, the logsnr it was measured at (CPU), the plain error."""
+
+    loss: Tensor
+    logsnr: Tensor
+    error: Tensor
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A weighting and the density its levels are drawn from.
+
+    `stratified` spreads the levels of a batch evenly over the density, which cuts the variance of
+    the loss several times and leaves its mean [Kingma+ 2021, appendix I.1].
+
+        >>> import twosides as ts
+        >>> objective = ts.recipes["sd3"].objective()
+        >>> oracle, g = ts.oracle.GaussianMixture.ring(8), torch.Generator().manual_seed(0)
+        >>> objective(oracle, oracle.sample(64, seed=0), generator=g).shape
+        torch.Size([64])
+    """
+
+    weighting: Weighting
+    density: Density
+    stratified: bool = True
+
+    def __call__(
+        self,
+        denoiser: Denoises,
+        x: Float[Tensor, " batch *event"],
+        *,
+        generator: Randomness = None,
+        **conditioning: Any,
+    ) -> Float[Tensor, " batch"]:
+        """Per-sample losses, mean over the elements of a sample; take `.mean()` for the batch's.
+
+        generator: a torch.Generator, or a PerSample whose noise and levels depend only on (seed,
+        step, index); by default fresh noise. The global generator is never used.
+        """
+        return self.evaluate(denoiser, x, generator=generator, **conditioning).loss
+
+    def evaluate(
+        self,
+        denoiser: Denoises,
+        x: Float[Tensor, " batch *event"],
+        *,
+        generator: Randomness = None,
+        **conditioning: Any,
+    ) -> Losses:
+        """The losses with the levels they were measured at."""
+        draw = _randomness(generator, x)
+        u = draw.strata() if self.stratified else draw.uniform()
+        logsnr = self.density.logsnr(u)
+        level = describes(denoiser).level(logsnr)
+        eps = draw.normal(x.shape[1:], x.dtype, x.device)
+        log_weight = self.weighting.log(logsnr) - self.density.log_prob(logsnr)
+        if isinstance(denoiser, Denoiser):
+            x = denoiser.standardise(x)
+            time = denoiser.clock.read(logsnr, denoiser.schedule)
+            answer = denoiser.predict(
+                level.mix(x, eps), time.to(x.device, _wide(x)), **conditioning
+            )
+            target = denoiser.output.of(x, eps, level)
+            log_weight = log_weight - denoiser.output.kappa(level).log()
+        else:
+            answer, target = denoiser(level.mix(x, eps), level, **conditioning).eps, eps
+        error = ((answer - target) ** 2).flatten(1).mean(1)
+        return Losses(along_batch(log_weight.exp(), error) * error, logsnr, error)
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _randomness(generator: Randomness, x: Tensor) -> PerSample | Shared:
+    if isinstance(generator, PerSample):
+        if len(generator.indices) != len(x):
+            raise ValueError(f"{len(generator.indices)} seeds were given for {len(x)} samples")
+        return generator
+    if generator is None:
+        generator = torch.Generator().manual_seed(fresh_seed() & (2**63 - 1))
+    return Shared(generator, len(x))

@@ -1,0 +1,57 @@
+"""Training by names: a task, a recipe, a folder. What `twosides train` and the demo run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from twosides import checkpoint
+from twosides.data.tasks import Task, task_named
+from twosides.denoiser import Denoiser
+from twosides.draw import draw_classes
+from twosides.pictures import png
+from twosides.training.fit import Settings, fit
+from twosides.training.recipes import recipe_named
+
+
+def train_task(
+    task: str | Task,
+    folder: Path,
+    recipe: str,
+    *,
+    network_file: Path | None = None,
+    time: str | None = None,
+    trust_code: bool = False,
+    **settings: Any,
+) -> Denoiser:
+    """Train and return the averaged denoiser; `settings` are `Settings`' fields."""
+    chosen = recipe_named(recipe)
+    task = task if isinstance(task, Task) else task_named(task)
+    spec = task.network if network_file is None else json.loads(network_file.read_text())
+    wanted = Settings(null=task.null, **settings)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(wanted.seed)
+        network = checkpoint.build_network(spec, trust_code=trust_code)
+    # A recipe on the clock of time is told it in the units that suit the network's embedding.
+    clock = time or (task.time if chosen.time == "t" else chosen.time)
+    about = {"recipe": recipe, "shape": list(task.shape), "classes": task.classes}
+    return fit(
+        network,
+        task.data,
+        chosen,
+        folder,
+        wanted,
+        draw=_drawer(task),
+        about={**about, "null": dict(task.null)},
+        time=clock,
+    )
+
+
+def _drawer(task: Task) -> Callable[[Denoiser], bytes] | None:
+    if len(task.shape) != 3:
+        return None
+    return lambda denoiser: png(draw_classes(denoiser, task.shape, task.classes, seed=0))
