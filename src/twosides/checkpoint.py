@@ -115,12 +115,18 @@ def _path(kind: type[Any]) -> str:
     return kind.__name__ if kind in NETWORKS.values() else f"{kind.__module__}:{kind.__name__}"
 
 
-def build_network(spec: dict[str, Any], *, trust_code: bool = False) -> nn.Module:
-    """A network with fresh weights from its description.
+def build_network(spec: dict[str, Any], *, trust_code: bool = False, seed: int = 0) -> nn.Module:
+    """A network from its description, with fresh weights drawn from a seed.
 
     Classes are diffusers' models ("diffusers.UNet2DModel"), this package's ("MLP"), or any import
     path "package.module:Class" if `trust_code` (importing runs that module).
     """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _build_network(spec, trust_code)
+
+
+def _build_network(spec: dict[str, Any], trust_code: bool) -> nn.Module:
     name = str(spec.get("class"))
     if name == "Converted":
         inner = build_denoiser(spec["of"], trust_code=trust_code)

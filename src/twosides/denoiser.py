@@ -251,18 +251,16 @@ class Denoiser(nn.Module):
 
     def prepare(self, levels: Sequence[Level], like: Tensor) -> list[Call]:
         """The calls at a list of levels: one vectorised pass, for a plan's whole grid."""
-        logsnr = torch.tensor([float(level.logsnr) for level in levels], dtype=torch.float64)
-        own = self.schedule.level(logsnr)
+        asked = Level(*torch.tensor(levels, dtype=torch.float64).T)
+        own = self.schedule.level(asked.logsnr)
         times = self.clock.read(own.logsnr, self.schedule)
         times = times.to(like.device, self._time_dtype(like.dtype)).unbind()
-        calls = []
-        for index, level in enumerate(levels):
-            mine = Level(*(float(value[index]) for value in own))
-            x_z, x_o, eps_z, eps_o = self.output.solve(mine)
-            scale = mine.scale / float(level.scale)
-            solution = Solution(scale * x_z, x_o, scale * eps_z, eps_o)
-            calls.append(Call(level, scale, times[index], solution))
-        return calls
+        scale = own.scale / asked.scale
+        x_z, x_o, eps_z, eps_o = self.output.solve(own)
+        one = torch.ones_like(scale)
+        parts = (scale, scale * x_z, one * x_o, scale * eps_z, one * eps_o)
+        rows = zip(levels, times, *(part.tolist() for part in parts), strict=True)
+        return [Call(level, row[0], time, Solution(*row[1:])) for level, time, *row in rows]
 
     def standardise(self, data: Tensor) -> Tensor:
         """`(data - data_mean) / data_std`."""

@@ -51,7 +51,7 @@ class Claim:
 
     def check(self) -> Result:
         """Measure it."""
-        value = self.measure()
+        value = float(self.measure())
         return Result(self, value, self.at_least <= value <= self.at_most)
 
 
@@ -217,7 +217,7 @@ def churn_keeps_marginals() -> float:
     for noise in (Churn(0.0), Churn(0.3), Eta(1.0)):
         sampler = Sampler(stochasticity=noise)
         few, many = (
-            _gaussian_variance(sampler.plan(Cosine(-15, 15), n), 0.25) for n in (500, 1000)
+            _gaussian_variance(sampler.plan(Cosine(-15, 15), n), 0.25) for n in (1000, 2000)
         )
         errors.append(abs((2 * many - few) / 0.25 - 1))
     return max(errors)

@@ -326,12 +326,12 @@ def lower(plan: Plan, denoiser: Denoises, like: Tensor) -> Program:
     inputs, answers = plan.x * x_z + plan.eps * eps_z, plan.x * x_o + plan.eps * eps_o
     pairs = np.stack([inputs, answers], 2).reshape(plan.nfe + 1, -1)
     table = np.concatenate([pairs, plan.noise], 1)
-    last_use = table.shape[0] - 1 - (table[::-1] != 0).argmax(0)
-    rows = []
-    for i, row in enumerate(table):
-        used = np.flatnonzero(row)
-        terms = [(int(slot), float(row[slot])) for slot in used]
-        rows.append(Row(terms, [int(slot) for slot in used if last_use[slot] == i]))
+    last_use = (len(table) - 1 - (table[::-1] != 0).argmax(0)).tolist()
+    rows = [Row([], []) for _ in table]
+    for i, slot in np.argwhere(table).tolist():
+        rows[i].terms.append((slot, float(table[i, slot])))
+        if last_use[slot] == i:
+            rows[i].forget.append(slot)
     return Program(rows, calls, ask)
 
 
@@ -355,7 +355,9 @@ def combine(terms: Sequence[tuple[Tensor, float]]) -> Tensor:
     if not rest:
         return first * a
     second, b = rest[0]
-    total = torch.add(first, second, alpha=b) if a == 1.0 else (first * a).add_(second, alpha=b)
+    # A coefficient that is 1 but for rounding, such as flow matching's, saves a pass over memory.
+    one = abs(a - 1.0) < 1e-15
+    total = torch.add(first, second, alpha=b) if one else (first * a).add_(second, alpha=b)
     for tensor, coefficient in rest[1:]:
         total.add_(tensor, alpha=coefficient)
     return total

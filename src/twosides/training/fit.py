@@ -111,6 +111,8 @@ class Module(lightning.LightningModule):
         batch, step = dict(item["batch"]), item["step"]
         x = batch.pop("x")
         seed, places = self.settings.seed, item["places"]
+        # The network's own randomness (dropout) is a function of (seed, step) too.
+        torch.manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1)[0]))
         draw = PerSample(seed, places, stream=1 + step, total=self.settings.batch)
         losses = self.objective(self.denoiser, x, generator=draw, **self._dropped(batch, draw))
         loss = losses.mean()
@@ -239,8 +241,8 @@ def fit(
         trainer = _trainer(folder, settings, average, draw, checkpoints)
     batches = Batches(data, settings, start, trainer.global_rank, trainer.world_size)
     module = Module(denoiser, recipe.objective(), settings)
-    loader = DataLoader(batches, batch_size=None)
-    with _quiet():
+    loader = DataLoader(batches, batch_size=None, generator=torch.Generator())
+    with _quiet(), torch.random.fork_rng():
         trainer.fit(module, loader, ckpt_path=newest, weights_only=True)
     result = average.averaged()
     training = {"settings": identity["settings"], "steps": trainer.global_step}

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from twosides import checkpoint
 from twosides.data.tasks import Task, task_named
 from twosides.denoiser import Denoiser
@@ -33,9 +31,7 @@ def train_task(
     task = task if isinstance(task, Task) else task_named(task)
     spec = task.network if network_file is None else json.loads(network_file.read_text())
     wanted = Settings(null=task.null, **settings)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(wanted.seed)
-        network = checkpoint.build_network(spec, trust_code=trust_code)
+    network = checkpoint.build_network(spec, trust_code=trust_code, seed=wanted.seed)
     # A recipe on the clock of time is told it in the units that suit the network's embedding.
     clock = time or (task.time if chosen.time == "t" else chosen.time)
     about = {"recipe": recipe, "shape": list(task.shape), "classes": task.classes}

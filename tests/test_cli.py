@@ -1,0 +1,166 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from twosides.cli import main
+
+
+def run(capsys, monkeypatch, *words):
+    """The program in this process: (exit status, stdout, stderr)."""
+    monkeypatch.setattr(sys, "argv", ["twosides", *map(str, words)])
+    code = 0
+    try:
+        main()
+    except SystemExit as stop:
+        code = stop.code or 0
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.fixture
+def cli(capsys, monkeypatch):
+    return lambda *words: run(capsys, monkeypatch, *words)
+
+
+def test_help_does_not_wait_for_torch():
+    code = (
+        "import sys; sys.argv = ['twosides', '--help']\n"
+        "from twosides.cli import main\n"
+        "try:\n    main()\nexcept SystemExit: pass\n"
+        "assert not {'torch', 'numpy', 'lightning', 'diffusers'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for command in ("train", "sample", "convert", "compare", "verify", "demo"):
+        assert command in done.stdout
+
+
+def test_compare(cli):
+    code, out, _ = cli("compare", "ddim", "flow-euler", "--steps", 10)
+    assert code == 0 and "identical" in out and "10 steps on FlowMatching()" in out
+    code, out, _ = cli("compare", "flow-matching", "v-cosine")
+    assert code == 0 and "factor 1.5708" in out
+    code, out, _ = cli("compare", "pf-euler", "ddim", "--schedule", "cosine(-9, 9)")
+    assert code == 0 and "different" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("compare", "dimm", "ddim"), "did you mean 'ddim'"),
+        (("compare", "ddim", "sd3"), "not of one kind"),
+        (("compare", "ddim", "ddpm", "--schedule", "cosin"), "did you mean 'cosine'"),
+        (("compare", "ddim", "ddpm", "--schedule", "cosine(1,x)"), "must be numbers"),
+        (("compare", "ddim", "ddpm", "--step", "3"), "--step"),
+        (("compare", "ddim", "ddpm", "--steps", "0"), "steps must be"),
+        (("sample", "/nowhere"), "holds no config.json"),
+        (("sample", "/nowhere", "--out", "x.gif"), "not '.gif'"),
+        (("train", "glyfs", "--out", "x"), "did you mean 'glyphs'"),
+        (("train", "ring", "--out", "x", "--recipe", "sd33"), "did you mean 'sd3'"),
+        (("trian",), "trian"),
+    ],
+)
+def test_errors_are_one_clear_line(cli, words, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = cli(*words)
+    assert code == 2 and message in err + out and "Traceback" not in err
+
+
+def test_train_sample_convert(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = cli(
+        "train", "ring", "--out", "run", "--steps", 20, "--batch", 32, "--checkpoint-every", 10
+    )
+    assert code == 0 and "ready" in out, err
+    code, _, err = cli("sample", "run", "--out", "a.npy", "--count", 6, "--steps", 5, "--seed", 1)
+    assert code == 0, err
+    code, _, err = cli(
+        "convert", "run", "diffusion", "--output", "v", "--schedule", "cosine", "--time", "logsnr"
+    )
+    assert code == 0, err
+    code, _, err = cli(
+        "sample",
+        "diffusion",
+        "--schedule",
+        "flow-matching",
+        "--out",
+        "b.npy",
+        "--count",
+        6,
+        "--steps",
+        5,
+        "--seed",
+        1,
+    )
+    assert code == 0, err
+    a, b = np.load("a.npy"), np.load("b.npy")
+    assert a.shape == (6, 2) and np.abs(a - b).max() < 1e-4
+    code, _, err = cli(
+        "sample",
+        "run",
+        "--out",
+        "c.npy",
+        "--sampler",
+        "ddim",
+        "--noise",
+        "churn(0.4)",
+        "--count",
+        3,
+    )
+    assert code == 0, err
+    code, _, err = cli("sample", "run", "--out", "c.png", "--count", 3)
+    assert code == 2 and "no pictures" in err
+    code, _, err = cli("sample", "run", "--out", "c.npy", "--guidance", "2")
+    assert code == 2 and "dropped classes" in err
+    assert not list(Path().glob("*.tmp*"))
+
+
+def test_pictures_of_letters(cli, tmp_path, monkeypatch):
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("twosides.data.tasks.Glyphs", _few_letters)
+    code, _, err = cli(
+        "train", "glyphs", "--out", "run", "--steps", 2, "--batch", 4, "--picture-every", 2
+    )
+    assert code == 0, err
+    with Image.open("run/samples/step-00000002.png") as picture:
+        assert picture.width > 100
+    code, _, err = cli(
+        "sample",
+        "run",
+        "--labels",
+        "TWOSIDES",
+        "--guidance",
+        "1.5",
+        "--steps",
+        2,
+        "--out",
+        "word.png",
+    )
+    assert code == 0, err
+    with Image.open("word.png") as picture:
+        assert picture.height > 16
+    code, _, err = cli("sample", "run", "--labels", "two", "--out", "word.png")
+    assert code == 2 and "unknown class 't'" in err
+
+
+def _few_letters(size):
+    from twosides.data.glyphs import Glyphs
+
+    return Glyphs(size, 52)
+
+
+def test_verify_exits_with_the_verdict(cli, monkeypatch):
+    from twosides import verify
+
+    few = verify.CLAIMS[:2]
+    monkeypatch.setattr(verify, "CLAIMS", few)
+    code, out, _ = cli("verify")
+    assert code == 0 and "2 of 2 claims hold" in out and out.count("PASS") == 2
+    monkeypatch.setattr(verify, "CLAIMS", [*few, verify.Claim("no", lambda: 1.0, at_most=0.0)])
+    code, out, _ = cli("verify")
+    assert code == 1 and "FAIL" in out
