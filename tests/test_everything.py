@@ -1,5 +1,7 @@
 """Every output x schedule x preset x number of steps: finite, or refused with a reason."""
 
+import os
+
 import pytest
 import torch
 
@@ -17,6 +19,7 @@ REASONS = (
     "is infinite at logsnr -inf",
     "alpha or sigma is infinite",
 )
+EXHAUSTIVE = "TWOSIDES_EXHAUSTIVE" in os.environ
 OVERSHOOTING = {"pf-euler", "euler-maruyama"}  # few Euler steps in z leave the data's range
 DEFINED = {"x", "v", "u", "-u", "velocity", "F(0.5)", "F(1.7)"}
 
@@ -41,9 +44,10 @@ def test_finite_or_refused(name):
                 refused.add((preset, "*"))
                 continue
             noise = torch.randn(made.noise.shape[1], 2, 2, generator=generator, dtype=torch.float64)
-            # Every output runs at 1 and 20 steps, one in turn between.
+            # Every output runs at 1 and 20 steps, one in turn between; all of them if asked.
             keys = list(networks)
-            keys = keys if steps in (1, 20) and len(counts) > 2 else [keys[steps % len(keys)]]
+            every = EXHAUSTIVE or (steps in (1, 20) and len(counts) > 2)
+            keys = keys if every else [keys[steps % len(keys)]]
             for key in keys:
                 draws = iter(noise[1:])
                 try:

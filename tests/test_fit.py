@@ -54,6 +54,20 @@ def test_settings_of_another_run_are_refused(tmp_path):
         train(tmp_path / "run", steps=10, seed=4)
 
 
+def test_finished_runs_return_at_once_and_more_steps_train_on(tmp_path):
+    first = train(tmp_path / "run", steps=20)
+    (tmp_path / "run/checkpoints").rename(tmp_path / "checkpoints")  # nothing to train from
+    again = train(tmp_path / "run", steps=20)
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True)
+    )
+    (tmp_path / "checkpoints").rename(tmp_path / "run/checkpoints")
+    longer, whole = train(tmp_path / "run", steps=30), train(tmp_path / "whole", steps=30)
+    assert all(
+        torch.equal(a, b) for a, b in zip(longer.parameters(), whole.parameters(), strict=True)
+    )
+
+
 def test_resuming_is_exact(tmp_path):
     """Interrupted after 20 of 30 steps and continued: bitwise the uninterrupted run."""
     train(tmp_path / "whole")

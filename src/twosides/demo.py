@@ -96,6 +96,8 @@ def demo(folder: Path, *, steps: int, minutes: float, seed: int) -> list[Outcome
         outcomes.append(
             _outcome(setup, guided(denoiser, GUIDANCE, dict(task.null)), reader, outcomes)
         )
+    both = torch.cat([outcome.x[:26] for outcome in outcomes[:2]])
+    write_file(folder / "letters.png", pictures.png(pictures.grid(both, columns=13, zoom=4)))
     write_file(folder / "report.html", _report(folder, outcomes, trained).encode())
     _headline(folder, outcomes)
     return outcomes

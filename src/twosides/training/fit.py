@@ -226,13 +226,16 @@ def fit(
     draw: makes a PNG of the averaged denoiser every `picture_every` steps.
     about: notes for config.json; options: Denoiser's (time, data_mean, data_std).
 
-    The same call continues after an interruption; with other settings it is a ValueError.
+    The same call continues after an interruption, and returns the model at once when it is
+    finished; more `steps` train on. Other settings in the same folder are a ValueError.
     """
     folder, settings = Path(folder), settings or Settings()
     recipe = recipe_named(recipe)
     denoiser = recipe.denoiser(network, **options)
-    identity = _identity(denoiser, settings)
-    _same_run(folder, identity)
+    _same_run(folder, _identity(denoiser, settings))
+    asked = {"steps": settings.steps, "minutes": settings.minutes}
+    if _finished(folder, asked):
+        return checkpoint.load(folder, trust_code=True)
     checkpoints = Checkpoints(folder / "checkpoints")
     newest = checkpoints.newest_folder()
     start = int(newest.name.removeprefix("step-")) if newest else 0
@@ -245,7 +248,7 @@ def fit(
     with _quiet(), torch.random.fork_rng():
         trainer.fit(module, loader, ckpt_path=newest, weights_only=True)
     result = average.averaged()
-    training = {"settings": identity["settings"], "steps": trainer.global_step}
+    training = {"asked": asked, "steps": trainer.global_step, **_lasting(settings)}
     notes = {"training": training, "ema": {"sigma_rel": settings.sigma_rel}, **(about or {})}
     checkpoint.save(result, folder / "model", **notes)
     return result
@@ -293,8 +296,20 @@ def _trainer(
 
 def _identity(denoiser: Denoiser, settings: Settings) -> dict[str, Any]:
     """What a run's folder belongs to: everything that decides its result."""
-    lasting = {k: v for k, v in asdict(settings).items() if k not in ("minutes", "devices")}
-    return {"denoiser": checkpoint.describe_denoiser(denoiser), "settings": lasting}
+    return {"denoiser": checkpoint.describe_denoiser(denoiser), "settings": _lasting(settings)}
+
+
+def _lasting(settings: Settings) -> dict[str, Any]:
+    """Settings that a continued run must share; it may go on for longer, or elsewhere."""
+    free = ("steps", "minutes", "devices", "checkpoint_every", "picture_every")
+    return {name: value for name, value in asdict(settings).items() if name not in free}
+
+
+def _finished(folder: Path, asked: dict[str, Any]) -> bool:
+    try:
+        return checkpoint.read_notes(folder / "model")["training"]["asked"] == asked
+    except (FileNotFoundError, KeyError):
+        return False
 
 
 def _same_run(folder: Path, identity: dict[str, Any]) -> None:
