@@ -1,19 +1,24 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from twosides.storage import Checkpoints, CorruptFolder, load_tree, verify_folder
-
-pytest.importorskip("lightning")
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
-
 from twosides.training.checkpoint_io import SaveCheckpoints, TreeCheckpointIO
+
+
+@pytest.fixture(autouse=True)
+def _global_rng_untouched() -> Iterator[None]:
+    """The modules and Trainers of these tests draw from the global generator themselves."""
+    with torch.random.fork_rng(devices=[]):
+        yield
+
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*resuming from a checkpoint that ended before"),

@@ -173,18 +173,15 @@ def test_a_cache_that_cannot_be_written_is_a_warning(folder: Path, tmp_path: Pat
     assert torch.equal(letters.x, Glyphs(count=30, cache=folder).x)
 
 
-def test_a_write_cut_short_leaves_what_was_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from twosides.data import glyphs
 
-    def full(images: object, file: object) -> None:
-        file.write(b"half")  # type: ignore[attr-defined]
+    def full(path: Path, data: bytes) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(glyphs, "_write", full)
+    monkeypatch.setattr(glyphs, "write_file", full)
     with pytest.warns(UserWarning, match="no space left"):
-        Glyphs(count=30, cache=tmp_path)
+        assert len(Glyphs(count=30, cache=tmp_path)) == 30
     assert not list(tmp_path.iterdir())
 
 

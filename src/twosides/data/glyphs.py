@@ -14,19 +14,21 @@ Fonts are split, not images: no face of the training split occurs in the validat
 """
 
 import functools
+import io
 import math
 import os
-import uuid
 import warnings
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from twosides.storage import write_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -117,7 +119,7 @@ class Glyphs(Dataset[dict[str, Tensor]]):
         fonts(self.split)
         at_least("Glyphs", size=(self.size, 8), count=(self.count, 1), seed=(self.seed, 0))
         name = f"glyphs-v{VERSION}-{self.split}-{self.size}px-{self.count}-seed{self.seed}.npz"
-        images = cached(cache_folder(self.cache) / name, self._read, _write, self._draw)
+        images = cached(cache_folder(self.cache) / name, self._read, _packed, self._draw)
         # Frozen: the pixels belong to the arguments.
         object.__setattr__(self, "x", torch.from_numpy(images)[:, None].float() / 127.5 - 1)
         object.__setattr__(self, "labels", torch.arange(self.count) % self.num_classes)
@@ -217,8 +219,10 @@ def _place(stamp: _Stamp, u: Floats, size: int) -> Bytes:
     return np.asarray(fine.reduce(FINE))
 
 
-def _write(images: Bytes, file: IO[bytes]) -> None:
+def _packed(images: Bytes) -> bytes:
+    file = io.BytesIO()
     np.savez_compressed(file, images=images)
+    return file.getvalue()
 
 
 def at_least(asker: str, **bounds: tuple[int, int]) -> None:
@@ -236,7 +240,7 @@ def cache_folder(cache: str | os.PathLike[str] | None = None) -> Path:
 def cached(
     path: Path,
     read: Callable[[Path], T],
-    write: Callable[[T, IO[bytes]], None],
+    pack: Callable[[T], bytes],
     make: Callable[[], T],
 ) -> T:
     """What `path` holds; where it is missing or damaged, `make()`, which is then stored there."""
@@ -248,22 +252,9 @@ def cached(
         warnings.warn(f"{path} cannot be read ({error}) and is made again.", stacklevel=3)
     made = make()
     try:
-        replace(path, functools.partial(write, made))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, pack(made))
     except OSError as error:
         hint = "set TWOSIDES_CACHE or pass cache= a folder that can be written"
         warnings.warn(f"{path} cannot be stored ({error}); {hint}.", stacklevel=3)
     return made
-
-
-def replace(path: Path, write: Callable[[IO[bytes]], None]) -> None:
-    """Write a file so that `path` holds all of it or what it held before, whatever is cut short."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        with part.open("xb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -14,7 +14,6 @@ import hashlib
 import math
 import os
 from pathlib import Path
-from typing import IO
 
 import torch
 from safetensors import safe_open
@@ -77,7 +76,7 @@ def train_reader(
     at_least("train_reader", size=(size, 8), seed=(seed, 0), steps=(steps, 1))
     name = f"reader-v{VERSION}-{size}px-{steps}steps-seed{seed}.safetensors"
     train = functools.partial(_train, size, seed, steps, cache)
-    return cached(cache_folder(cache) / name, _read, _write, train).requires_grad_(False).eval()
+    return cached(cache_folder(cache) / name, _read, _packed, train).requires_grad_(False).eval()
 
 
 @torch.inference_mode()
@@ -132,10 +131,10 @@ def _digest(weights: dict[str, Tensor]) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _write(reader: Reader, file: IO[bytes]) -> None:
+def _packed(reader: Reader) -> bytes:
     # The format has no checksum of its own.
     weights = reader.state_dict()
-    file.write(save(weights, metadata={"sha256": _digest(weights)}))
+    return save(weights, metadata={"sha256": _digest(weights)})
 
 
 def _read(path: Path) -> Reader:
