@@ -171,6 +171,7 @@ def test_failed_writes_are_clear_and_lose_nothing(tmp_path):
     """A file-size limit stands in for a full disk: the run stops with the reason, resumes later."""
     train(tmp_path / "run", steps=30)
     (tmp_path / "run/checkpoints/step-00000030").rename(tmp_path / "gone")
+    (tmp_path / "run/model").rename(tmp_path / "gone-too")
     code = (
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000));"
         "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"

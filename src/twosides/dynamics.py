@@ -64,8 +64,8 @@ class Dynamics:
     >>> from twosides.schedules import FlowMatching
     >>> process = Dynamics.of(FlowMatching(), eta=lambda t: 0.5 + 0 * t)
     >>> t = torch.tensor(0.5, dtype=torch.float64)
-    >>> float(process.f(t)), float(process.g(t) ** 2), float(process.epsilon(t) ** 2)
-    (-2.0, 2.0, 0.5)
+    >>> [round(float(value), 12) for value in (process.f(t), process.g(t), process.epsilon(t))]
+    [-2.0, 1.414213562373, 0.707106781187]
     """
 
     f: Function

@@ -364,8 +364,8 @@ def save_tree(folder: str | Path, tree: Tree) -> None:
             "store long lists of numbers as tensors"
         )
     Path(folder).mkdir(parents=True, exist_ok=True)
-    _write(Path(folder) / TREE, [data])
     save_tensors(Path(folder) / TENSORS, tensors)
+    _write(Path(folder) / TREE, [data])
 
 
 def load_tree(folder: str | Path) -> Tree:
