@@ -39,6 +39,7 @@ NUMERICAL = {
     "functions": FromFunctions(
         lambda t: torch.cos(0.5 * math.pi * t), lambda t: torch.sin(0.5 * math.pi * t)
     ),
+    "functions-finite": FromFunctions(lambda t: 1 - 0.99 * t, lambda t: 0.01 + t),
     "sde-flow": FromSDE(lambda t: -1 / (1 - t), lambda t: (2 * t / (1 - t)).sqrt()),
     "sde-vp": FromSDE(lambda t: -0.05 - 9.95 * t, lambda t: (0.1 + 19.9 * t).sqrt()),
 }

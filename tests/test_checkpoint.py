@@ -8,6 +8,7 @@ from instances import CLOSED
 from twosides import checkpoint
 from twosides.denoiser import CNoise, Denoiser, Index, LogSNR, Time, convert
 from twosides.networks import MLP
+from twosides.outputs import F, Output
 from twosides.schedules import Cosine, FlowMatching, FromFunctions, ScaledLinear, VPLinear
 from twosides.storage import CorruptFolder
 
@@ -165,3 +166,50 @@ def test_zero_terminal_ends_are_written_as_infinite(tmp_path):
     text = (tmp_path / "m" / "config.json").read_text()
     assert "Infinity" not in text and '"-inf"' in text
     assert checkpoint.load(tmp_path / "m").schedule.logsnr_min == -math.inf
+
+
+def test_what_is_not_a_model_is_not_replaced(tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "text.txt").write_text("years of work")
+    for target in ("thesis", "thesis/text.txt"):
+        with pytest.raises(FileExistsError, match="not a model folder"):
+            checkpoint.save(Denoiser(mlp()), tmp_path / target)
+    assert (tmp_path / "thesis" / "text.txt").read_text() == "years of work"
+    checkpoint.save(Denoiser(mlp()), tmp_path / "m")
+    checkpoint.save(Denoiser(mlp(), "v"), tmp_path / "m")
+    assert checkpoint.load(tmp_path / "m").output.name == "v"
+
+
+def test_outputs_come_back_as_they_were(tmp_path):
+    level = FlowMatching().at(0.3).floats()
+    for number, output in enumerate(
+        (Output("mine", -0.3, 0.8), Output("u", 0.3, 0.8), F(0.12345678), "-velocity")
+    ):
+        folder = tmp_path / str(number)
+        source = Denoiser(mlp(), output)
+        checkpoint.save(source, folder)
+        assert checkpoint.load(folder).output.coefficients(level) == source.output.coefficients(
+            level
+        )
+    with pytest.raises(TypeError, match="code"):
+        checkpoint.save(
+            Denoiser(mlp(), Output("mine", lambda level: level.sigma, 1.0)), tmp_path / "f"
+        )
+
+
+def test_a_subclass_is_not_its_namesake(tmp_path):
+    namesake = type("Cosine", (Cosine,), {"_logsnr": lambda self, t: -6 * t})
+    with pytest.raises(TypeError, match="code"):
+        checkpoint.save(Denoiser(mlp(), "v", namesake()), tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"network": [1]}, {"schedule": "cosine"}, {"schedule": None}, {"schedule": {"type": "Time"}}, {"output": 3},
+     {"network": {"class": "MLP", "config": 3}}, {"network": {"class": "torch.nn:nothing"}}],
+)  # fmt: skip
+def test_nonsense_in_config_is_named(tmp_path, config):
+    checkpoint.save(Denoiser(mlp()), tmp_path / "m")
+    break_config(**config)(tmp_path / "m")
+    with pytest.raises(ValueError):
+        checkpoint.load(tmp_path / "m", trust_code=True)

@@ -91,3 +91,15 @@ def test_only_like_is_compared():
         compare(plan("ddim", Cosine(), 3), recipes["sd3"])
     assert compare(Sampler(solver=Euler("v")).plan(Cosine(), 3), plan("ddim", Cosine(), 3)).same
     assert all(compare(plan(n, VPLinear(), 4), plan(n, VPLinear(), 4)).same for n in samplers)
+
+
+def test_a_recipe_that_never_sees_some_levels_is_another():
+    wide, narrow = (Recipe.plain("eps", Cosine(-r, r)) for r in (15, 2))
+    for pair in ((wide, narrow), (narrow, wide)):
+        assert compare(*pair).verdict == "different"
+        assert "levels drawn alike" not in str(compare(*pair))
+
+
+def test_an_infinite_level_is_not_a_large_one():
+    a, b = (Sampler(Given((start, 0.0, 5.0))).plan(Cosine(), 2) for start in (-math.inf, -100.0))
+    assert not compare(a, b).same and not compare(b, a).same

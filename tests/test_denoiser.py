@@ -138,7 +138,7 @@ def test_dtypes_of_network_state_and_time_are_independent():
 
     network = Network()
     denoiser = Denoiser(network, "u", FlowMatching())
-    for dtype, time in ((torch.float32, torch.float32), (FLOAT64, FLOAT64)):
+    for dtype, time in ((torch.float32, torch.float32), (FLOAT64, torch.float32)):
         x, eps = denoiser(torch.ones(3, 2, dtype=dtype), FlowMatching().at(0.5), flag="kept")
         assert x.dtype == eps.dtype == dtype and network.time_dtype == time
 
@@ -177,3 +177,48 @@ def test_bad_input_is_named(make, error, words):
 
 def test_clamped_time_keeps_its_place():
     assert Time(1000, clamp=True) != Time(1000)
+
+
+def test_quantised_weights_do_not_choose_the_dtype():
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.packed = torch.nn.Parameter(torch.ones(3, dtype=torch.int8), requires_grad=False)
+            self.scale = torch.nn.Parameter(torch.ones((), dtype=torch.float16))
+
+        def forward(self, z, t):
+            assert z.dtype == torch.float16 and t.dtype == torch.float32
+            return z
+
+    z = torch.full((2, 2), 0.5, dtype=FLOAT64)
+    assert float(Denoiser(Network())(z, FlowMatching().at(0.5)).x[0, 0]) != 0
+
+
+def test_a_float32_network_takes_a_float64_state():
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(3, 2))
+
+        def forward(self, z, t):
+            return torch.cat([z, t[:, None]], 1) @ self.weight
+
+    assert (
+        Denoiser(Network())(torch.ones(2, 2, dtype=FLOAT64), FlowMatching().at(0.5)).x.dtype
+        == FLOAT64
+    )
+
+
+@pytest.mark.parametrize("schedule", [EDM(), EDM(0.01, 50), Cosine(-19.84, 10.10)])
+@pytest.mark.parametrize("time", ["c_noise", "logsnr", "t", "0.3t"])
+def test_converted_networks_reach_their_own_ends_in_float32(schedule, time):
+    from twosides.sampling.sample import sample
+
+    inner = Denoiser(lambda z, t: torch.sin(z), "v", schedule)
+    outer = Denoiser(convert(inner, "v", schedule, time), "v", schedule, time)
+    assert bool(torch.isfinite(sample(outer, (2, 3), steps=5, seed=0)).all())
+
+
+def test_statistics_keep_their_digits_in_bf16_networks():
+    denoiser = Denoiser(torch.nn.Identity(), data_mean=0.1234567).to(torch.bfloat16)
+    assert float(denoiser.data_mean) == 0.1234567

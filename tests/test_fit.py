@@ -203,3 +203,9 @@ def test_tasks_by_name(tmp_path, monkeypatch):
     spec.write_text(json.dumps({"class": "MLP", "config": {"width": 8, "depth": 1}}))
     result = train_task(ring(), tmp_path / "run", "edm", network_file=spec, steps=3, batch=4)
     assert result.network.config["width"] == 8 and result.output.name == "F(0.5)"
+
+
+def test_a_clock_that_cannot_tell_all_levels_is_refused_before_training(tmp_path):
+    with pytest.raises(ValueError, match="cannot tell all of that"):
+        train_task(ring(), tmp_path / "run", "edm", steps=3, time="t")
+    assert not (tmp_path / "run").exists()

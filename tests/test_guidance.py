@@ -103,3 +103,31 @@ def test_bad_input_is_named():
         classifier_free(model, 2.0, null={"labels": 2})(Z, FlowMatching().at(0.5), label=LABEL)
     with pytest.raises(ValueError, match="rescale"):
         classifier_free(model, 2.0, null={"label": 2}, rescale=2)
+
+
+def test_rescale_is_per_sample_and_refused_without_noise():
+    level, label = FlowMatching().at(0.5), torch.zeros(5, dtype=torch.long)
+    guided = classifier_free(Conditional(), 3.0, null={"label": 2}, rescale=0.7)
+    whole = guided(Z, level, label=label)
+    one = guided(Z[1:2], level, label=label[:1])
+    assert torch.allclose(whole.x[1:2], one.x) and bool(torch.isfinite(whole.x).all())
+    assert torch.allclose(level.mix(*whole), Z)
+    with pytest.raises(ValueError, match="sigma = 0"):
+        guided(Z, FlowMatching().at(0.0), label=label)
+
+
+def test_guided_denoisers_standardise_like_their_own():
+    from twosides.denoiser import Denoiser, convert
+    from twosides.training.recipes import recipes
+
+    exact = GaussianMixture.gaussian([0.0], [[1.0]])
+    plain = Denoiser(convert(exact, "u"), data_mean=10.0, data_std=5.0)
+    x = 10 + 5 * exact.sample(64, seed=0)
+    objective = recipes["flow-matching"].objective()
+    losses = [
+        objective(each, x, generator=torch.Generator().manual_seed(0))
+        for each in (plain, classifier_free(plain, 1.0, null={}))
+    ]
+    assert torch.allclose(*losses, rtol=1e-6)
+    with pytest.raises(ValueError, match="data_mean"):
+        autoguidance(plain, Denoiser(convert(exact, "u")), 2.0)

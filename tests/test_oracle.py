@@ -106,3 +106,16 @@ def test_bad_input_is_named():
         Empirical(torch.zeros(3, 2))(torch.zeros(1, 2), FlowMatching().at(0.0))
     with pytest.raises(TypeError):
         mixture()(torch.zeros(1, 3, dtype=FLOAT64), FlowMatching().at(0.5), labels=3)
+
+
+def test_covariances_of_low_rank():
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        root = rng.normal(size=(1, 4, 2))
+        data = GaussianMixture([1.0], np.zeros((1, 4)), root @ root.swapaxes(1, 2))
+        level = FlowMatching().at(0.3)
+        z = data.sample(3, seed=0, level=level.floats())
+        assert torch.allclose(level.mix(*data(z, level)), z)
+    point = GaussianMixture([1.0], np.zeros((1, 2)), np.zeros((1, 2, 2)))
+    with pytest.raises(ValueError, match="without width"):
+        point(torch.zeros(1, 2, dtype=FLOAT64), FlowMatching().at(0.0))

@@ -11,11 +11,12 @@ from instances import CLOSED
 from twosides import dynamics
 from twosides.denoiser import Denoiser, convert, describes
 from twosides.oracle import GaussianMixture
+from twosides.randomness import PerSample
 from twosides.sampling.grids import Given, Karras, UniformLogSNR, UniformTime
 from twosides.sampling.plan import Plan, run
 from twosides.sampling.sample import Trajectory, sample
 from twosides.sampling.samplers import Sampler, plan, sampler_named, samplers
-from twosides.sampling.solvers import DDIM, Euler, EulerMaruyama
+from twosides.sampling.solvers import DDIM, Euler, EulerMaruyama, ProbabilityFlowEuler
 from twosides.sampling.stochasticity import (
     Churn,
     DDIMEta,
@@ -24,12 +25,13 @@ from twosides.sampling.stochasticity import (
     Epsilon,
     Eta,
     Interval,
+    LargeVariance,
     Tau,
 )
 from twosides.sampling.stochasticity import (
     convert as convert_noise,
 )
-from twosides.schedules import EDM, Cosine, FlowMatching, ScaledLinear, VPLinear
+from twosides.schedules import EDM, Cosine, FlowMatching, FromFunctions, ScaledLinear, VPLinear
 
 FLOAT64 = torch.float64
 RING = GaussianMixture.ring(8, std=0.2)
@@ -398,3 +400,129 @@ def test_every_frame_is_ddim_on_every_schedule(name):
     for output in ("x", "eps", "v", "u", "score", "F(0.5)", "velocity"):
         b = Sampler(sampler.grid, Euler(output)).plan(schedule, 9).matrix("u")
         assert np.abs(a - b).max() < 1e-11 * np.abs(a).max(), output
+
+
+# ---------------------------------------------------------------------------- regressions
+
+FINITE = FromFunctions(lambda t: 1 - 0.99 * t, lambda t: 0.01 + t)
+
+
+@pytest.mark.parametrize(
+    "name", ["ddim", "ddpm", "ddpm-large", "churn", "euler-ancestral", "consistency"]
+)
+def test_overshoots_may_leave_a_schedule_that_ends_before_the_data(name):
+    """The same sampler as on a schedule of the same levels that reaches further."""
+    nodes = Given(tuple(FINITE.logsnr(torch.linspace(1, 0, 6)).tolist()))
+    preset = samplers[name]
+    sampler = Sampler(nodes, preset.solver, preset.stochasticity)
+    a, b = sampler.plan(FINITE, 5), sampler.plan(Cosine(), 5)
+    assert (
+        np.abs(
+            a.matrix() / (a.alpha + a.sigma)[:, None] - b.matrix() / (b.alpha + b.sigma)[:, None]
+        ).max()
+        < 1e-9
+    )
+
+
+def test_pf_euler_with_noise_keeps_the_schedules_scaling():
+    schedule = FlowMatching().with_scaling(lambda logsnr: 3 + torch.tanh(logsnr))
+    made = Sampler(solver=ProbabilityFlowEuler(), stochasticity=Eta(0.5)).plan(schedule, 2000)
+    data, states = GaussianMixture.gaussian([0.0], [[0.25]]), float(made.noise[0, 0] ** 2)
+    for k, level in enumerate(made.levels[:-1]):
+        total = level.alpha**2 * 0.25 + level.sigma**2
+        gain = (made.x[k + 1, k] * level.alpha * 0.25 + made.eps[k + 1, k] * level.sigma) / total
+        states = gain**2 * states + float((made.noise[k + 1, 1:] ** 2).sum())
+    assert states / made.alpha[-1] ** 2 == pytest.approx(float(data.covariance), rel=0.02)
+
+
+def test_edm_churn_at_zero_snr_keeps_the_noise_of_unit_variance():
+    made = Sampler(stochasticity=EDMChurn(40.0)).plan(FlowMatching(), 10)
+    assert float((made.noise[0] ** 2).sum()) == pytest.approx(1.0, rel=1e-14)
+
+
+def test_infinite_levels_are_not_taken_for_finite_ends():
+    for schedule in (EDM(), ScaledLinear()):
+        for end in (-math.inf, math.inf):
+            with pytest.raises(ValueError, match="covers"):
+                schedule.time(end)
+    with pytest.raises(ValueError, match="covers"):
+        sample(Denoiser(net, "v", ScaledLinear(), "index"), (2, 2), schedule=FlowMatching())
+
+
+def test_no_two_generators_of_a_run_are_alike():
+    own = PerSample(5, range(6), stream=3)
+    firsts = [float(own.strata()[0]), *own.uniform().tolist()]
+    assert len({round(value, 6) for value in firsts}) == 7
+
+
+@pytest.mark.parametrize("name", ["consistency", "ddim", "ddpm"])
+@pytest.mark.parametrize("output", ["x", "u"])
+def test_nothing_unused_is_kept(name, output):
+    alive = []
+
+    def network(z, t):
+        out = net(z, t)
+        alive.append(weakref.ref(out))
+        assert sum(ref() is not None for ref in alive) <= 2
+        return out
+
+    sample(Denoiser(network, output, Cosine(-9, 9)), (2, 2), sampler=name, steps=20, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: plan(Sampler(Given((5.0, 0.0, -5.0)), stochasticity=Eta(1.0)), Cosine(), 2), "noise to data"),
+        (lambda: plan(Sampler(Karras(sigma_min=80, sigma_max=0.002)), Cosine(), 4), "noise to data"),
+        (lambda: plan(Sampler(UniformLogSNR(9, -9)), Cosine(), 4), "noise to data"),
+        (lambda: plan(Sampler(Given((0.0, math.nan))), Cosine(), 1), "noise to data"),
+        (lambda: Karras(rho=0), "rho"),
+        (lambda: Karras(sigma_min=-1.0), "sigma_min"),
+        (lambda: convert_noise(LargeVariance(), Eta, Interval.between(Cosine(), 0.6, 0.5)), "scales its noise"),
+    ],
+)  # fmt: skip
+def test_impossible_grids_and_conversions_are_named(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+def test_hostile_plan_files_are_refused(tmp_path):
+    good = plan("ddpm", FlowMatching(), 3)
+    content = json.loads(good.to_json())
+    flipped = {**content, "alpha": [-a for a in content["alpha"]]}
+    wrongs = [{**content, **change} for change in (
+        {"noises": 10**10}, {"noises": 1e400}, {"noises": -1}, {"logsnr": ["nan", 0, 1, 2]},
+        {"alpha": [10**400] * 4}, {"logsnr": [1, 2, 3, 4]}, {"rows": None},
+    )]  # fmt: skip
+    for text in ("[" * 200_000, *map(json.dumps, wrongs)):
+        with pytest.raises(ValueError, match="plan"):
+            Plan.from_json(text)
+    assert Plan.from_json(json.dumps(flipped)).alpha[1] < 0  # a sign is a convention, not a lie
+    path = tmp_path / "plan.npz"
+    good.to_npz(path)
+    data = path.read_bytes()
+    for broken in (data[:-30], b"garbage", data[:100] + b"x" + data[101:], b""):
+        path.write_bytes(broken)
+        with pytest.raises(ValueError, match="plan"):
+            Plan.from_npz(path)
+
+
+def test_names_stand_for_schedules_everywhere():
+    assert Denoiser(net, "v", "cosine(-9, 9)").schedule == Cosine(-9.0, 9.0)
+    assert plan("ddim", "cosine", np.int64(3)).nfe == 3
+    x = sample(RING, (np.int64(2), 2), schedule="cosine", seed=0)
+    assert torch.equal(x, sample(RING, (2, 2), schedule=Cosine(), seed=0))
+    with pytest.raises(KeyError, match="did you mean 'ddim'"):
+        samplers["dimm"]
+
+
+def test_the_progress_bar_closes_when_the_network_fails():
+    import threading
+
+    def network(z, t):
+        raise RuntimeError("no")
+
+    before = threading.active_count()
+    with pytest.raises(RuntimeError, match="no"):
+        sample(Denoiser(network), (2, 2), progress=True)
+    assert threading.active_count() == before

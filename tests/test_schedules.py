@@ -82,7 +82,7 @@ def test_closed_forms_agree_with_textbook_formulas():
     assert torch.allclose(VPLinear().alpha(t), (-0.25 * t**2 * 19.9 - 0.05 * t).exp(), rtol=1e-13)
 
 
-@pytest.mark.parametrize("name", NUMERICAL)
+@pytest.mark.parametrize("name", ["functions", "sde-flow", "sde-vp"])
 def test_schedules_from_functions_agree_with_closed_forms(name):
     exact = {"functions": Cosine(), "sde-flow": FlowMatching(), "sde-vp": VPLinear()}[name]
     for part in ("alpha", "sigma", "dalpha", "dsigma", "dlogsnr"):

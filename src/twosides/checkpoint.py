@@ -23,6 +23,7 @@ from twosides import schedules
 from twosides.denoiser import Clock, Converted, Denoiser, convert
 from twosides.naming import unknown
 from twosides.networks import NETWORKS
+from twosides.outputs import Output, output_named
 from twosides.schedules import Schedule
 from twosides.storage import commit_folder, load_tensors, save_tensors, verify_folder
 
@@ -53,7 +54,7 @@ _KINDS: dict[str, type[Any]] = {**SCHEDULES, **CLOCKS}
 
 def describe(part: Any) -> Any:
     """A schedule or clock as JSON: its class and fields. TypeError for functions."""
-    if type(part).__name__ in _KINDS and dataclasses.is_dataclass(part):
+    if _KINDS.get(type(part).__name__) is type(part) and dataclasses.is_dataclass(part):
         fields = {f.name: describe(getattr(part, f.name)) for f in dataclasses.fields(part)}
         return {"type": type(part).__name__, **fields}
     if isinstance(part, float) and not math.isfinite(part):
@@ -95,7 +96,7 @@ def describe_network(network: Any) -> dict[str, Any]:
         return {
             "class": "Converted",
             "of": describe_denoiser(network.denoiser),
-            "output": network.output.name,
+            "output": describe_output(network.output, network.schedule),
             "schedule": describe(network.schedule),
             "time": describe(network.clock),
         }
@@ -115,7 +116,7 @@ def _path(kind: type[Any]) -> str:
     return kind.__name__ if kind in NETWORKS.values() else f"{kind.__module__}:{kind.__name__}"
 
 
-def build_network(spec: dict[str, Any], *, trust_code: bool = False, seed: int = 0) -> nn.Module:
+def build_network(spec: Any, *, trust_code: bool = False, seed: int = 0) -> nn.Module:
     """A network from its description, with fresh weights drawn from a seed.
 
     Classes are diffusers' models ("diffusers.UNet2DModel"), this package's ("MLP"), or any import
@@ -126,11 +127,17 @@ def build_network(spec: dict[str, Any], *, trust_code: bool = False, seed: int =
         return _build_network(spec, trust_code)
 
 
-def _build_network(spec: dict[str, Any], trust_code: bool) -> nn.Module:
+def _build_network(spec: Any, trust_code: bool) -> nn.Module:
+    if not isinstance(spec, dict) or not isinstance(spec.get("config", {}), dict):
+        raise ValueError(
+            f'a network is described as {{"class": ..., "config": {{...}}}}, not {spec!r}'
+        )
+    spec = {"config": {}, **spec}
     name = str(spec.get("class"))
     if name == "Converted":
         inner = build_denoiser(spec["of"], trust_code=trust_code)
-        return convert(inner, spec["output"], restore(spec["schedule"]), restore(spec["time"]))
+        schedule, time = _notation(spec)
+        return convert(inner, restore_output(spec["output"]), schedule, time)
     if name in NETWORKS:
         return NETWORKS[name](**spec["config"])
     if name.startswith("diffusers."):
@@ -143,7 +150,10 @@ def _build_network(spec: dict[str, Any], trust_code: bool) -> nn.Module:
             "you trust it, pass trust_code=True (--trust-code)"
         )
     module, _, kind = name.partition(":")
-    return getattr(importlib.import_module(module), kind)(**spec["config"])
+    found = getattr(importlib.import_module(module), kind, None)
+    if not isinstance(found, type) or not issubclass(found, nn.Module):
+        raise ValueError(f"{module} has no torch.nn.Module called {kind!r}")
+    return found(**spec["config"])
 
 
 def _diffusers_model(name: str) -> Any:
@@ -163,6 +173,32 @@ def _diffusers_model(name: str) -> Any:
 # ---------------------------------------------------------------------------- denoisers
 
 
+def describe_output(output: Output, schedule: Schedule) -> str | dict[str, Any]:
+    """An output as JSON: its name if that names it, else its numbers. TypeError for functions."""
+    try:
+        known = output_named(output.name, schedule)
+    except ValueError:
+        known = None
+    level = schedule.at(0.4).floats()
+    if known is not None and known.coefficients(level) == output.coefficients(level):
+        return output.name
+    if callable(output.a) or callable(output.b):
+        raise TypeError(
+            f"the output {output.name!r} has functions for coefficients, code that cannot be "
+            "written to a file; use numbers or a named output"
+        )
+    return {"name": output.name, "a": output.a, "b": output.b}
+
+
+def restore_output(config: Any) -> str | Output:
+    """The output back, as `Denoiser` takes it."""
+    if isinstance(config, str):
+        return config
+    if not isinstance(config, dict) or config.keys() != {"name", "a", "b"}:
+        raise ValueError(f"config.json describes no output: {config!r}")
+    return Output(str(config["name"]), float(config["a"]), float(config["b"]))
+
+
 def describe_denoiser(denoiser: Any) -> dict[str, Any]:
     """A denoiser as JSON, without its weights."""
     if not isinstance(denoiser, Denoiser):
@@ -170,7 +206,7 @@ def describe_denoiser(denoiser: Any) -> dict[str, Any]:
     schedule = denoiser.schedule
     return {
         "network": describe_network(denoiser.network),
-        "output": denoiser.output.name,
+        "output": describe_output(denoiser.output, schedule),
         "schedule": describe(schedule),
         "time": describe(denoiser.clock),
         "logsnr_range": [describe(schedule.logsnr_min), describe(schedule.logsnr_max)],
@@ -185,16 +221,30 @@ def build_denoiser(config: dict[str, Any], *, trust_code: bool = False) -> Denoi
     if missing:
         raise ValueError(f"config.json lacks {', '.join(sorted(missing))}")
     statistics = {
-        key: torch.tensor(config.get(key, default), dtype=torch.float32)
+        key: torch.tensor(config.get(key, default), dtype=torch.float64)
         for key, default in (("data_mean", 0.0), ("data_std", 1.0))
     }
     network = build_network(config["network"], trust_code=trust_code)
+    schedule, time = _notation(config)
+    return Denoiser(network, restore_output(config["output"]), schedule, time, **statistics)
+
+
+def _notation(config: dict[str, Any]) -> tuple[Schedule, Clock]:
     schedule, time = restore(config["schedule"]), restore(config["time"])
-    return Denoiser(network, config["output"], schedule, time, **statistics)
+    if not isinstance(schedule, Schedule) or not isinstance(time, Clock):
+        raise ValueError(f"config.json describes no schedule and time: {schedule!r}, {time!r}")
+    return schedule, time
 
 
 def save(denoiser: Denoiser, folder: str | Path, **about: Any) -> None:
-    """Write a model folder. `about` (recipe, EMA, classes, ...) goes into config.json as is."""
+    """Write a model folder. `about` (recipe, EMA, classes, ...) goes into config.json as is.
+
+    A model folder that is there is replaced as a whole; anything else that is there is an error.
+    """
+    folder = Path(folder)
+    ours = (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
+    if folder.exists() and not ours and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} exists and is not a model folder; choose a new one")
     notation = describe_denoiser(denoiser)
     config = {"format": "twosides.model", "version": 1, **notation, **about}
     text = json.dumps(config, indent=2, allow_nan=False)

@@ -148,6 +148,8 @@ def convert(
     from twosides.denoiser import convert as converted
     from twosides.schedules import schedule_named
 
+    if out.exists():
+        raise ValueError(f"{out} exists; name a new folder for the converted model")
     source, about = checkpoint.load(model, trust_code=trust_code), checkpoint.read_notes(model)
     target = schedule_named(schedule)
     network = converted(source, output, target, time)
@@ -217,7 +219,7 @@ def demo(
         out: the folder: report.html and the run.
         steps: of training; about three minutes on two cores.
         minutes: stop training after so long.
-        seed: of everything.
+        seed: of the training; the letters are drawn from seed 0.
     """
     from twosides.demo import demo as run
 

@@ -19,6 +19,8 @@ from torch import Tensor
 from twosides.sampling.plan import Plan
 from twosides.training.recipes import Recipe
 
+RANGE = 15.0  # of logsnr on which recipes are compared
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -67,7 +69,7 @@ def _plans(a: Plan, b: Plan, tolerance: float) -> Comparison:
     with np.errstate(invalid="ignore"):
         gaps = np.where(a.logsnr == b.logsnr, 0.0, np.abs(a.logsnr - b.logsnr))
     worst = int(gaps.argmax())
-    if gaps[worst] > tolerance * (1 + abs(a.logsnr[worst])):
+    if not gaps[worst] <= tolerance * (1 + min(abs(a.logsnr[worst]), abs(b.logsnr[worst]))):
         where = f"logsnr of call {worst + 1}: {a.logsnr[worst]:.6g} and {b.logsnr[worst]:.6g}"
         return Comparison("different", float(gaps[worst]), where)
     left, right = _canonical(a), _canonical(b)
@@ -109,34 +111,30 @@ def _state(row: int, calls: int) -> str:
 
 
 def _recipes(a: Recipe, b: Recipe, tolerance: float) -> Comparison:
-    grid = common_range(a, b)
-    ratio = a.weighting.log(grid) - b.weighting.log(grid)
-    ratio = ratio[torch.isfinite(ratio)]
-    centre = float(ratio.median())
-    spread = float(torch.expm1((ratio - centre).abs()).max())
-    densities = total_variation(a.density.log_prob(grid), b.density.log_prob(grid), grid)
-    levels = (
-        f"levels drawn {'alike' if densities < 1e-9 else f'{densities:.3f} apart in variation'}"
+    grid = torch.linspace(-RANGE, RANGE, 3001, dtype=torch.float64)
+    p, q = a.density.log_prob(grid), b.density.log_prob(grid)
+    # A level that is never drawn has no weight, whatever the weighting says.
+    v, w = (
+        torch.where(torch.isfinite(drawn), recipe.weighting.log(grid), -math.inf)
+        for recipe, drawn in ((a, p), (b, q))
     )
-    where = f"logsnr in [{grid[0]:.3g}, {grid[-1]:.3g}]; {levels}"
-    if spread <= tolerance:
-        factor = math.exp(centre)
-        alike = abs(factor - 1) <= tolerance
-        verdict = (
-            "identical weighting" if alike else f"same weighting up to the factor {factor:.6g}"
-        )
-        return Comparison(verdict, spread, where)
-    distance = total_variation(a.weighting.log(grid), b.weighting.log(grid), grid)
-    return Comparison("different", distance, f"total variation of the weightings; {where}")
-
-
-def common_range(a: Recipe, b: Recipe, limit: float = 15.0, points: int = 3001) -> Tensor:
-    """logsnr on the range both recipes' densities reach, within [-limit, limit]."""
-    grid = torch.linspace(-limit, limit, points, dtype=torch.float64)
-    reached = torch.isfinite(a.density.log_prob(grid)) & torch.isfinite(b.density.log_prob(grid))
-    if not bool(reached.any()):
-        raise ValueError("these recipes share no noise level: their densities do not overlap")
-    return grid[reached]
+    both = torch.isfinite(v) & torch.isfinite(w)
+    apart = total_variation(p, q, grid)
+    levels = (
+        "levels drawn alike" if apart < 1e-9 else f"levels drawn {apart:.3f} apart in variation"
+    )
+    if not bool((torch.isfinite(v) ^ torch.isfinite(w)).any()) and bool(both.any()):
+        ratio = (v - w)[both]
+        centre = float(ratio.median())
+        spread = float(torch.expm1((ratio - centre).abs()).max())
+        if spread <= tolerance:
+            alike = abs(math.expm1(centre)) <= tolerance
+            factor = f"same weighting up to the factor {math.exp(centre):.6g}"
+            reach = f"logsnr in [{float(grid[both][0]):.3g}, {float(grid[both][-1]):.3g}]"
+            verdict = "identical weighting" if alike else factor
+            return Comparison(verdict, spread, f"{reach}; {levels}")
+    where = f"total variation of the weightings on logsnr in [{-RANGE:g}, {RANGE:g}]; {levels}"
+    return Comparison("different", total_variation(v, w, grid), where)
 
 
 def total_variation(a: Tensor, b: Tensor, grid: Tensor) -> float:

@@ -33,7 +33,14 @@ from torch import Tensor, nn
 
 from twosides.naming import unknown
 from twosides.outputs import Estimate, Output, Solution, output_named
-from twosides.schedules import FlowMatching, Level, Scalar, Schedule, along_batch
+from twosides.schedules import (
+    FlowMatching,
+    Level,
+    Scalar,
+    Schedule,
+    along_batch,
+    schedule_named,
+)
 
 # ---------------------------------------------------------------------------- clocks
 
@@ -69,7 +76,7 @@ class Time(Clock):
 
     def logsnr(self, time: Tensor, schedule: Schedule) -> Tensor:
         """Its inverse."""
-        t = time / self.scale
+        t = _snapped(time / self.scale)
         return schedule.logsnr((1 - t) if self.reversed else t)
 
 
@@ -92,7 +99,7 @@ class Index(Clock):
 
     def logsnr(self, time: Tensor, schedule: Schedule) -> Tensor:
         """Its inverse (of the fractional index)."""
-        return schedule.logsnr(time / (self.count - 1))
+        return schedule.logsnr(_snapped(time / (self.count - 1)))
 
 
 @dataclass(frozen=True)
@@ -137,6 +144,11 @@ class Function(Clock):
             "a time convention given as a function tells the level to a network but cannot be read "
             "back; use t, 1-t, index, c_noise or logsnr, or write a Clock with both directions"
         )
+
+
+def _snapped(t: Tensor) -> Tensor:
+    """Times that float32 rounded past an end, put back on it."""
+    return torch.where((t - 0.5).abs() <= 0.5 + 1e-6, t.clamp(0, 1), t)
 
 
 def _clamped(logsnr: Tensor, schedule: Schedule) -> Tensor:
@@ -200,14 +212,11 @@ class Denoiser(nn.Module):
     `sample` and the training objective translate.
     """
 
-    data_mean: Tensor
-    data_std: Tensor
-
     def __init__(
         self,
         network: Callable[..., Any],
         output: str | Output = "u",
-        schedule: Schedule | None = None,
+        schedule: str | Schedule | None = None,
         time: str | Clock | Callable[[Level], Tensor] = "t",
         *,
         data_mean: float | Tensor = 0.0,
@@ -218,11 +227,12 @@ class Denoiser(nn.Module):
         if isinstance(schedule, type):
             raise TypeError(f"pass an instance, {schedule.__name__}(), not the class")
         self.network = network
-        self.schedule = schedule or FlowMatching()
+        self.schedule = schedule_named(schedule or FlowMatching())
         self.output = output_named(output, self.schedule)
         self.clock = clock_named(time)
-        self.register_buffer("data_mean", torch.as_tensor(data_mean), persistent=False)
-        self.register_buffer("data_std", torch.as_tensor(data_std), persistent=False)
+        # Not buffers: `.to(bfloat16)` is for the network's weights.
+        self.data_mean = torch.as_tensor(data_mean, dtype=torch.float64)
+        self.data_std = torch.as_tensor(data_std, dtype=torch.float64)
         if not bool((self.data_std > 0).all()):
             raise ValueError(f"data_std must be positive, got {data_std}")
 
@@ -230,9 +240,11 @@ class Denoiser(nn.Module):
         self, z: Float[Tensor, " batch *event"], level: Level, **conditioning: Any
     ) -> Estimate:
         """(x, eps) with `z = alpha x + sigma eps`, for a level of any scaling, scalar or (B,)."""
+        if not isinstance(level, Level):
+            raise TypeError(f"level is a Level, such as schedule.at(0.5), got {level!r}")
         own = self.schedule.level(level.logsnr)
         scale = own.scale / level.scale
-        time = self.clock.read(own.logsnr, self.schedule).to(z.device, self._time_dtype(z.dtype))
+        time = self.clock.read(own.logsnr, self.schedule).to(z.device, self.time_dtype(z.dtype))
         output = self.predict(along_batch(scale, z) * z, time, **conditioning)
         x_z, x_o, eps_z, eps_o = self.output.solve(own)
         return Solution(scale * x_z, x_o, scale * eps_z, eps_o).apply(z, output)
@@ -254,7 +266,7 @@ class Denoiser(nn.Module):
         asked = Level(*torch.tensor(levels, dtype=torch.float64).T)
         own = self.schedule.level(asked.logsnr)
         times = self.clock.read(own.logsnr, self.schedule)
-        times = times.to(like.device, self._time_dtype(like.dtype)).unbind()
+        times = times.to(like.device, self.time_dtype(like.dtype)).unbind()
         scale = own.scale / asked.scale
         x_z, x_o, eps_z, eps_o = self.output.solve(own)
         one = torch.ones_like(scale)
@@ -278,16 +290,19 @@ class Denoiser(nn.Module):
             f"logsnr in [{low:.4g}, {high:.4g}]"
         )
 
-    @staticmethod
-    def _time_dtype(dtype: torch.dtype) -> torch.dtype:
-        # Never bf16: 0.999 rounds to 1 there, and 500 of 1000 indices collide.
-        return torch.float64 if dtype == torch.float64 else torch.float32
+    def time_dtype(self, state: torch.dtype) -> torch.dtype:
+        """The dtype in which the network is told the time, for a state of this dtype.
+
+        Never bf16: 0.999 rounds to 1 there, and 500 of 1000 indices collide.
+        """
+        return torch.float64 if self._network_dtype(state) == torch.float64 else torch.float32
 
     def _network_dtype(self, default: torch.dtype) -> torch.dtype:
-        if not isinstance(self.network, nn.Module):
+        if not isinstance(self.network, nn.Module) or isinstance(self.network, Converted):
             return default
-        first = next(self.network.parameters(), None)
-        return default if first is None else first.dtype
+        # Quantised weights say nothing about the dtype of inputs.
+        floating = (p.dtype for p in self.network.parameters() if p.is_floating_point())
+        return next((dtype for dtype in floating if dtype.itemsize > 1), default)
 
 
 def describes(denoiser: Any) -> Schedule:
@@ -338,7 +353,7 @@ class Converted(nn.Module):
 def convert(
     denoiser: Denoises,
     output: str | Output = "u",
-    schedule: Schedule | None = None,
+    schedule: str | Schedule | None = None,
     time: str | Clock = "t",
 ) -> Converted:
     """The same function in another notation: an `nn.Module`, `network(z, time) -> output`.
@@ -347,4 +362,4 @@ def convert(
     A level outside what the original network covers is an error unless its clock has `clamp=True`.
     """
     describes(denoiser)
-    return Converted(denoiser, output, schedule or FlowMatching(), time)
+    return Converted(denoiser, output, schedule_named(schedule or FlowMatching()), time)

@@ -68,6 +68,8 @@ def sample_model(
     shape, classes = config.get("shape"), config.get("classes", "")
     if not shape:
         raise ValueError(f"{folder} does not say the shape of its samples; use twosides.sample")
+    if out.suffix == ".png" and (len(shape) != 3 or shape[0] not in (1, 3)):
+        raise ValueError(f"samples of shape {tuple(shape)} are no pictures; write them as .npy")
     if labels is None and classes:
         labels = "".join(classes[i % len(classes)] for i in range(count))
     conditioning: dict[str, Any] = {}
@@ -109,10 +111,6 @@ def draw_classes(
 
 def _encoded(x: Tensor, out: Path) -> bytes:
     if out.suffix == ".png":
-        if x.ndim != 4 or x.shape[1] not in (1, 3):
-            raise ValueError(
-                f"samples of shape {tuple(x.shape)} are no pictures; write them as .npy"
-            )
         return pictures.png(pictures.grid(x, columns=13))
     buffer = io.BytesIO()
     np.save(buffer, x.cpu().numpy(), allow_pickle=False)

@@ -54,9 +54,13 @@ class Guided(nn.Module):
         weak = self.weak(z, level, **self._nullified(conditioning, z))
         x = weak.x + scale * (strong.x - weak.x)
         eps = weak.eps + scale * (strong.eps - weak.eps)
-        if not self.rescale:
-            return Estimate(x, eps)
-        return self._rescaled(x, strong.x, z, level)
+        guided = Estimate(x, eps)
+        return self._rescaled(guided, strong.x, z, level) if self.rescale else guided
+
+    def standardise(self, data: Tensor) -> Tensor:
+        """The strong denoiser's."""
+        apply = getattr(self.strong, "standardise", None)
+        return apply(data) if apply else data
 
     def unstandardise(self, x: Tensor) -> Tensor:
         """The strong denoiser's."""
@@ -83,12 +87,15 @@ class Guided(nn.Module):
         }
         return {**conditioning, **nulls}
 
-    def _rescaled(self, x: Tensor, target: Tensor, z: Tensor, level: Level) -> Estimate:
-        axes = tuple(range(1, x.ndim))
-        spread = target.std(axes, keepdim=True) / x.std(axes, keepdim=True)
-        x = self.rescale * spread * x + (1 - self.rescale) * x
-        alpha, sigma = along_batch(level.alpha, z), along_batch(level.sigma, z)
-        return Estimate(x, (z - alpha * x) / sigma)
+    def _rescaled(self, guided: Estimate, target: Tensor, z: Tensor, level: Level) -> Estimate:
+        """Each sample's x with part of its spread taken back, eps moved so that z stays."""
+        was, wanted = (x.reshape(len(x), -1).std(1, correction=0) for x in (guided.x, target))
+        ratio = torch.where(was > 0, wanted / was, 1.0)
+        change = along_batch(self.rescale * (ratio - 1), z) * guided.x
+        ratio = torch.as_tensor(level.alpha / level.sigma, dtype=torch.float64)
+        if ratio.device.type == "cpu" and not bool(torch.isfinite(ratio).all()):
+            raise ValueError("rescale moves x, and at sigma = 0 there is no eps to make up for it")
+        return Estimate(guided.x + change, guided.eps - along_batch(ratio, z) * change)
 
 
 def _is_number(value: Any) -> bool:
@@ -125,4 +132,11 @@ def autoguidance(
 
     The two may be networks of different notations.
     """
+    for name in ("data_mean", "data_std"):
+        ours, theirs = (getattr(each, name, None) for each in (denoiser, weak))
+        if ours is not None and theirs is not None and not torch.equal(ours, theirs):
+            raise ValueError(
+                f"the two denoisers standardise data differently ({name} {ours} and {theirs}), so "
+                "their estimates cannot be mixed"
+            )
     return Guided(denoiser, weak, scale, null={}, interval=interval, rescale=0.0)

@@ -5,7 +5,22 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
+
+Thing = TypeVar("Thing")
+
+
+class Table(dict[str, Thing]):
+    """A dictionary of named things that says what there is when asked for what there is not."""
+
+    def __init__(self, kind: str, things: Mapping[str, Thing]) -> None:
+        """`kind` is what its things are called."""
+        super().__init__(things)
+        self.kind = kind
+
+    def __missing__(self, name: str) -> Thing:
+        """KeyError with the nearest name."""
+        raise KeyError(str(unknown(self.kind, name, self)))
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> ValueError:

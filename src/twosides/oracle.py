@@ -66,7 +66,8 @@ class GaussianMixture(_Exact):
         self.weights, self.means = _float64(weights), _float64(means)
         self.covariances = _float64(covariances)
         self._check()
-        self._spectrum, self._axes = torch.linalg.eigh(self.covariances)
+        spectrum, self._axes = torch.linalg.eigh(self.covariances)
+        self._spectrum = spectrum.clamp(min=0)  # of a semi-definite matrix, rounded below zero
 
     @classmethod
     def ring(cls, modes: int = 8, radius: float = 1.0, std: float = 0.1) -> GaussianMixture:
@@ -104,7 +105,7 @@ class GaussianMixture(_Exact):
         generator = torch.Generator().manual_seed(seed)
         pick = torch.multinomial(self.weights, count, replacement=True, generator=generator)
         noise = torch.randn(count, self.means.shape[1], generator=generator, dtype=torch.float64)
-        deviation = self._axes * self._spectrum.clamp(min=0).sqrt()[:, None]
+        deviation = self._axes * self._spectrum.sqrt()[:, None]
         x = self.means[pick] + torch.einsum("bde,be->bd", deviation[pick], noise)
         if level is None:
             return x
@@ -134,6 +135,10 @@ class GaussianMixture(_Exact):
         centred = flat[:, None] - alpha * self.means.to(flat)
         whitened = torch.einsum("kde,bkd->bke", self._axes.to(flat), centred)
         variance = alpha**2 * self._spectrum.to(flat) + sigma**2
+        if variance.device.type == "cpu" and not bool((variance > 0).all()):
+            raise ValueError(
+                "a component without width has no density at sigma = 0; ask at a noisier level"
+            )
         energy = (whitened**2 / variance + variance.log()).sum(-1)
         constant = flat.shape[1] * math.log(2 * math.pi)
         return alpha, sigma, whitened, self.weights.to(flat).log() - 0.5 * (energy + constant)
@@ -150,7 +155,8 @@ class GaussianMixture(_Exact):
         if not (bool((self.weights >= 0).all()) and abs(total - 1) < 1e-6):
             raise ValueError(f"weights must be probabilities, but they sum to {total}")
         symmetric = torch.allclose(self.covariances, self.covariances.mT)
-        if not symmetric or float(torch.linalg.eigvalsh(self.covariances).min()) < 0:
+        values = torch.linalg.eigvalsh(self.covariances)
+        if not symmetric or float(values.min()) < -1e-10 * float(values.abs().max()):
             raise ValueError("covariances must be symmetric and positive semi-definite")
         self.weights = self.weights / total
 

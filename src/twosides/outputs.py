@@ -155,7 +155,7 @@ def F(sigma_data: float = 0.5) -> Output:
         return ((sigma_data * level.alpha) ** 2 + level.sigma**2) ** 0.5
 
     return Output(
-        f"F({sigma_data:g})",
+        f"F({float(sigma_data)!r})",
         lambda level: level.sigma / (sigma_data * norm(level)),
         lambda level: -sigma_data * level.alpha / norm(level),
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 
-def bar(task: str, total: int) -> Callable[[int, int], None]:
-    """A function (done, total) that draws a bar on stderr and closes it at the end."""
+@contextlib.contextmanager
+def bar(task: str, total: int) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr while inside: a function (done, total)."""
     try:
         from rich.console import Console
         from rich.progress import (
@@ -25,12 +27,6 @@ def bar(task: str, total: int) -> Callable[[int, int], None]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     clock = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
     display = Progress(*columns, *clock, console=Console(stderr=True))
-    number = display.add_task(task, total=total)
-    display.start()
-
-    def tell(done: int, _total: int) -> None:
-        display.update(number, completed=done)
-        if done >= total:
-            display.stop()
-
-    return tell
+    with display:
+        number = display.add_task(task, total=total)
+        yield lambda done, _: display.update(number, completed=done)

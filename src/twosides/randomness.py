@@ -39,7 +39,8 @@ class PerSample:
         self.indices = list(indices)
         self.total = total or len(self.indices)
         self._shared = _generator(seed, stream)
-        self._own = [_generator(seed, stream, index) for index in self.indices]
+        # SeedSequence pads keys with zeros, so a last key of 0 would be the shared generator.
+        self._own = [_generator(seed, stream, 1 + index) for index in self.indices]
 
     def normal(
         self,

@@ -207,7 +207,8 @@ class Schedule(abc.ABC):
         """The t in [0, 1] with the given logsnr; ValueError outside the schedule's range."""
         logsnr = _float64(logsnr)
         low, high = self.logsnr_min, self.logsnr_max
-        slack = 1e-9 * (1 + logsnr.abs())  # rounding of levels that were computed elsewhere
+        # Levels may come back rounded to float32; an infinite one must be meant.
+        slack = torch.where(logsnr.isinf(), 0.0, 1e-6 * (1 + logsnr.abs()))
         outside = ~((logsnr >= low - slack) & (logsnr <= high + slack))
         if logsnr.device.type == "cpu" and bool(outside.any()):
             bad = logsnr[outside].reshape(-1)[0].item()
@@ -241,7 +242,8 @@ class Schedule(abc.ABC):
     def dlogsnr(self, t: Scalar) -> Tensor:
         """dlogsnr/dt = -2 (dtau/dt) / (tau (1 - tau)); negative, -inf where logsnr is infinite."""
         logsnr = self.logsnr(t)
-        return -2 * self.rate(t) / (torch.sigmoid(0.5 * logsnr) * torch.sigmoid(-0.5 * logsnr))
+        slope = -2 * self.rate(t) / (torch.sigmoid(0.5 * logsnr) * torch.sigmoid(-0.5 * logsnr))
+        return torch.where(logsnr.isinf(), -math.inf, slope)
 
     def dalpha(self, t: Scalar) -> Tensor:
         """dalpha/dt."""
@@ -585,6 +587,11 @@ class Betas(Tabulated):
     betas: tuple[float, ...]
     zero_terminal_snr: bool = False
 
+    def __post_init__(self) -> None:
+        """ValueError for betas that are not probabilities; lists become tuples."""
+        object.__setattr__(self, "betas", tuple(float(beta) for beta in self.betas))
+        logsnr_of_betas(self._betas())
+
     def _betas(self) -> Tensor:
         return torch.tensor(self.betas, dtype=torch.float64)
 
@@ -607,6 +614,14 @@ class ScaledLinear(Tabulated):
     steps: int = 1000
     power: float = 2.0
     zero_terminal_snr: bool = False
+
+    def __post_init__(self) -> None:
+        """ValueError for betas that do not grow inside (0, 1)."""
+        object.__setattr__(self, "steps", int(self.steps))
+        if not (0 < self.beta_start < self.beta_end < 1 and self.steps >= 2 and self.power > 0):
+            raise ValueError(
+                f"ScaledLinear needs 0 < beta_start < beta_end < 1, steps >= 2, power > 0: {self}"
+            )
 
     def _betas(self) -> Tensor:
         ends = self.beta_start ** (1 / self.power), self.beta_end ** (1 / self.power)

@@ -84,6 +84,12 @@ class Karras(Grid):
     sigma_min: float | None = None
     sigma_max: float | None = None
 
+    def __post_init__(self) -> None:
+        """ValueError for values that are not positive."""
+        values = (self.rho, self.sigma_min or 1.0, self.sigma_max or 1.0)
+        if self.sigma_min == 0 or not all(0 < value < math.inf for value in values):
+            raise ValueError(f"Karras needs rho, sigma_min, sigma_max > 0; 0 is added last: {self}")
+
     def logsnrs(self, schedule: Schedule, steps: int) -> Tensor:
         """-2 log sigma of the ramp, and +inf."""
         low = self._end(self.sigma_min, schedule.logsnr_max, 0.002)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import zipfile
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -97,15 +98,24 @@ class Plan:
 
     def __post_init__(self) -> None:
         """ValueError unless the arrays fit together and each row uses only earlier calls."""
-        calls = len(self.logsnr) - 1
+        calls = self.logsnr.size - 1
         shapes = [self.alpha.shape, self.sigma.shape, self.x.shape, self.eps.shape]
         wanted = [(calls + 1,), (calls + 1,), (calls + 1, calls), (calls + 1, calls)]
-        if calls < 1 or shapes != wanted or self.noise.shape[0] != calls + 1:
+        noises = self.noise.ndim == 2 and len(self.noise) == calls + 1 and self.noise.shape[1] >= 1
+        if calls < 1 or self.logsnr.ndim != 1 or shapes != wanted or not noises:
             raise ValueError(
                 f"a plan of {calls} calls needs arrays of shapes {wanted}, got {shapes}"
             )
         if np.triu(self.x).any() or np.triu(self.eps).any():
             raise ValueError("a plan's row uses a network call that comes after it")
+        with np.errstate(divide="ignore"):
+            logsnr = 2 * (np.log(np.abs(self.alpha)) - np.log(np.abs(self.sigma)))
+        matches = np.isclose(logsnr, self.logsnr, rtol=1e-6, atol=1e-6)
+        if (
+            np.isnan(self.logsnr).any()
+            or not (matches | ~np.isfinite(self.alpha + self.sigma)).all()
+        ):
+            raise ValueError("a plan's logsnr is not that of its alpha and sigma")
         finite = all(np.isfinite(part).all() for part in (self.x, self.eps, self.noise))
         if not finite or not np.isfinite(self.alpha + self.sigma).all():
             raise ValueError(
@@ -197,11 +207,14 @@ class Plan:
                 raise ValueError(f"format {content.get('format')!r} {content.get('version')!r}")
             levels = [np.array(content[key], dtype=np.float64) for key in _LEVELS]
             calls, rows = len(levels[0]) - 1, content["rows"]
-            widths = {"x": calls, "eps": calls, "noise": 1 + int(content["noises"])}
+            noises = int(content["noises"])
+            if not 0 <= noises <= sum(len(row["noise"]) for row in rows):
+                raise ValueError(f"{noises} noises")
+            widths = {"x": calls, "eps": calls, "noise": 1 + noises}
             tables = [_dense([row[key] for row in rows], width) for key, width in widths.items()]
             return cls(*levels, *tables, name=str(content["name"]))
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-            raise ValueError(f"this is not a twosides plan, version 1: {error}") from error
+        except _BROKEN as error:
+            raise ValueError(f"this is not a twosides plan, version 1: {error!r}") from error
 
     def to_npz(self, path: str | Path) -> None:
         """The arrays of the plan as an .npz file of that very name."""
@@ -215,18 +228,24 @@ class Plan:
     @classmethod
     def from_npz(cls, path: str | Path) -> Plan:
         """The plan back, exactly; never unpickles."""
-        with np.load(path, allow_pickle=False) as file:
-            missing = {*_LEVELS, "x", "eps", "noise", "name"} - set(file.files)
-            if missing:
-                raise ValueError(f"{path} is not a twosides plan: it lacks {sorted(missing)}")
-            tables = [file[key].astype(np.float64) for key in (*_LEVELS, "x", "eps", "noise")]
-            return cls(*tables, name=str(file["name"]))
+        names = (*_LEVELS, "x", "eps", "noise", "name")
+        try:
+            with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+                if missing := set(names) - set(file.files):
+                    raise ValueError(f"it lacks {sorted(missing)}")
+                *tables, name = (file[key] for key in names)
+            return cls(*(table.astype(np.float64) for table in tables), name=str(name))
+        except (*_BROKEN, zipfile.BadZipFile, EOFError) as error:
+            raise ValueError(f"{path} is not a twosides plan: {error!r}") from error
 
     def _tables(self) -> dict[str, Array]:
         return {"x": self.x, "eps": self.eps, "noise": self.noise}
 
 
 _LEVELS = ("logsnr", "alpha", "sigma")
+_BROKEN = (
+    ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError
+)  # fmt: skip
 
 
 def _sparse(row: Array) -> list[list[float]]:
@@ -308,6 +327,7 @@ class Program(NamedTuple):
     rows: list[Row]
     calls: list[Call]
     ask: Callable[..., tuple[Tensor, Tensor]]
+    used: set[int]
 
 
 def lower(plan: Plan, denoiser: Denoises, like: Tensor) -> Program:
@@ -332,7 +352,7 @@ def lower(plan: Plan, denoiser: Denoises, like: Tensor) -> Program:
         rows[i].terms.append((slot, float(table[i, slot])))
         if last_use[slot] == i:
             rows[i].forget.append(slot)
-    return Program(rows, calls, ask)
+    return Program(rows, calls, ask, set(np.flatnonzero(table.any(0)).tolist()))
 
 
 def _ask_network(
@@ -406,7 +426,8 @@ def run(
             edited = edit(index, z, call.level)
             z = z if edited is None else edited
         pair = program.ask(denoiser, z, call, conditioning or {})
-        kept[2 * index], kept[2 * index + 1] = pair
+        slots = zip((2 * index, 2 * index + 1), pair, strict=True)
+        kept.update((slot, tensor) for slot, tensor in slots if slot in program.used)
         if watch is not None:
             watch(Visit(index, z, call.level, partial(call.solution.apply, *pair)))
     return z

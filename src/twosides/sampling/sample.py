@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -37,11 +40,11 @@ class Trajectory:
 @torch.no_grad()
 def sample(
     denoiser: Denoises,
-    shape: Sequence[int],
+    shape: Sequence[SupportsIndex],
     *,
     sampler: str | Sampler | Plan = "ddim",
-    steps: int = 20,
-    schedule: Schedule | None = None,
+    steps: SupportsIndex = 20,
+    schedule: str | Schedule | None = None,
     seed: int | None = None,
     indices: Sequence[int] | None = None,
     init: Tensor | None = None,
@@ -69,19 +72,18 @@ def sample(
     Nothing is clamped; ValueError for impossible pairs, such as eps-prediction at zero SNR, and for
     non-finite initial noise.
     """
-    shape = _checked_shape(shape)
+    sizes = _checked_shape(shape)
     device = torch.device(device) if device is not None else _device_of(denoiser)
     table = sampler if isinstance(sampler, Plan) else _plan(denoiser, sampler, schedule, steps)
-    rows = range(shape[0]) if indices is None else indices
-    if len(rows) != shape[0]:
-        raise ValueError(f"{len(rows)} indices were given for {shape[0]} samples")
+    rows = range(sizes[0]) if indices is None else indices
+    if len(rows) != sizes[0]:
+        raise ValueError(f"{len(rows)} indices were given for {sizes[0]} samples")
     own = PerSample(fresh_seed() if seed is None else seed, rows)
-    drawn = own.normal(shape[1:], dtype, device)
-    start = drawn if init is None else _checked_init(init, shape).to(device, dtype)
+    drawn = own.normal(sizes[1:], dtype, device)
+    start = drawn if init is None else _checked_init(init, sizes).to(device, dtype)
     record = Trajectory(table, start)
-    tell = _teller(progress, table.nfe)
 
-    def watch(visit: Visit) -> None:
+    def watch(tell: Progress | None, visit: Visit) -> None:
         if trajectory:
             record.levels.append(visit.level)
             record.states.append(visit.z)
@@ -89,15 +91,16 @@ def sample(
         if tell is not None:
             tell(visit.number + 1, table.nfe)
 
-    state = run(
-        table,
-        denoiser,
-        start,
-        noise or (lambda: own.normal(shape[1:], dtype, device)),
-        edit=edit,
-        watch=watch if trajectory or tell else None,
-        conditioning=conditioning,
-    )
+    with _teller(progress, table.nfe) as tell:
+        state = run(
+            table,
+            denoiser,
+            start,
+            noise or (lambda: own.normal(sizes[1:], dtype, device)),
+            edit=edit,
+            watch=partial(watch, tell) if trajectory or tell else None,
+            conditioning=conditioning,
+        )
     last = table.levels[-1]
     restore = getattr(denoiser, "unstandardise", None)
     data = state if last.alpha == 1.0 else state / last.alpha
@@ -108,15 +111,18 @@ def sample(
 
 
 def _plan(
-    denoiser: Denoises, sampler: str | Sampler, schedule: Schedule | None, steps: int
+    denoiser: Denoises,
+    sampler: str | Sampler,
+    schedule: str | Schedule | None,
+    steps: SupportsIndex,
 ) -> Plan:
     own = describes(denoiser)
     return plan(sampler, schedule or own, steps)
 
 
-def _checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
-    sizes = tuple(shape)
-    if not sizes or any(not isinstance(size, int) or size < 1 for size in sizes):
+def _checked_shape(shape: Sequence[SupportsIndex]) -> tuple[int, ...]:
+    sizes = tuple(operator.index(size) for size in shape)
+    if not sizes or min(sizes) < 1:
         raise ValueError(f"shape is (number of samples, ...), positive integers, got {shape}")
     return sizes
 
@@ -134,11 +140,11 @@ def _device_of(denoiser: Any) -> torch.device:
     return first.device if first is not None else torch.device("cpu")
 
 
-def _teller(progress: bool | Progress, total: int) -> Progress | None:
-    if progress is False:
-        return None
+def _teller(
+    progress: bool | Progress, total: int
+) -> contextlib.AbstractContextManager[Progress | None]:
     if progress is not True:
-        return progress
+        return contextlib.nullcontext(progress or None)
     from twosides.progress import bar
 
     return bar("sampling", total)

@@ -6,12 +6,13 @@ and the tests read this table.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, SupportsIndex
 
-from twosides.naming import named
+from twosides.naming import Table, named
 from twosides.outputs import Estimate
 from twosides.sampling.grids import Grid, Karras, UniformTime
 from twosides.sampling.plan import Plan, trace
@@ -33,7 +34,7 @@ from twosides.sampling.stochasticity import (
     LargeVariance,
     Stochasticity,
 )
-from twosides.schedules import Level, Schedule
+from twosides.schedules import Level, Schedule, schedule_named
 
 
 @dataclass(frozen=True)
@@ -73,15 +74,23 @@ class Sampler:
         """Whether noise is injected after the initial one."""
         return not isinstance(self.stochasticity, Deterministic)
 
-    def levels(self, schedule: Schedule, steps: int) -> list[Level]:
+    def levels(self, schedule: Schedule, steps: SupportsIndex) -> list[Level]:
         """The nodes of a run, noise to data, in the schedule's scaling."""
-        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        if isinstance(steps, bool | float) or operator.index(steps) < 1:
             raise ValueError(f"steps must be a whole number >= 1, got {steps!r}")
-        levels = schedule.level(self.grid.logsnrs(schedule, steps))
+        logsnrs = self.grid.logsnrs(schedule, operator.index(steps))
+        rising = logsnrs[1:] > logsnrs[:-1]
+        if not bool(rising.all()):
+            bad = int((~rising).nonzero()[0])
+            raise ValueError(
+                f"{self.grid} does not go from noise to data: logsnr {float(logsnrs[bad]):.6g} is "
+                f"followed by {float(logsnrs[bad + 1]):.6g}; nodes must increase"
+            )
+        levels = schedule.level(logsnrs)
         columns = (value.tolist() for value in levels)
         return [Level(*values) for values in zip(*columns, strict=True)]
 
-    def plan(self, schedule: Schedule, steps: int, name: str = "") -> Plan:
+    def plan(self, schedule: Schedule, steps: SupportsIndex, name: str = "") -> Plan:
         """The sampler as a table of coefficients."""
         if isinstance(schedule, type):
             raise TypeError(f"pass an instance, {schedule.__name__}(), not the class")
@@ -92,7 +101,7 @@ class Sampler:
             return self.steps(initial * start, schedule, levels, noise)
 
         title = name or type(self.solver).__name__
-        return trace(sampler, levels[-1], f"{title}, {steps} steps on {schedule}")
+        return trace(sampler, levels[-1], f"{title}, {len(levels) - 1} steps on {schedule}")
 
     def steps(
         self, z: Any, schedule: Schedule, levels: list[Level], noise: Callable[[], Any]
@@ -107,25 +116,30 @@ class Sampler:
         return z
 
 
-samplers: dict[str, Sampler] = {
-    "ddim": Sampler(solver=DDIM(), paper="Song+ 2020, arXiv 2010.02502"),
-    "flow-euler": Sampler(solver=Euler("u"), paper="Lipman+ 2022, arXiv 2210.02747"),
-    "pf-euler": Sampler(solver=ProbabilityFlowEuler(), paper="Song+ 2021, arXiv 2011.13456"),
-    "edm-euler": Sampler(Karras(), Euler("eps"), paper="Karras+ 2022, arXiv 2206.00364"),
-    "ddpm": Sampler(stochasticity=Eta(1.0), paper="Ho+ 2020, arXiv 2006.11239"),
-    "ddpm-large": Sampler(stochasticity=LargeVariance(), paper="Ho+ 2020, arXiv 2006.11239"),
-    "euler-ancestral": Sampler(
-        Karras(),
-        Euler("eps"),
-        DDIMEta(1.0),
-        paper="Karras+ 2022; k-diffusion's sample_euler_ancestral",
-    ),
-    "churn": Sampler(stochasticity=Churn(0.3), paper="Gao+ 2024, Diffusion Meets Flow Matching"),
-    "euler-maruyama": Sampler(
-        solver=EulerMaruyama(), stochasticity=Eta(1.0), paper="Song+ 2021, arXiv 2011.13456"
-    ),
-    "consistency": Sampler(stochasticity=FullRenoise(), paper="Song+ 2023, arXiv 2303.01469"),
-}
+samplers: Table[Sampler] = Table(
+    "sampler",
+    {
+        "ddim": Sampler(solver=DDIM(), paper="Song+ 2020, arXiv 2010.02502"),
+        "flow-euler": Sampler(solver=Euler("u"), paper="Lipman+ 2022, arXiv 2210.02747"),
+        "pf-euler": Sampler(solver=ProbabilityFlowEuler(), paper="Song+ 2021, arXiv 2011.13456"),
+        "edm-euler": Sampler(Karras(), Euler("eps"), paper="Karras+ 2022, arXiv 2206.00364"),
+        "ddpm": Sampler(stochasticity=Eta(1.0), paper="Ho+ 2020, arXiv 2006.11239"),
+        "ddpm-large": Sampler(stochasticity=LargeVariance(), paper="Ho+ 2020, arXiv 2006.11239"),
+        "euler-ancestral": Sampler(
+            Karras(),
+            Euler("eps"),
+            DDIMEta(1.0),
+            paper="Karras+ 2022; k-diffusion's sample_euler_ancestral",
+        ),
+        "churn": Sampler(
+            stochasticity=Churn(0.3), paper="Gao+ 2024, Diffusion Meets Flow Matching"
+        ),
+        "euler-maruyama": Sampler(
+            solver=EulerMaruyama(), stochasticity=Eta(1.0), paper="Song+ 2021, arXiv 2011.13456"
+        ),
+        "consistency": Sampler(stochasticity=FullRenoise(), paper="Song+ 2023, arXiv 2303.01469"),
+    },
+)
 
 
 def sampler_named(sampler: str | Sampler) -> Sampler:
@@ -135,12 +149,12 @@ def sampler_named(sampler: str | Sampler) -> Sampler:
     return named("sampler", sampler, samplers)
 
 
-def plan(sampler: str | Sampler, schedule: Schedule, steps: int) -> Plan:
-    """The plan of a sampler on a schedule.
+def plan(sampler: str | Sampler, schedule: str | Schedule, steps: SupportsIndex) -> Plan:
+    """The plan of a sampler on a schedule, each by name if wanted.
 
     >>> from twosides.schedules import FlowMatching
     >>> plan("ddim", FlowMatching(), 4).nfe
     4
     """
     name = sampler if isinstance(sampler, str) else ""
-    return sampler_named(sampler).plan(schedule, steps, name)
+    return sampler_named(sampler).plan(schedule_named(schedule), steps, name)

@@ -21,9 +21,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
+
 from twosides.outputs import Estimate, Output, output_named
 from twosides.sampling.stochasticity import Interval, Kick
-from twosides.schedules import Level
+from twosides.schedules import SCALINGS, Level
 
 Asks = Generator[tuple[Any, Level], Estimate, Any]
 
@@ -41,7 +43,9 @@ class Step:
     def here(self) -> Level:
         """Where the network is asked: the step's start, raised by the kick's `before`."""
         start = self.interval.here
-        return self._level(start.logsnr - self.kick.before) if self.kick.before else start
+        if not self.kick.before:
+            return start
+        return self.interval.schedule.level(start.logsnr - self.kick.before).floats()
 
     @property
     def there(self) -> Level:
@@ -50,27 +54,32 @@ class Step:
 
     @cached_property
     def over(self) -> Level:
-        """Where the ODE goes before renoising: the step's end plus the overshoot."""
-        after = self.kick.after
-        return self._level(self.there.logsnr + after) if after else self.there
+        """Where the ODE goes before renoising: the step's end plus the overshoot.
+
+        In VP scaling, as a schedule need not reach so far and the scaling cancels in `renoise`.
+        """
+        if not self.kick.after:
+            return self.there
+        logsnr = torch.tensor(self.there.logsnr + self.kick.after, dtype=torch.float64)
+        return Level(logsnr, *SCALINGS["vp"].levels(logsnr)).floats()
 
     def lift(self, z: Any) -> Any:
         """z brought from the step's start up to `here` by forward diffusion."""
         return self._diffuse(z, self.interval.here, self.here, self.kick.before)
 
-    def renoise(self, z: Any) -> Any:
-        """z brought from `over` back to `there` by forward diffusion."""
-        return self._diffuse(z, self.over, self.there, self.kick.after)
+    def renoise(self, z: Any, start: Level | None = None) -> Any:
+        """z brought from `over` (or `start`, in another scaling) back to `there`."""
+        return self._diffuse(z, start or self.over, self.there, self.kick.after)
 
     def _diffuse(self, z: Any, start: Level, end: Level, lost: float) -> Any:
         """`z alpha'/alpha + sigma' sqrt(1 - exp(-lost)) n`: logsnr falls by `lost`."""
         if not lost or end.sigma == 0:
             return z
-        z = (end.alpha / start.alpha) * z if start.alpha else z
-        return z + (self.kick.scale * end.sigma * math.sqrt(-math.expm1(-lost))) * self.noise()
-
-    def _level(self, logsnr: float) -> Level:
-        return self.interval.schedule.level(logsnr).floats()
+        # Without data (alpha = 0) the ratio is that of what remains of the noise.
+        keep = end.alpha / start.alpha if start.alpha else math.exp(-0.5 * lost)
+        return (
+            keep * z + (self.kick.scale * end.sigma * math.sqrt(-math.expm1(-lost))) * self.noise()
+        )
 
 
 class Solver(abc.ABC):
@@ -146,10 +155,12 @@ class ProbabilityFlowEuler(Solver):
         """One call, at the start."""
         x, eps = yield z, step.here
         schedule, t = step.interval.schedule, step.interval.schedule.time(step.here.logsnr)
-        change = float(schedule.time(step.over.logsnr) - t)
+        reached = schedule.time(step.over.logsnr)
+        change = float(reached - t)
         slopes = float(schedule.dalpha(t)), float(schedule.dsigma(t))
         _finite(slopes, "the velocity", step, "DDIM, which needs no derivative")
-        return step.renoise(z + (change * slopes[0]) * x + (change * slopes[1]) * eps)
+        z = z + (change * slopes[0]) * x + (change * slopes[1]) * eps
+        return step.renoise(z, schedule.at(reached).floats())
 
 
 @dataclass(frozen=True)

@@ -379,6 +379,10 @@ def convert(source: Stochasticity, kind: type[Kind], step: Interval) -> Kind:
     """
     kick = source.kick(step)
     overshoot = kick.before + kick.after
+    if kick.scale != 1:
+        raise ValueError(
+            f"{source} scales its noise by {kick.scale:.4g}, which no {kind.__name__} does"
+        )
     if not (math.isfinite(overshoot) and 0 < step.gain < math.inf):
         raise ValueError(
             f"the step from logsnr {step.here.logsnr:.4g} to {step.there.logsnr:.4g} has overshoot "

@@ -184,12 +184,13 @@ class Watching(lightning.Callback):
     ) -> None:
         """`draw(denoiser) -> PNG bytes` makes the pictures."""
         self.folder, self.settings, self.average, self.draw = folder, settings, average, draw
-        self.began = time.monotonic()
+        self.began, self.open = time.monotonic(), contextlib.ExitStack()
         self.tell: Callable[[int, int], None] = lambda done, total: None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Start the clock."""
-        self.began, self.tell = time.monotonic(), bar("training", self.settings.steps)
+        self.began = time.monotonic()
+        self.tell = self.open.enter_context(bar("training", self.settings.steps))
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -206,7 +207,11 @@ class Watching(lightning.Callback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Close the bar."""
-        self.tell(self.settings.steps, self.settings.steps)
+        self.open.close()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Close the bar."""
+        self.open.close()
 
 
 def fit(
@@ -232,6 +237,7 @@ def fit(
     folder, settings = Path(folder), settings or Settings()
     recipe = recipe_named(recipe)
     denoiser = recipe.denoiser(network, **options)
+    _reaches(denoiser, recipe)
     _same_run(folder, _identity(denoiser, settings))
     asked = {"steps": settings.steps, "minutes": settings.minutes}
     if _finished(folder, asked):
@@ -252,6 +258,18 @@ def fit(
     notes = {"training": training, "ema": {"sigma_rel": settings.sigma_rel}, **(about or {})}
     checkpoint.save(result, folder / "model", **notes)
     return result
+
+
+def _reaches(denoiser: Denoiser, recipe: Recipe) -> None:
+    """Refuse, before the first step, a clock that cannot tell all levels of the density."""
+    ends = recipe.density.logsnr(torch.tensor([1e-9, 1 - 1e-9], dtype=torch.float64))
+    try:
+        denoiser.clock.read(ends, denoiser.schedule)
+    except ValueError as error:
+        raise ValueError(
+            f"this recipe trains on logsnr {ends[1]:.4g} to {ends[0]:.4g}, but {denoiser.clock} "
+            f"cannot tell all of that: {error}. Use time='c_noise', 'logsnr' or clamp=True"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -75,28 +75,26 @@ class Objective:
         **conditioning: Any,
     ) -> Losses:
         """The losses with the levels they were measured at."""
+        if not x.is_floating_point():
+            raise TypeError(f"data must be floating point, got {x.dtype}; scale images to [-1, 1]")
         draw = _randomness(generator, x)
         u = draw.strata() if self.stratified else draw.uniform()
         logsnr = self.density.logsnr(u)
         level = describes(denoiser).level(logsnr)
         eps = draw.normal(x.shape[1:], x.dtype, x.device)
         log_weight = self.weighting.log(logsnr) - self.density.log_prob(logsnr)
+        standardise = getattr(denoiser, "standardise", None)
+        x = standardise(x) if standardise else x
         if isinstance(denoiser, Denoiser):
-            x = denoiser.standardise(x)
             time = denoiser.clock.read(logsnr, denoiser.schedule)
-            answer = denoiser.predict(
-                level.mix(x, eps), time.to(x.device, _wide(x)), **conditioning
-            )
+            time = time.to(x.device, denoiser.time_dtype(x.dtype))
+            answer = denoiser.predict(level.mix(x, eps), time, **conditioning)
             target = denoiser.output.of(x, eps, level)
             log_weight = log_weight - denoiser.output.kappa(level).log()
         else:
             answer, target = denoiser(level.mix(x, eps), level, **conditioning).eps, eps
-        error = ((answer - target) ** 2).flatten(1).mean(1)
+        error = ((answer - target) ** 2).reshape(len(x), -1).mean(1)
         return Losses(along_batch(log_weight.exp(), error) * error, logsnr, error)
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _randomness(generator: Randomness, x: Tensor) -> PerSample | Shared:

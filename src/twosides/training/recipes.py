@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from twosides.denoiser import Clock, Denoiser
-from twosides.naming import named
+from twosides.naming import Table, named
 from twosides.schedules import EDM, Cosine, FlowMatching, Schedule, VPLinear
 from twosides.training.densities import Density, FromSchedule, Normal
 from twosides.training.objective import Objective
@@ -57,24 +57,31 @@ class Recipe:
         return Denoiser(network, self.output, self.schedule, **{"time": self.time, **options})
 
 
-recipes: dict[str, Recipe] = {
-    "flow-matching": Recipe.plain("u", FlowMatching(), paper="Lipman+ 2022, arXiv 2210.02747"),
-    "v-cosine": Recipe.plain("v", Cosine(), paper="Salimans & Ho 2022, arXiv 2202.00512"),
-    "eps-cosine": Recipe.plain(
-        "eps", Cosine(-15, 15), paper="Nichol & Dhariwal 2021, arXiv 2102.09672; range as in VDM"
-    ),
-    "eps-linear": Recipe.plain("eps", VPLinear(), paper="Ho+ 2020, Song+ 2021, arXiv 2011.13456"),
-    "edm": Recipe.plain(
-        "F(0.5)",
-        EDM(),
-        Normal.log_normal_sigma(-1.2, 1.2),
-        time="c_noise",
-        paper="Karras+ 2022, arXiv 2206.00364",
-    ),
-    "sd3": Recipe.plain(
-        "u", FlowMatching(), Normal.logit_normal(0, 1), paper="Esser+ 2024, arXiv 2403.03206"
-    ),
-}
+recipes: Table[Recipe] = Table(
+    "recipe",
+    {
+        "flow-matching": Recipe.plain("u", FlowMatching(), paper="Lipman+ 2022, arXiv 2210.02747"),
+        "v-cosine": Recipe.plain("v", Cosine(), paper="Salimans & Ho 2022, arXiv 2202.00512"),
+        "eps-cosine": Recipe.plain(
+            "eps",
+            Cosine(-15, 15),
+            paper="Nichol & Dhariwal 2021, arXiv 2102.09672; range as in VDM",
+        ),
+        "eps-linear": Recipe.plain(
+            "eps", VPLinear(), paper="Ho+ 2020, Song+ 2021, arXiv 2011.13456"
+        ),
+        "edm": Recipe.plain(
+            "F(0.5)",
+            EDM(),
+            Normal.log_normal_sigma(-1.2, 1.2),
+            time="c_noise",
+            paper="Karras+ 2022, arXiv 2206.00364",
+        ),
+        "sd3": Recipe.plain(
+            "u", FlowMatching(), Normal.logit_normal(0, 1), paper="Esser+ 2024, arXiv 2403.03206"
+        ),
+    },
+)
 
 
 def recipe_named(recipe: str | Recipe) -> Recipe:
