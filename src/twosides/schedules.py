@@ -741,12 +741,19 @@ class _Numerical(Schedule):
 
 @dataclass(frozen=True)
 class _Own(Scaling):
-    """The scaling of a schedule that is stated as (alpha, sigma)(t)."""
+    """The scaling of a schedule that is stated as (alpha, sigma)(t).
+
+    Beyond the schedule's range, where a sampler may overshoot, the norm of its end is held.
+    """
 
     schedule: _Numerical
 
     def levels(self, logsnr: Tensor) -> tuple[Tensor, Tensor]:
-        return self.schedule.values(self.schedule.time(logsnr))
+        reached = logsnr.clamp(self.schedule.logsnr_min, self.schedule.logsnr_max)
+        own = self.schedule.values(self.schedule.time(reached))
+        beyond = torch.hypot(*own) * torch.stack(_VP().levels(logsnr))
+        alpha, sigma = torch.where(reached == logsnr, torch.stack(own), beyond)
+        return alpha, sigma
 
     def slopes(self, logsnr: Tensor) -> tuple[Tensor, Tensor]:
         t = self.schedule.time(logsnr)

@@ -110,7 +110,9 @@ class Plan:
             raise ValueError("a plan's row uses a network call that comes after it")
         with np.errstate(divide="ignore"):
             logsnr = 2 * (np.log(np.abs(self.alpha)) - np.log(np.abs(self.sigma)))
+        # Where floats of t near 1 are too coarse to tell levels apart, only roughly.
         matches = np.isclose(logsnr, self.logsnr, rtol=1e-6, atol=1e-6)
+        matches |= np.minimum(np.abs(logsnr), np.abs(self.logsnr)) > 50
         if (
             np.isnan(self.logsnr).any()
             or not (matches | ~np.isfinite(self.alpha + self.sigma)).all()

@@ -21,11 +21,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
-
 from twosides.outputs import Estimate, Output, output_named
 from twosides.sampling.stochasticity import Interval, Kick
-from twosides.schedules import SCALINGS, Level
+from twosides.schedules import Level
 
 Asks = Generator[tuple[Any, Level], Estimate, Any]
 
@@ -43,9 +41,7 @@ class Step:
     def here(self) -> Level:
         """Where the network is asked: the step's start, raised by the kick's `before`."""
         start = self.interval.here
-        if not self.kick.before:
-            return start
-        return self.interval.schedule.level(start.logsnr - self.kick.before).floats()
+        return self._level(start.logsnr - self.kick.before) if self.kick.before else start
 
     @property
     def there(self) -> Level:
@@ -54,22 +50,17 @@ class Step:
 
     @cached_property
     def over(self) -> Level:
-        """Where the ODE goes before renoising: the step's end plus the overshoot.
-
-        In VP scaling, as a schedule need not reach so far and the scaling cancels in `renoise`.
-        """
-        if not self.kick.after:
-            return self.there
-        logsnr = torch.tensor(self.there.logsnr + self.kick.after, dtype=torch.float64)
-        return Level(logsnr, *SCALINGS["vp"].levels(logsnr)).floats()
+        """Where the ODE goes before renoising: the step's end plus the overshoot."""
+        after = self.kick.after
+        return self._level(self.there.logsnr + after) if after else self.there
 
     def lift(self, z: Any) -> Any:
         """z brought from the step's start up to `here` by forward diffusion."""
         return self._diffuse(z, self.interval.here, self.here, self.kick.before)
 
-    def renoise(self, z: Any, start: Level | None = None) -> Any:
-        """z brought from `over` (or `start`, in another scaling) back to `there`."""
-        return self._diffuse(z, start or self.over, self.there, self.kick.after)
+    def renoise(self, z: Any) -> Any:
+        """z brought from `over` back to `there` by forward diffusion."""
+        return self._diffuse(z, self.over, self.there, self.kick.after)
 
     def _diffuse(self, z: Any, start: Level, end: Level, lost: float) -> Any:
         """`z alpha'/alpha + sigma' sqrt(1 - exp(-lost)) n`: logsnr falls by `lost`."""
@@ -80,6 +71,9 @@ class Step:
         return (
             keep * z + (self.kick.scale * end.sigma * math.sqrt(-math.expm1(-lost))) * self.noise()
         )
+
+    def _level(self, logsnr: float) -> Level:
+        return self.interval.schedule.level(logsnr).floats()
 
 
 class Solver(abc.ABC):
@@ -155,12 +149,10 @@ class ProbabilityFlowEuler(Solver):
         """One call, at the start."""
         x, eps = yield z, step.here
         schedule, t = step.interval.schedule, step.interval.schedule.time(step.here.logsnr)
-        reached = schedule.time(step.over.logsnr)
-        change = float(reached - t)
+        change = float(schedule.time(step.over.logsnr) - t)
         slopes = float(schedule.dalpha(t)), float(schedule.dsigma(t))
         _finite(slopes, "the velocity", step, "DDIM, which needs no derivative")
-        z = z + (change * slopes[0]) * x + (change * slopes[1]) * eps
-        return step.renoise(z, schedule.at(reached).floats())
+        return step.renoise(z + (change * slopes[0]) * x + (change * slopes[1]) * eps)
 
 
 @dataclass(frozen=True)
