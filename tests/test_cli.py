@@ -164,3 +164,32 @@ def test_verify_exits_with_the_verdict(cli, monkeypatch):
     monkeypatch.setattr(verify, "CLAIMS", [*few, verify.Claim("no", lambda: 1.0, at_most=0.0)])
     code, out, _ = cli("verify")
     assert code == 1 and "FAIL" in out
+
+
+def test_demo(cli, tmp_path, monkeypatch):
+    """The whole demo, hardly trained; again, it tells what it found."""
+    from dataclasses import replace
+
+    from twosides import demo
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("twosides.data.tasks.Glyphs", _few_letters)
+    monkeypatch.setattr(demo, "COPIES", 1)
+    monkeypatch.setattr(demo, "train_reader", _short_reader)
+    monkeypatch.setattr(demo, "SETUPS", tuple(replace(s, steps=2) for s in demo.SETUPS[:3]))
+    words = ("demo", "--out", "run", "--steps", 2)
+    code, out, err = cli(*words)
+    assert code == 0 and "0 of 6656 pixels differ" in out, out + err
+    page = Path("run/report.html").read_text()
+    assert page.count("data:image/png;base64,") == 5 and "{{" not in page and "http" not in page
+    code, again, _ = cli(*words)
+    assert code == 0 and "made before" in again and "training" not in again
+    assert again.splitlines()[:2] == [
+        line for line in out.splitlines() if "same noise" in line or "max |" in line
+    ]
+
+
+def _short_reader(size, seed):
+    from twosides.data.reader import train_reader
+
+    return train_reader(size, seed, steps=5)

@@ -223,7 +223,7 @@ def demo(
     """
     from twosides.demo import demo as run
 
-    run(out, steps=steps, minutes=minutes, seed=seed)
+    print(run(out, steps=steps, minutes=minutes, seed=seed))
 
 
 COMMANDS = (train, sample, convert, compare, verify, demo)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import json
 import time
 from dataclasses import dataclass
 from importlib import resources
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from twosides import checkpoint, pictures
+from twosides import __version__, checkpoint, pictures
 from twosides.data.reader import accuracy, train_reader
 from twosides.data.tasks import task_named
 from twosides.denoiser import Denoises
@@ -77,29 +78,32 @@ class Outcome:
     seconds: float
 
 
-def demo(folder: Path, *, steps: int, minutes: float, seed: int) -> list[Outcome]:
-    """Train (or continue), sample every setup, write report.html; returns the outcomes."""
+def demo(folder: Path, *, steps: int, minutes: float, seed: int) -> str:
+    """Train (or continue), sample every setup, write report.html; returns the headline numbers.
+
+    The same demo again tells what it found the first time.
+    """
+    asked = {"steps": steps, "minutes": minutes, "seed": seed, "version": __version__}
+    record = folder / "demo.json"
+    if record.exists() and (found := json.loads(record.read_text()))["asked"] == asked:
+        return f"{found['headline']}\n(made before; remove {folder} to start afresh)"
     task = task_named(TASK)
-    print(
-        f"training a {task.network['class']} on letters of {len(task.classes)} classes", flush=True
-    )
-    denoiser = train_task(
-        task, folder, "flow-matching", steps=steps, minutes=minutes, seed=seed, checkpoint_every=150
-    )
-    trained = int(checkpoint.read_notes(folder)["training"]["steps"])
+    print(f"training {task.network['class']} on {len(task.classes)} letters", flush=True)
+    budget = {"steps": steps, "minutes": minutes, "seed": seed, "checkpoint_every": 150}
+    denoiser = train_task(task, folder, "flow-matching", **budget)
     print("teaching a classifier to read real letters", flush=True)
     reader = train_reader(task.shape[-1], seed)
     outcomes: list[Outcome] = []
     for setup in SETUPS:
         print(f"sampling: {setup.title}, {setup.steps} steps", flush=True)
-        outcomes.append(
-            _outcome(setup, guided(denoiser, GUIDANCE, dict(task.null)), reader, outcomes)
-        )
+        steered = guided(denoiser, GUIDANCE, dict(task.null))
+        outcomes.append(_outcome(setup, steered, reader, outcomes))
     both = torch.cat([outcome.x[:26] for outcome in outcomes[:2]])
     write_file(folder / "letters.png", pictures.png(pictures.grid(both, columns=13, zoom=4)))
-    write_file(folder / "report.html", _report(folder, outcomes, trained).encode())
-    _headline(folder, outcomes)
-    return outcomes
+    write_file(folder / "report.html", _report(folder, outcomes).encode())
+    headline = _headline(folder, outcomes)
+    write_file(record, json.dumps({"asked": asked, "headline": headline}).encode())
+    return headline
 
 
 def _outcome(setup: Setup, denoiser: Denoises, reader: Any, before: list[Outcome]) -> Outcome:
@@ -128,26 +132,27 @@ def _bytes(x: Tensor) -> Tensor:
     return x.clamp(-1, 1).add(1).mul(127.5).round()
 
 
-def _headline(folder: Path, outcomes: list[Outcome]) -> None:
+def _headline(folder: Path, outcomes: list[Outcome]) -> str:
     flow, diffusion = outcomes[0], outcomes[1]
-    total = flow.x.numel()
-    print(
-        f"\n{flow.setup.title} and {diffusion.setup.title}, same noise, {flow.setup.steps} steps:"
-    )
-    gap, pixels = diffusion.difference, diffusion.pixels
-    print(f"  max |difference| {gap:.1e}, {pixels} of {total} pixels differ")
+    gap, pixels, total = diffusion.difference, diffusion.pixels, flow.x.numel()
+    lines = [
+        f"{flow.setup.title} and {diffusion.setup.title}, same noise, {flow.setup.steps} steps:",
+        f"  max |difference| {gap:.1e}, {pixels} of {total} pixels differ",
+        f"of {len(flow.x)} letters a classifier reads correctly",
+    ]
     for outcome in outcomes:
-        name = f"{outcome.setup.title}, {outcome.setup.steps} steps"
-        print(f"  {outcome.legible:6.1%} of {len(outcome.x)} letters are read correctly: {name}")
-    print(f"\nreport: {folder / 'report.html'}")
+        setup = outcome.setup
+        lines.append(f"  {outcome.legible:6.1%}  {setup.title}, {setup.steps} steps")
+    return "\n".join([*lines, f"report: {folder / 'report.html'}"])
 
 
 # ---------------------------------------------------------------------------- the report
 
 
-def _report(folder: Path, outcomes: list[Outcome], trained: int) -> str:
+def _report(folder: Path, outcomes: list[Outcome]) -> str:
     page = resources.files("twosides").joinpath("report.html").read_text(encoding="utf-8")
     flow, diffusion = outcomes[0], outcomes[1]
+    trained = int(checkpoint.read_notes(folder)["training"]["steps"])
     parts = {
         "difference": f"{diffusion.difference:.1e}",
         "pixels": f"{diffusion.pixels} of {flow.x.numel():,}",
