@@ -57,10 +57,10 @@ SETUPS = (
     Setup(
         "diffusion: churn 0.3, VP cosine",
         Sampler(SAME_GRID, stochasticity=Churn(0.3)),
-        30,
+        20,
         Cosine(),
     ),
-    Setup("diffusion: DDPM, VP cosine", Sampler(SAME_GRID, stochasticity=Eta(1.0)), 60, Cosine()),
+    Setup("diffusion: DDPM, VP cosine", Sampler(SAME_GRID, stochasticity=Eta(1.0)), 40, Cosine()),
     Setup("flow matching: few steps", samplers["flow-euler"], 8, FlowMatching()),
     Setup("flow matching: fewer", samplers["flow-euler"], 4, FlowMatching()),
 )
