@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from instances import SCHEDULES, outputs
-from twosides.denoiser import CLOCKS, Denoiser, Index, Time, clock_named, convert
+from twosides.denoiser import CLOCKS, Denoiser, Index, clock_named, convert
 from twosides.oracle import GaussianMixture
 from twosides.outputs import OUTPUTS, F
 from twosides.schedules import EDM, Cosine, FlowMatching, ScaledLinear, VPLinear
@@ -173,10 +173,6 @@ def test_bad_input_is_named(make, error, words):
     # The type checker of the test run may object first, in its own words.
     with pytest.raises((error, TypeError), match=words if error is ValueError else None):
         make()
-
-
-def test_clamped_time_keeps_its_place():
-    assert Time(1000, clamp=True) != Time(1000)
 
 
 def test_quantised_weights_do_not_choose_the_dtype():

@@ -167,19 +167,6 @@ def test_broken_plan_files_are_refused(tmp_path):
         Plan.from_npz(path)
 
 
-def test_memory_is_one_state_per_step():
-    """A first-order plan keeps nothing but the last call's tensors."""
-    alive = []
-
-    def network(z, t):
-        out = net(z, t)
-        alive.append(weakref.ref(out))
-        assert sum(ref() is not None for ref in alive) <= 2
-        return out
-
-    sample(Denoiser(network), (2, 2), steps=20, seed=0)
-
-
 # ---------------------------------------------------------------------------- stochasticity
 
 

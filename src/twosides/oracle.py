@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from twosides import dynamics
 from twosides.outputs import Estimate, output_named
 from twosides.schedules import FlowMatching, Level, Schedule, along_batch
 
@@ -41,8 +42,7 @@ class _Exact:
 
     def velocity(self, z: Tensor, schedule: Schedule, t: float | Tensor) -> Tensor:
         """`dz/dt` of the probability-flow ODE on a schedule."""
-        x, eps = self(z, schedule.at(t))
-        return along_batch(schedule.dalpha(t), z) * x + along_batch(schedule.dsigma(t), z) * eps
+        return dynamics.velocity(self(z, schedule.at(t)), schedule, t)
 
 
 def _float64(value: Any) -> Tensor:
