@@ -17,6 +17,7 @@ and gives the ratio of the squared errors, whatever is predicted:
 | `u`        | -1          | 1          | alpha + sigma   | flow matching, SD3, FLUX          |
 | `score`    | 0           | -1/sigma   | -alpha/sigma    | score matching                    |
 | `F(s)`     | sigma/(s n) | -s alpha/n | -n/s            | EDM; n^2 = s^2 alpha^2 + sigma^2  |
+| `kappa(k)` | -k          | 1          | alpha + k sigma | none: frames between eps and x    |
 | `velocity` | dalpha/dt   | dsigma/dt  |                 | stochastic interpolants, SiT      |
 
 A leading minus flips the sign: `-u` is data minus noise. A new output is one row of `OUTPUTS`.
@@ -161,6 +162,16 @@ def F(sigma_data: float = 0.5) -> Output:
     )
 
 
+def kappa(value: float) -> Output:
+    """`eps - kappa x`: eps at 0, u at 1, towards -x for large kappa; a frame for solvers.
+
+    `c = alpha + kappa sigma` vanishes at neither end of the log-SNR line.
+    """
+    if not 0 <= value < math.inf:
+        raise ValueError(f"kappa is a finite number >= 0, got {value}; infinity is the output x")
+    return Output(f"kappa({float(value)!r})", -float(value), 1.0)
+
+
 def velocity(schedule: Schedule) -> Output:
     """The schedule's own velocity, `dz/dt = (dalpha/dt) x + (dsigma/dt) eps`.
 
@@ -195,7 +206,7 @@ def _positive(level: Level) -> bool:
 
 
 def output_named(name: str | Output, schedule: Schedule) -> Output:
-    """The output called `name`: a key of OUTPUTS, "velocity", "F(0.5)", or any with a minus."""
+    """The output called `name`: a key of OUTPUTS, "velocity", "F(0.5)", "kappa(2)", or any with a minus."""
     if isinstance(name, Output):
         return name
     if name.startswith("-"):
@@ -203,8 +214,9 @@ def output_named(name: str | Output, schedule: Schedule) -> Output:
     if name == "velocity":
         return velocity(schedule)
     base, numbers = split_call(name)
-    if base == "F" and len(numbers) == 1:
-        return F(numbers[0])
+    makers = {"F": F, "kappa": kappa}
+    if base in makers and len(numbers) == 1:
+        return makers[base](numbers[0])
     if base in OUTPUTS and not numbers:
         return OUTPUTS[base]
-    raise unknown("output", name, [*OUTPUTS, "velocity"])
+    raise unknown("output", name, [*OUTPUTS, "velocity", "kappa(1)"])

@@ -1,0 +1,132 @@
+"""Frames: what a solver of higher order integrates, and what it is a polynomial in.
+
+An output `o = a x + b eps` with constant a, b turns the probability-flow ODE into one with nothing
+but the network on its right-hand side (the post's reparametrisation, for any output):
+
+    d(z / c) = o d(eta),     c = b alpha - a sigma,     eta_s - eta_t = (sigma_s alpha_t - sigma_t alpha_s) / (c_s c_t)
+
+| output           | c                   | eta                           | finite at              |
+|------------------|---------------------|-------------------------------|------------------------|
+| `x`              | -sigma              | -alpha / sigma                | the noise end          |
+| `eps`            | alpha               | sigma / alpha                 | the data end           |
+| `u`              | alpha + sigma       | sigma / (alpha + sigma)       | both                   |
+| `kappa(k)`       | alpha + k sigma     | sigma / (alpha + k sigma)     | both                   |
+
+An output whose (a, b) depend on the level, such as v, lends the frame of its values at the start of
+the step; v's is then kappa(sigma / alpha), finite at both ends. Held constant over a step, every
+output gives DDIM; what is held *linear*, and in which variable, is the difference between the
+solvers of higher order. The variable is eta, the log-SNR, the time t of the schedule, the number of
+the step, or the eta of another output.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from twosides.outputs import Estimate, Output, output_named
+from twosides.schedules import Level, Schedule
+
+Array = NDArray[np.float64]
+
+
+class Variable(NamedTuple):
+    """A monotone function of logsnr and its inverse, on float64 arrays."""
+
+    of: Callable[[Array], Array]
+    logsnr: Callable[[Array], Array]
+
+
+class Frame(NamedTuple):
+    """The frame of the output `a x + b eps`."""
+
+    a: float
+    b: float
+
+    @classmethod
+    def at(cls, output: str | Output, level: Level, schedule: Schedule) -> Frame:
+        """The frame of an output at a level; ValueError where it does not determine (x, eps)."""
+        output = output_named(output, schedule)
+        output.solve(level)
+        a, b = output.coefficients(level)
+        return cls(float(a), float(b))
+
+    def output(self, estimate: Estimate) -> Any:
+        """`a x + b eps`."""
+        if self.a == 0:
+            return self.b * estimate.eps
+        if self.b == 0:
+            return self.a * estimate.x
+        return self.a * estimate.x + self.b * estimate.eps
+
+    def scale(self, alpha: Any, sigma: Any) -> Any:
+        """c, what z is divided by."""
+        return self.b * alpha - self.a * sigma
+
+    def gap(self, start: Level, logsnr: Any) -> Any:
+        """`eta(logsnr) - eta(start)` for log-SNRs as numbers or arrays, in any scaling."""
+        alpha, sigma = unit(logsnr)
+        moved = sigma * start.alpha - start.sigma * alpha
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return moved / (self.scale(alpha, sigma) * self.scale(start.alpha, start.sigma))
+
+    @property
+    def eta(self) -> Variable:
+        """eta as a variable: `r / (b (b - a r))` with r = sigma / alpha, or `-1 / (a^2 r)`."""
+        a, b = self
+
+        def of(logsnr: Array) -> Array:
+            alpha, sigma = unit(logsnr)
+            with np.errstate(divide="ignore"):
+                return (
+                    -alpha / (sigma * a * a) if b == 0 else sigma / (b * self.scale(alpha, sigma))
+                )
+
+        def logsnr(eta: Array) -> Array:
+            with np.errstate(divide="ignore"):
+                if b == 0:
+                    return 2 * np.log(-eta * a * a)
+                # The two factors keep both ends exact: r = b^2 eta / (1 + a b eta).
+                return 2 * (np.log1p(a * b * eta) - np.log(b * b * eta))
+
+        return Variable(of, logsnr)
+
+
+def unit(logsnr: Any) -> tuple[Array, Array]:
+    """(alpha, sigma) with alpha^2 + sigma^2 = 1, for numbers or arrays, +-inf included."""
+    logsnr = np.asarray(logsnr, dtype=np.float64)
+    return np.exp(-0.5 * np.logaddexp(0, -logsnr)), np.exp(-0.5 * np.logaddexp(0, logsnr))
+
+
+def variable_named(name: str | Output, schedule: Schedule) -> Variable:
+    """ "logsnr", "t" (the schedule's time), or the eta of an output with constant (a, b)."""
+    if name == "logsnr":
+        return Variable(lambda logsnr: logsnr, lambda logsnr: logsnr)
+    if name == "t":
+        return Variable(
+            lambda logsnr: schedule.time(torch.as_tensor(logsnr)).numpy(),
+            lambda t: schedule.logsnr(torch.as_tensor(t).clamp(0, 1)).numpy(),
+        )
+    if name in ("v", "angle"):
+        return Variable(
+            lambda logsnr: np.arctan(np.exp(-0.5 * logsnr)),
+            lambda angle: -2 * np.log(np.tan(angle)),
+        )
+    output = output_named(name, schedule)
+    if callable(output.a) or callable(output.b):
+        raise ValueError(
+            f"{output.name} is no variable: its coefficients change with the level; use 'logsnr', "
+            "'t', 'angle' or the name of an output with constant ones, such as 'u' or 'eps'"
+        )
+    return Frame(output.a, output.b).eta
+
+
+# The nodes at which a polynomial is integrated against d(eta): exact for eta itself, and to 1e-14
+# for steps of up to 30 in log-SNR.
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(40)
+NODES, WEIGHTS = 0.5 * (_NODES + 1), 0.5 * _WEIGHTS
