@@ -206,7 +206,7 @@ def _positive(level: Level) -> bool:
 
 
 def output_named(name: str | Output, schedule: Schedule) -> Output:
-    """The output called `name`: a key of OUTPUTS, "velocity", "F(0.5)", "kappa(2)", or any with a minus."""
+    """The output of this name: "u", "velocity", "F(0.5)", "kappa(2)", any of them with a minus."""
     if isinstance(name, Output):
         return name
     if name.startswith("-"):

@@ -3,7 +3,8 @@
 An output `o = a x + b eps` with constant a, b turns the probability-flow ODE into one with nothing
 but the network on its right-hand side (the post's reparametrisation, for any output):
 
-    d(z / c) = o d(eta),     c = b alpha - a sigma,     eta_s - eta_t = (sigma_s alpha_t - sigma_t alpha_s) / (c_s c_t)
+    d(z / c) = o d(eta),    c = b alpha - a sigma
+    eta_s - eta_t = (sigma_s alpha_t - sigma_t alpha_s) / (c_s c_t)
 
 | output           | c                   | eta                           | finite at              |
 |------------------|---------------------|-------------------------------|------------------------|
@@ -21,7 +22,6 @@ the step, or the eta of another output.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -91,8 +91,8 @@ class Frame(NamedTuple):
             with np.errstate(divide="ignore"):
                 if b == 0:
                     return 2 * np.log(-eta * a * a)
-                # The two factors keep both ends exact: r = b^2 eta / (1 + a b eta).
-                return 2 * (np.log1p(a * b * eta) - np.log(b * b * eta))
+                # r = b^2 eta / (1 + a b eta); two logarithms keep both ends exact.
+                return 2 * ((np.log1p(a * b * eta) if a else 0.0) - np.log(b * b * eta))
 
         return Variable(of, logsnr)
 
@@ -104,7 +104,10 @@ def unit(logsnr: Any) -> tuple[Array, Array]:
 
 
 def variable_named(name: str | Output, schedule: Schedule) -> Variable:
-    """ "logsnr", "t" (the schedule's time), or the eta of an output with constant (a, b)."""
+    """ "logsnr", "t" (the schedule's), "angle" (the cosine schedule's t), or an output's eta.
+
+    The output must have constant (a, b), such as "u", "eps", "kappa(2)".
+    """
     if name == "logsnr":
         return Variable(lambda logsnr: logsnr, lambda logsnr: logsnr)
     if name == "t":
@@ -112,11 +115,8 @@ def variable_named(name: str | Output, schedule: Schedule) -> Variable:
             lambda logsnr: schedule.time(torch.as_tensor(logsnr)).numpy(),
             lambda t: schedule.logsnr(torch.as_tensor(t).clamp(0, 1)).numpy(),
         )
-    if name in ("v", "angle"):
-        return Variable(
-            lambda logsnr: np.arctan(np.exp(-0.5 * logsnr)),
-            lambda angle: -2 * np.log(np.tan(angle)),
-        )
+    if name == "angle":
+        return Variable(_turn, _logsnr_of_turn)
     output = output_named(name, schedule)
     if callable(output.a) or callable(output.b):
         raise ValueError(
@@ -124,6 +124,15 @@ def variable_named(name: str | Output, schedule: Schedule) -> Variable:
             "'t', 'angle' or the name of an output with constant ones, such as 'u' or 'eps'"
         )
     return Frame(output.a, output.b).eta
+
+
+def _turn(logsnr: Array) -> Array:
+    return np.arctan(np.exp(-0.5 * logsnr)) * (2 / np.pi)
+
+
+def _logsnr_of_turn(turn: Array) -> Array:
+    with np.errstate(divide="ignore"):
+        return 2 * (np.log(np.sin(0.5 * np.pi * (1 - turn))) - np.log(np.sin(0.5 * np.pi * turn)))
 
 
 # The nodes at which a polynomial is integrated against d(eta): exact for eta itself, and to 1e-14

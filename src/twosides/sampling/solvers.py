@@ -1,90 +1,27 @@
 """Solvers: how one step uses the network's estimates.
 
-A solver is a frozen dataclass with `order`, `nfe` (network calls per step) and one generator,
-
-    def step(self, z, step, past):
-        estimate = yield z, step.here          # ask the network at (z, level)
-        return step.renoise(...)               # the state at step.there
-
-written over objects that add and scale. With symbols it traces the sampler's Plan, with tensors it
-runs. A sampler has two moves only: towards the data along the ODE, to `step.over`, and towards the
-noise by forward diffusion, `step.renoise`. `past` is a list of the solver's own that lives for one
-run (multistep history).
+All but the two Euler methods in the schedule's own z and t integrate the post's equation
+`d(z / c) = o d(eta)` in the frame of an output (`frames`), and differ in what they take o for
+within a step: a constant (`DDIM`, `Euler`), the polynomial through past calls (`Adams`), through
+calls inside the step (`RungeKutta`), or the slope in the middle of two steps (`Leapfrog`). Names
+from papers are values of their parameters, see `samplers`.
 """
 
 from __future__ import annotations
 
-import abc
 import math
-from collections.abc import Callable, Generator
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from twosides.naming import unknown
 from twosides.outputs import Estimate, Output, output_named
-from twosides.sampling.stochasticity import Interval, Kick
+from twosides.sampling.frames import NODES, WEIGHTS, Array, Frame, Variable, variable_named
+from twosides.sampling.steps import Asks, Solver, Step
+from twosides.sampling.stochasticity import Eta, Kick, Overshoot, Stochasticity
 from twosides.schedules import Level
-
-Asks = Generator[tuple[Any, Level], Estimate, Any]
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step of a run: from `here` to `there`, by way of `over` where noise is injected."""
-
-    interval: Interval
-    kick: Kick
-    rate: Callable[[Interval], float]
-    noise: Callable[[], Any]
-
-    @cached_property
-    def here(self) -> Level:
-        """Where the network is asked: the step's start, raised by the kick's `before`."""
-        start = self.interval.here
-        return self._level(start.logsnr - self.kick.before) if self.kick.before else start
-
-    @property
-    def there(self) -> Level:
-        """The step's end."""
-        return self.interval.there
-
-    @cached_property
-    def over(self) -> Level:
-        """Where the ODE goes before renoising: the step's end plus the overshoot."""
-        after = self.kick.after
-        return self._level(self.there.logsnr + after) if after else self.there
-
-    def lift(self, z: Any) -> Any:
-        """z brought from the step's start up to `here` by forward diffusion."""
-        return self._diffuse(z, self.interval.here, self.here, self.kick.before)
-
-    def renoise(self, z: Any) -> Any:
-        """z brought from `over` back to `there` by forward diffusion."""
-        return self._diffuse(z, self.over, self.there, self.kick.after)
-
-    def _diffuse(self, z: Any, start: Level, end: Level, lost: float) -> Any:
-        """`z alpha'/alpha + sigma' sqrt(1 - exp(-lost)) n`: logsnr falls by `lost`."""
-        if not lost or end.sigma == 0:
-            return z
-        # Without data (alpha = 0) the ratio is that of what remains of the noise.
-        keep = end.alpha / start.alpha if start.alpha else math.exp(-0.5 * lost)
-        return (
-            keep * z + (self.kick.scale * end.sigma * math.sqrt(-math.expm1(-lost))) * self.noise()
-        )
-
-    def _level(self, logsnr: float) -> Level:
-        return self.interval.schedule.level(logsnr).floats()
-
-
-class Solver(abc.ABC):
-    """A rule for one step."""
-
-    order: int
-    nfe: int
-
-    @abc.abstractmethod
-    def step(self, z: Any, step: Step, past: list[Any]) -> Asks:
-        """Ask the network, return the state at `step.there`."""
 
 
 @dataclass(frozen=True)
@@ -99,20 +36,109 @@ class DDIM(Solver):
 
     def step(self, z: Any, step: Step, past: list[Any]) -> Asks:
         """One call, at the start."""
-        x, eps = yield z, step.here
-        return step.renoise(step.over.alpha * x + step.over.sigma * eps)
+        estimate = yield z, step.here
+        return step.renoise(_held(estimate, step.over))
+
+
+def _held(estimate: Estimate, level: Level) -> Any:
+    """`alpha x + sigma eps`, finite at every level."""
+    return level.alpha * estimate.x + level.sigma * estimate.eps
+
+
+# ---------------------------------------------------------------------------- one step in a frame
+
+
+@dataclass(frozen=True)
+class Span:
+    """The integral of `o d(eta)` from `start` along the ODE to `over`, in a frame.
+
+    o is a polynomial in `variable` (None: in the number of the step), read at the pace of `path`:
+    the real log-SNR runs to `end` while the ODE runs to `over`.
+    """
+
+    frame: Frame
+    variable: Variable | None
+    start: Level
+    over: Level
+    end: float
+    path: Callable[[Array], Array] = field(default=lambda logsnr: logsnr)
+
+    @property
+    def carry(self) -> float:
+        """What of z is left: `c_over / c_start`."""
+        return self._scale(self.over) / self._scale(self.start)
+
+    @property
+    def reach(self) -> float:
+        """`c_over (eta_over - eta_start)`: the weight of a constant."""
+        moved = self.over.sigma * self.start.alpha - self.start.sigma * self.over.alpha
+        return moved / self._scale(self.start)
+
+    def places(self, logsnrs: Sequence[float]) -> Array:
+        """Where calls lie, latest first: 0 is the start of the step, 1 its end; maybe infinite."""
+        if self.variable is None:
+            return np.linspace(0.0, 1.0 - len(logsnrs), len(logsnrs))
+        first, end, *rest = self.variable.of(np.array([self.start.logsnr, self.end, *logsnrs]))
+        if not math.isfinite(end):  # nothing but a constant has an integral to there
+            return np.array([0.0] + [math.inf] * (len(rest) - 1))
+        with np.errstate(invalid="ignore"):
+            return (np.array(rest) - first) / (end - first)
+
+    def weights(self, places: Array, rule: str = "exact") -> Array:
+        """The weights of o at these places; together they are exact for polynomials."""
+        count = len(places)
+        moments = self._moments(count)
+        if rule != "exact" and count == 2:
+            moments[1] = 0.5 * moments[0]  # a line, read in the middle of the step
+        if rule == "published" and count == 3:
+            moments[2] *= 0.5
+        return np.linalg.solve(np.vander(places, increasing=True).T, moments)
+
+    def _moments(self, count: int) -> Array:
+        """`c_over int s^j d(eta)` = reach - j c_over int s^(j-1) (eta(s) - eta_start) ds."""
+        powers = np.arange(count)
+        if count == 1:
+            return np.array([self.reach])
+        if self.variable is None:
+            return self.reach / (powers + 1)
+        first, end = self.variable.of(np.array([self.start.logsnr, self.end]))
+        inner = self.path(self.variable.logsnr(first + NODES * (end - first)))
+        gaps = WEIGHTS * self._scale(self.over) * self.frame.gap(self.start, inner)
+        slopes = powers * NODES[:, None] ** np.maximum(powers - 1, 0)
+        return self.reach - gaps @ slopes
+
+    def _scale(self, level: Level) -> float:
+        return float(self.frame.scale(level.alpha, level.sigma))
+
+
+def _frame(output: str | Output, level: Level, step: Step) -> Frame | None:
+    """The output's frame; None where it is singular, and only the held estimate is finite."""
+    a, b = (float(value) for value in output_named(output, step.schedule).coefficients(level))
+    frame = Frame(a, b)
+    regular = math.isfinite(a) and math.isfinite(b) and frame.scale(level.alpha, level.sigma) != 0
+    return frame if regular else None
+
+
+def _variable(name: str | Output | None, frame: Frame, step: Step) -> Variable | None:
+    if name == "index":
+        return None
+    return frame.eta if name is None else variable_named(name, step.schedule)
+
+
+def _combined(weights: Array, frame: Frame, estimates: Sequence[Estimate]) -> Any:
+    terms = [
+        float(weight) * frame.output(estimate)
+        for weight, estimate in zip(weights, estimates, strict=True)
+    ]
+    return sum(terms[1:], terms[0])
 
 
 @dataclass(frozen=True)
 class Euler(Solver):
-    """Euler in the frame of an output o = a x + b eps (flow matching's is u).
-
-        z~ = z / c,   dz~ = o d eta,   c = b alpha - a sigma,   eta = sigma / c   (times b)
-        z_s = (c_s z + (sigma_s alpha - alpha_s sigma) o) / c
+    """Euler in the frame of an output, `z_s = (c_s / c_t) z + c_s (eta_s - eta_t) o`.
 
     For u on the flow-matching schedule this is `z + (t_s - t) u`; for eps on a VE schedule k-diff's
-    and EDM's Euler. Every choice is DDIM, which the Plan shows to rounding. (a, b) are held over
-    the step, so v moves by rotation.
+    and EDM's Euler. Every choice is DDIM, which the Plan shows to rounding.
     """
 
     output: str | Output = "u"
@@ -123,14 +149,412 @@ class Euler(Solver):
     def step(self, z: Any, step: Step, past: list[Any]) -> Asks:
         """One call, at the start."""
         estimate = yield z, step.here
-        here, over = step.here, step.over
-        output = output_named(self.output, step.interval.schedule)
-        output.solve(here)  # refuses an output that does not determine the estimate here
-        a, b = output.coefficients(here)
-        frame, next_frame = b * here.alpha - a * here.sigma, b * over.alpha - a * over.sigma
-        moved = over.sigma * here.alpha - over.alpha * here.sigma
-        o = a * estimate.x + b * estimate.eps
-        return step.renoise((next_frame / frame) * z + (moved / frame) * o)
+        frame = _frame(self.output, step.here, step)
+        if frame is None:
+            return step.renoise(_held(estimate, step.over))
+        span = Span(frame, None, step.here, step.over, step.there.logsnr)
+        return step.renoise(span.carry * z + span.reach * frame.output(estimate))
+
+
+# ---------------------------------------------------------------------------- multistep
+
+
+class Seen(NamedTuple):
+    """A call and its answer."""
+
+    logsnr: float
+    estimate: Estimate
+
+
+@dataclass(frozen=True)
+class _Move:
+    """A predicted step, kept until the next call corrects it."""
+
+    step: Step
+    span: Span
+    seen: list[Seen]
+    places: Array
+    weights: Array
+
+
+@dataclass(frozen=True)
+class Adams(Solver):
+    """Adams-Bashforth, with Adams-Moulton as corrector: o is the polynomial through past calls.
+
+        z_s = (c_s / c_t) z + c_s int P(tau) d(eta),   P through the last `order` calls in tau
+
+    output: the frame, x, eps, u, v, kappa(k). variable: what o is a polynomial in, "logsnr", "t",
+    "angle", "index" (of the step), or an output's eta; by default the frame's own.
+    corrector: number of calls through which each step is done again once its end has been asked
+    (0 never): the new call and those before. It costs no call [Zhao+ 2023].
+    rule: how a line through two calls is integrated, "exact" or read in the "midpoint" of the step
+    (DPM-Solver++, UniPC bh2); "published" also halves the quadratic term, as the published
+    DPM-Solver++(3M) does by mistake: its order is then 2.
+    lower_order_final: no more calls than steps that remain.
+    corrected_start: the first step, which is Euler's for lack of history, is corrected once the
+    next call is known. Without that it limits the order of the whole run to 2, and at few steps it
+    is often the largest error.
+
+    With noise it integrates the reverse SDE (see `steps`). Where frame or variable is infinite, at
+    zero SNR or zero noise, the estimate is held instead: first order for this one step.
+    """
+
+    order: int = 2
+    output: str | Output = "u"
+    variable: str | Output | None = None
+    corrector: int = 0
+    rule: str = "exact"
+    lower_order_final: bool = False
+    corrected_start: bool = True
+
+    nfe = 1
+
+    def __post_init__(self) -> None:
+        """ValueError for orders and rules there are not."""
+        if self.order not in (1, 2, 3, 4):
+            raise ValueError(f"Adams has order 1, 2, 3 or 4, got {self.order!r}")
+        if self.corrector not in (0, 2, 3, 4, 5):
+            raise ValueError(
+                f"corrector is a number of calls, 0 (none) or 2 to 5, got {self.corrector!r}"
+            )
+        if self.rule not in ("exact", "midpoint", "published"):
+            raise unknown("rule", self.rule, ("exact", "midpoint", "published"))
+
+    def convergence(self, noisy: bool) -> int:
+        """One more than the order with a longer corrector; at most 2 with noise."""
+        rough = self.rule == "published" or self.lower_order_final or self.variable == "index"
+        plain = not self.corrector and not self.corrected_start
+        order = min(self.order + 1, self.corrector) if self.corrector else self.order
+        return min(order, 2) if noisy or rough or plain else order
+
+    def step(self, z: Any, step: Step, past: list[Any]) -> Asks:
+        """One call, at the start."""
+        estimate = yield z, step.here
+        new = Seen(step.here.logsnr, estimate)
+        seen: list[Seen] = [new]
+        if past:
+            last: _Move = past.pop()
+            seen += last.seen
+            z = self._corrected(z, step, last, new)
+        frame = _frame(self.output, step.here, step)
+        move = self._predict(frame, step, seen) if frame else None
+        if frame is None or move is None:
+            return step.renoise(_held(estimate, step.over))
+        past.append(move)
+        estimates = [call.estimate for call in move.seen[: len(move.weights)]]
+        change = _combined(move.weights, frame, estimates)
+        return step.renoise(move.span.carry * z + change)
+
+    def _predict(self, frame: Frame, step: Step, seen: list[Seen]) -> _Move | None:
+        end = step.there.logsnr
+        variable = _variable(self.variable, frame, step)
+        span = Span(frame, variable, step.here, step.over, end, step.path)
+        count = min(self.order, step.remaining) if self.lower_order_final else self.order
+        places = span.places([call.logsnr for call in seen])
+        if not math.isfinite(span.reach):
+            return None
+        usable = int(np.isfinite(places).cumprod().sum())
+        places = places[: min(count, usable)] if usable else np.zeros(1)
+        weights = span.weights(places, self.rule)
+        return _Move(step, span, seen[: max(self.order, self.corrector)], places, weights)
+
+    def _corrected(self, z: Any, step: Step, move: _Move, new: Seen) -> Any:
+        """z plus the difference of the corrector's step and the predictor's."""
+        used = len(move.weights)
+        starting = self.corrected_start and used == 1 < self.order and not move.step.kick.after
+        count = min(self.corrector, used + 1) if self.corrector else 2 * starting
+        ahead = move.span.places([new.logsnr])[:1] if move.span.variable else np.ones(1)
+        if count < 2 or not np.isfinite([*ahead, *move.places]).all():
+            return z
+        places = np.concatenate([ahead, move.places[: count - 1]])
+        change = np.zeros(used + 1)
+        change[:count] = move.span.weights(places, self.rule)
+        change[1:] -= move.weights
+        estimates = [new.estimate, *(call.estimate for call in move.seen[:used])]
+        factor = move.step.keep * step.lifted
+        return z + _combined(factor * change, move.span.frame, estimates)
+
+
+# ---------------------------------------------------------------------------- within one step
+
+
+class Through(tuple[int, ...]):
+    """The stages through which o is interpolated; equal weights where they share a node."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True)
+class Tableau:
+    """An explicit Runge-Kutta method: its nodes in (0, 1] and a row of weights for each, and last.
+
+    A row is `Through(stages)`, which serves every variable, or a Butcher tableau's numbers, which
+    hold for the frame's own eta. Stage 0 is the start of the step. `inside` replaces the method on
+    a step to zero noise, where a node at 1 would ask the network about the data itself; one order
+    less, which one step affords.
+    """
+
+    order: int
+    nodes: tuple[float, ...]
+    rows: tuple[Through | tuple[float, ...], ...]
+    inside: Tableau | None = None
+
+    def __post_init__(self) -> None:
+        """ValueError unless each stage and the end has a row, whose numbers sum to its node."""
+        ends = (*self.nodes, 1.0)
+        if len(self.rows) != len(ends) or not all(0 < node <= 1 for node in ends):
+            raise ValueError(
+                f"a tableau with {len(self.nodes)} nodes in (0, 1] needs {len(ends)} rows, got "
+                f"{len(self.rows)} rows and nodes {self.nodes}"
+            )
+        for stage, (row, end) in enumerate(zip(self.rows, ends, strict=True)):
+            explicit = max(row) <= stage if isinstance(row, Through) else len(row) == stage + 1
+            if not explicit or not (isinstance(row, Through) or math.isclose(sum(row), end)):
+                raise ValueError(
+                    f"row {stage} of a tableau must use the {stage + 1} stages before it and sum "
+                    f"to its node {end:.4g}, got {row}"
+                )
+
+
+_EULER = Tableau(1, (), (Through((0,)),))
+_HEUN3 = Tableau(3, (1 / 3, 2 / 3), (Through((0,)), Through((1,)), Through((0, 2))))
+TABLEAUS: dict[str, Tableau] = {
+    "euler": _EULER,
+    "heun": Tableau(2, (1.0,), (Through((0,)), Through((0, 1))), inside=_EULER),
+    "midpoint": Tableau(2, (0.5,), (Through((0,)), Through((1,)))),
+    "collocation-2": Tableau(2, (0.5,), (Through((0,)), Through((0, 1)))),
+    "ralston": Tableau(2, (2 / 3,), (Through((0,)), Through((0, 1)))),
+    "heun3": _HEUN3,
+    "collocation-3": Tableau(3, (1 / 3, 2 / 3), (Through((0,)), Through((0, 1)), Through((0, 2)))),
+    "rk4": Tableau(
+        4,
+        (0.5, 0.5, 1.0),
+        (Through((0,)), Through((1,)), Through((2,)), Through((0, 1, 2, 3))),
+        inside=_HEUN3,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class RungeKutta(Solver):
+    """Explicit Runge-Kutta in the frame of an output, exact in what is linear (exponential).
+
+    tableau: a key of TABLEAUS or your own. variable: where the stages lie and what o is a
+    polynomial in; by default the frame's eta: the classical method for `d(z/c) = o d(eta)`.
+    In logsnr it is DPM-Solver's: "midpoint" with eps is DPM-Solver-2, with x DPM-Solver++(2S).
+
+    Noise is added after the step from `over`, the ODE's own error stays: no history is read.
+    """
+
+    tableau: str | Tableau = "heun"
+    output: str | Output = "u"
+    variable: str | Output | None = None
+
+    def __post_init__(self) -> None:
+        """ValueError for an unknown tableau, or a Butcher tableau in a foreign variable."""
+        if self.variable is not None and not all(isinstance(row, Through) for row in self._of.rows):
+            raise ValueError("a tableau of numbers holds in the frame's own eta: variable=None")
+
+    @property
+    def _of(self) -> Tableau:
+        if isinstance(self.tableau, Tableau):
+            return self.tableau
+        if self.tableau not in TABLEAUS:
+            raise unknown("tableau", self.tableau, TABLEAUS)
+        return TABLEAUS[self.tableau]
+
+    @property
+    def order(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The tableau's."""
+        return self._of.order
+
+    @property
+    def nfe(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """One call per stage."""
+        return len(self._of.rows)
+
+    def step(self, z: Any, step: Step, past: list[Any]) -> Asks:
+        """One call per stage."""
+        estimates = [(yield z, step.here)]
+        frame = _frame(self.output, step.here, step)
+        ends = self._ends(frame, step) if frame else None
+        if frame is None or ends is None:
+            return step.renoise(_held(estimates[0], step.over))
+        tableau, variable, levels = ends
+        state = z
+        nodes = np.array([0.0, *tableau.nodes])
+        for row, end, level in zip(tableau.rows, (*tableau.nodes, 1.0), levels, strict=True):
+            span = Span(frame, variable, step.here, level, level.logsnr)
+            weights = _row_weights(row, nodes[: len(estimates)] / end, span)
+            state = span.carry * z + _combined(weights, frame, estimates)
+            if len(estimates) < len(levels):
+                estimates.append((yield state, level))
+        return step.renoise(state)
+
+    def _ends(
+        self, frame: Frame, step: Step
+    ) -> tuple[Tableau, Variable | None, list[Level]] | None:
+        """The method for this step and where its stages end; None where they cannot be placed."""
+        tableau = self._of
+        if step.over.sigma == 0 and tableau.inside is not None:
+            tableau = tableau.inside
+        variable = _variable(self.variable, frame, step)
+        if variable is None:
+            raise ValueError(
+                "Runge-Kutta stages lie inside a step: 'index' is no variable for them"
+            )
+        first, last = variable.of(np.array([step.here.logsnr, step.over.logsnr]))
+        if not math.isfinite(first) or not math.isfinite(last):
+            return None
+        inner = variable.logsnr(first + np.array(tableau.nodes) * (last - first))
+        levels = [
+            step.over if node == 1 else step.schedule.level(float(logsnr)).floats()
+            for node, logsnr in zip(tableau.nodes, inner, strict=True)
+        ]
+        return tableau, variable, [*levels, step.over]
+
+
+def _row_weights(row: Through | tuple[float, ...], places: Array, span: Span) -> Array:
+    """A row's weights on all stages so far; places are relative to where the row ends."""
+    if not isinstance(row, Through):
+        return span.reach / sum(row) * np.array(row)
+    weights, own = np.zeros(len(places)), places[list(row)]
+    distinct, shares = np.unique(own, return_counts=True)
+    by_place = dict(zip(distinct, span.weights(distinct) / shares, strict=True))
+    weights[list(row)] = [by_place[place] for place in own]
+    return weights
+
+
+# ---------------------------------------------------------------------------- exactly invertible
+
+
+@dataclass(frozen=True)
+class Leapfrog(Solver):
+    """Two-step midpoint rule in the frame of an output: it runs backwards exactly.
+
+        z~_{i+1} = (d'/d)^2 z~_{i-1} + (1 - (d'/d)^2) z~_i + d' (1 + d'/d) o_i,    z~ = z / c
+
+    d, d' are the last and the next step in eta [O-BELM for eps, Wang+ 2024; u is the stable frame].
+    The first step is Euler's. Encoding with it, see `encode`, loses nothing but rounding.
+    """
+
+    output: str | Output = "u"
+
+    order = 2
+    nfe = 1
+
+    def step(self, z: Any, step: Step, past: list[Any]) -> Asks:
+        """One call, at the start."""
+        estimate = yield z, step.here
+        _refuse_noise(self, step)
+        frame = _frame(self.output, step.here, step)
+        before, held = past[0] if past else (step.here, z)
+        past[:] = [(step.here, z)]
+        ahead = frame.gap(step.here, step.there.logsnr) if frame else math.inf
+        back = frame.gap(step.here, before.logsnr) if frame else 0.0
+        if frame is None or not math.isfinite(ahead) or not math.isfinite(back) or not back:
+            return _held(estimate, step.there)
+        span = Span(frame, None, step.here, step.there, step.there.logsnr)
+        ratio = float(-ahead / back)
+        scale = frame.scale(*step.there[1:]) / frame.scale(*before[1:])
+        return (
+            (ratio**2 * scale) * held
+            + ((1 - ratio**2) * span.carry) * z
+            + (span.reach * (1 + ratio)) * frame.output(estimate)
+        )
+
+
+@dataclass(frozen=True)
+class BDIA(Solver):
+    """Bi-directional integration approximation [Zhang+ 2023]: exactly invertible at gamma = 1.
+
+        z_s = F(z_t -> s) + gamma (z_p - B(z_t -> p))
+
+    F and B are DDIM steps forwards to s and backwards to p, the point before. For gamma below 1 the
+    inverse multiplies rounding by gamma^-N, so 1 is the default.
+    """
+
+    gamma: float = 1.0
+
+    nfe = 1
+
+    def __post_init__(self) -> None:
+        """ValueError for a gamma outside [0, 1]."""
+        if not 0 <= self.gamma <= 1:
+            raise ValueError(f"BDIA's gamma is in [0, 1], got {self.gamma}")
+
+    @property
+    def order(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """2 for gamma = 1, else 1."""
+        return 2 if self.gamma == 1 else 1
+
+    def step(self, z: Any, step: Step, past: list[Any]) -> Asks:
+        """One call, at the start."""
+        estimate = yield z, step.here
+        _refuse_noise(self, step)
+        held = past[0] if past else None
+        past[:] = [(step.here, z)]
+        forward = _held(estimate, step.there)
+        if held is None:
+            return forward
+        return forward + self.gamma * held[1] - self.gamma * _held(estimate, held[0])
+
+
+def _refuse_noise(solver: Solver, step: Step) -> None:
+    if step.kick != Kick():
+        raise ValueError(f"{type(solver).__name__} is deterministic: it cannot run with noise")
+
+
+# ---------------------------------------------------------------------------- with noise of its own
+
+
+@dataclass(frozen=True)
+class Langevin(Solver):
+    """Predictor-corrector [Song+ 2021, algorithms 2 and 3]: noise exchanged at a fixed level.
+
+    After each step of `predictor`, `times` calls at the level reached: DDIM to the overshoot that
+    `noise` has for this step, and back by forward diffusion. The exchange shrinks with the step,
+    as it must: a fixed one has an error that more steps do not cure.
+    """
+
+    predictor: Solver = field(default_factory=DDIM)
+    noise: Stochasticity = field(default_factory=Eta)
+    times: int = 1
+
+    def __post_init__(self) -> None:
+        """ValueError for no corrections."""
+        if self.times < 1:
+            raise ValueError(f"Langevin corrects at least once per step, got times={self.times}")
+
+    @property
+    def order(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The predictor's."""
+        return self.predictor.order
+
+    @property
+    def nfe(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The predictor's calls and one per correction."""
+        return self.predictor.nfe + self.times
+
+    @property
+    def stochastic(self) -> bool:
+        """True."""
+        return True
+
+    def step(self, z: Any, step: Step, past: list[Any]) -> Asks:
+        """The predictor's calls, then one per correction, none at zero noise."""
+        z = yield from self.predictor.step(z, step, past)
+        there = step.there
+        exchanged = self.noise.kick(step.interval).after
+        for _ in range(self.times if there.sigma else 0):
+            interval = step.interval._replace(here=there, there=there)
+            correction = Step(interval, Overshoot(exchanged), step.noise)
+            estimate = yield z, there
+            z = correction.renoise(_held(estimate, correction.over))
+        return z
+
+
+# ---------------------------------------------------------------------------- in z and t
 
 
 @dataclass(frozen=True)
@@ -173,7 +597,7 @@ class EulerMaruyama(Solver):
         schedule, t = step.interval.schedule, step.interval.schedule.time(step.here.logsnr)
         dt = float(t - schedule.time(step.there.logsnr))
         slopes = float(schedule.dalpha(t)), float(schedule.dsigma(t))
-        strength = step.rate(step.interval)
+        strength = step.rate()
         q = strength * -float(schedule.dlogsnr(t)) * dt if strength else 0.0
         _finite((*slopes, q), "the reverse SDE", step, "DDIM with the same noise, which is exact")
         sigma = step.here.sigma
@@ -189,9 +613,14 @@ def _finite(values: tuple[float, ...], what: str, step: Step, instead: str) -> N
         )
 
 
-SOLVERS: dict[str, Solver] = {
-    "ddim": DDIM(),
-    "euler": Euler(),
-    "pf-euler": ProbabilityFlowEuler(),
-    "euler-maruyama": EulerMaruyama(),
+SOLVERS: dict[str, type[Solver]] = {
+    "ddim": DDIM,
+    "euler": Euler,
+    "adams": Adams,
+    "runge-kutta": RungeKutta,
+    "leapfrog": Leapfrog,
+    "bdia": BDIA,
+    "langevin": Langevin,
+    "pf-euler": ProbabilityFlowEuler,
+    "euler-maruyama": EulerMaruyama,
 }

@@ -16,6 +16,9 @@ The overshoot q is what papers parametrise differently; the coordinates convert 
 | `Epsilon`      | flow matching, epsilon_t     | integral of epsilon^2 / sigma^2 dt               |
 | `Diffusion`    | SiT, D = epsilon^2 / 2       | integral of 2 D / sigma^2 dt                     |
 | `EDMChurn`     | EDM, S_churn (gamma)         | 2 log(1 + gamma), taken before the step          |
+| `Rectified`    | LTX, ComfyUI's RF ancestral  | 2 log((1 - d) s / ((1 - s) d)), see there        |
+| `ER`           | ER-SDE, phi                  | 2 log(phi_t s / (phi_s t)), t, s as sigma/alpha  |
+| `Overshoot`    |                              | q                                                |
 | `FullRenoise`  | consistency sampling         | infinite                                         |
 
 Values may be functions of the schedule's time t. The instantaneous strength, q / Delta for a short
@@ -33,7 +36,7 @@ import abc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -80,7 +83,12 @@ class Kick(NamedTuple):
 
 
 class Stochasticity(abc.ABC):
-    """A rule for the noise of each step."""
+    """A rule for the noise of each step.
+
+    `accuracy` limits the order with which the data's distribution is reached.
+    """
+
+    accuracy: ClassVar[float] = math.inf
 
     @abc.abstractmethod
     def kick(self, step: Interval) -> Kick:
@@ -314,8 +322,110 @@ class EDMChurn(Coordinate):
 
 
 @dataclass(frozen=True)
+class Overshoot(Coordinate):
+    """The overshoot q itself, in log-SNR."""
+
+    value: Value = 1.0
+
+    def at(self, step: Interval) -> float:
+        """The value at the start of the step; ValueError unless >= 0. Infinity is full renoise."""
+        value = float(self.value(step.time) if callable(self.value) else self.value)
+        if not value >= 0:
+            raise ValueError(f"an overshoot is a number >= 0, got {value}")
+        return value
+
+    @staticmethod
+    def overshoot(value: float, step: Interval) -> float:
+        """`q`."""
+        return value
+
+    @staticmethod
+    def invert(overshoot: float, step: Interval) -> float:
+        """`q`."""
+        return overshoot
+
+    def rate(self, step: Interval) -> float:
+        """`q / Delta`."""
+        return self.at(step) / step.gain
+
+
+@dataclass(frozen=True)
+class Rectified(Coordinate):
+    """The "ancestral" noise of rectified flow in ComfyUI and diffusers (LTXEulerAncestralRF).
+
+    With t, s the flow-matching times of the step's ends: Euler to d = s (1 + (s / t - 1) eta), then
+    renoise. At eta = 1 it is not DDPM: from t = 1 it keeps most of the noise.
+    """
+
+    value: Value = 1.0
+
+    @staticmethod
+    def overshoot(value: float, step: Interval) -> float:
+        """`2 log((1 - d) s / ((1 - s) d))`."""
+        if not value <= 1:
+            raise ValueError(f"this eta is in [0, 1], got {value}")
+        t, s = (_flow_time(level.logsnr) for level in (step.here, step.there))
+        down = s * (1 + (s / t - 1) * value)
+        return 2 * math.log((1 - down) * s / ((1 - s) * down)) if down else _times(value, math.inf)
+
+    @staticmethod
+    def invert(overshoot: float, step: Interval) -> float:
+        """From d, `(1 - d / s) / (1 - s / t)`."""
+        t = _flow_time(step.here.logsnr)
+        s = _flow_time(step.there.logsnr)
+        down = _flow_time(step.there.logsnr + overshoot)
+        return (1 - down / s) / (1 - s / t)
+
+    def rate(self, step: Interval) -> float:
+        """`eta`, linear and not squared."""
+        return self.at(step)
+
+
+def _flow_time(logsnr: float) -> float:
+    return float(torch.sigmoid(torch.tensor(-0.5 * logsnr, dtype=torch.float64)))
+
+
+@dataclass(frozen=True)
+class ER(Stochasticity):
+    """Extended reverse-time SDE [Cui+ 2023]: the noise scale phi of sigma / alpha.
+
+        rho = (phi(s) / s) / (phi(t) / t),    phi(s) = s (exp(s^power) + 10) (the authors' choice)
+
+    eta^2 = dlog phi / dlog sigma - 1.
+    """
+
+    power: float = 0.3
+
+    def __post_init__(self) -> None:
+        """ValueError unless 0 < power."""
+        if not 0 < self.power < math.inf:
+            raise ValueError(f"the power is a finite number > 0, got {self.power}")
+
+    def kick(self, step: Interval) -> Kick:
+        """`2 log (phi / s)` from here to there."""
+        return Kick(after=2 * (self._excess(step.here) - self._excess(step.there)))
+
+    def rate(self, step: Interval) -> float:
+        """`d log(phi / s) / d log s`."""
+        power = math.exp(min(-0.5 * self.power * step.here.logsnr, 700))
+        return self.power * power / (1 + 10 * math.exp(-power))
+
+    def _excess(self, level: Level) -> float:
+        """`log(exp(s^power) + 10)`."""
+        log_power = -0.5 * self.power * level.logsnr
+        return float(
+            np.logaddexp(math.exp(log_power) if log_power < 700 else math.inf, math.log(10))
+        )
+
+
+@dataclass(frozen=True)
 class FullRenoise(Stochasticity):
-    """All noise is fresh: x is re-noised to the next level (multistep consistency sampling)."""
+    """All noise is fresh: x is re-noised to the next level (multistep consistency sampling).
+
+    For models whose x is a sample, not a mean: an exact denoiser's steps do not reach the data.
+    """
+
+    accuracy = 0
 
     def kick(self, step: Interval) -> Kick:
         """An infinite overshoot."""
@@ -333,6 +443,8 @@ class LargeVariance(Stochasticity):
     DDPM's mean with the injected variance multiplied by (sigma_t / sigma_s)^2 (VP units). It keeps
     the marginals only in the limit of many steps.
     """
+
+    accuracy = 1
 
     def kick(self, step: Interval) -> Kick:
         """DDPM's overshoot with more noise."""
@@ -400,6 +512,9 @@ STOCHASTICITIES: dict[str, type[Stochasticity]] = {
     "epsilon": Epsilon,
     "diffusion": Diffusion,
     "edm-churn": EDMChurn,
+    "overshoot": Overshoot,
+    "rectified": Rectified,
+    "er": ER,
     "full-renoise": FullRenoise,
     "large-variance": LargeVariance,
 }
