@@ -2,6 +2,7 @@ import itertools
 import json
 import math
 import weakref
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -88,7 +89,7 @@ def test_edm_churn_is_karras_algorithm():
         x = x + math.sqrt(hat**2 - sigma**2) * 1.003 * next(draws)
         level = EDM().level(-2 * math.log(hat)).floats()
         x = x + (after - hat) * (x - RING(x, level).x) / hat
-    sampler = Sampler(Karras(), Euler("eps"), EDMChurn(churn, noise=1.003))
+    sampler = Sampler(Karras(), Euler("eps"), EDMChurn(churn, sigma_max=math.inf, noise=1.003))
     ours = run(sampler.plan(EDM(), n), RING, kept, lambda: next(copy))
     assert torch.allclose(ours, x, atol=1e-10)
 
@@ -372,8 +373,12 @@ def test_wrong_kinds_are_named():
 
 def test_presets_state_what_they_are():
     for name, preset in samplers.items():
+        levels = preset.levels(VPLinear(), 7)
+        moves = sum(there.logsnr > here.logsnr for here, there in pairwise(levels))
         made = plan(name, VPLinear(), 7)
-        assert preset.paper and preset.nfe_per_step * 7 == made.nfe
+        calls = preset.nfe_per_step * moves
+        # The step to zero noise may take fewer calls: nothing is asked about the data itself.
+        assert preset.paper and calls - preset.nfe_per_step < made.nfe <= calls, name
         assert preset.stochastic == made.stochastic, name
         assert sampler_named(name) is preset
     assert isinstance(samplers["ddim"].solver, DDIM)

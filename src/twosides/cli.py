@@ -1,4 +1,4 @@
-"""The command line: `twosides train | sample | convert | compare | verify | demo`.
+"""The command line: `twosides train | sample | samplers | convert | compare | verify | demo`.
 
 Signatures are the options and docstrings the help. Nothing heavy is imported before a command runs,
 so that `--help` answers at once.
@@ -6,6 +6,7 @@ so that `--help` answers at once.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -84,6 +85,8 @@ def sample(
     steps: int = 20,
     schedule: str | None = None,
     noise: str | None = None,
+    grid: str | None = None,
+    compat: str | None = None,
     count: int = 26,
     labels: str | None = None,
     guidance: float = 1.0,
@@ -95,10 +98,12 @@ def sample(
     Args:
         model: a model's or a run's folder.
         out: .png for a picture, .npy for the numbers.
-        sampler: ddim, flow-euler, ddpm, edm-euler, euler-ancestral, consistency, ...
+        sampler: ddim, dpmpp-2m, unipc, kab2c, ddpm, ...: see `twosides samplers`.
         steps: of the sampler.
         schedule: where to sample, by default the model's own: cosine, "cosine(-15, 15)", ...
         noise: other noise for the sampler: "churn(0.3)", "eta(1)", "ddim-eta(0.5)", deterministic.
+        grid: another grid for the sampler: karras, "karras(5)", uniform-logsnr, beta, ays, ...
+        compat: "published" for the sampler as its authors' code has it, known errors included.
         count: number of samples (with labels: their number).
         labels: classes to draw, one letter each; by default all in turn.
         guidance: classifier-free guidance scale, 1 is none.
@@ -113,6 +118,8 @@ def sample(
         steps=steps,
         schedule=schedule,
         noise=noise,
+        grid=grid,
+        compat=compat,
         count=count,
         labels=labels,
         guidance=guidance,
@@ -176,16 +183,18 @@ def compare(
     """
     from twosides.comparison import compare as compared
     from twosides.naming import unknown
-    from twosides.sampling.samplers import plan, samplers
+    from twosides.sampling.samplers import plan
+    from twosides.sampling.samplers import samplers as presets
     from twosides.schedules import schedule_named
     from twosides.training.recipes import recipes
 
-    for name in (a, b):
-        if name not in samplers and name not in recipes:
-            raise unknown("sampler or recipe", name, [*samplers, *recipes])
+    kinds = [name.split("(")[0] in presets for name in (a, b)]
+    for name, sampler in zip((a, b), kinds, strict=True):
+        if not sampler and name not in recipes:
+            raise unknown("sampler or recipe", name, [*presets, *recipes])
     if a in recipes and b in recipes:
         print(f"{a} and {b}: {compared(recipes[a], recipes[b])}")
-    elif a in samplers and b in samplers:
+    elif all(kinds):
         where = schedule_named(schedule)
         result = compared(plan(a, where, steps), plan(b, where, steps))
         print(f"{a} and {b}, {steps} steps on {where}: {result}")
@@ -193,6 +202,21 @@ def compare(
         raise ValueError(
             f"{a!r} and {b!r} are not of one kind: compare two samplers or two recipes"
         )
+
+
+def samplers(*, measure: bool = False, markdown: bool = False) -> None:
+    """List the samplers: frame, variable, order, network calls per step, source.
+
+    Args:
+        measure: measure the orders, on exact mixtures with three schedules; a minute and a half.
+        markdown: as a Markdown table.
+    """
+    from twosides import orders
+    from twosides.progress import bar
+
+    with bar("measuring", 1) if measure else contextlib.nullcontext() as tell:
+        table = list(orders.rows(measure, tell))
+    print((orders.markdown if markdown else orders.text)(table), end="")
 
 
 def verify() -> None:
@@ -226,7 +250,7 @@ def demo(
     print(run(out, steps=steps, minutes=minutes, seed=seed))
 
 
-COMMANDS = (train, sample, convert, compare, verify, demo)
+COMMANDS = (train, sample, samplers, convert, compare, verify, demo)
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from twosides import checkpoint, pictures
 from twosides.denoiser import Denoiser, Denoises
 from twosides.guidance import classifier_free
 from twosides.naming import named, unknown
+from twosides.sampling.grids import GRIDS
 from twosides.sampling.sample import sample
 from twosides.sampling.samplers import Sampler, sampler_named
 from twosides.sampling.stochasticity import STOCHASTICITIES
@@ -22,12 +23,16 @@ from twosides.schedules import schedule_named
 from twosides.storage import write_file
 
 
-def chosen_sampler(sampler: str, noise: str | None) -> Sampler:
-    """A preset, with other noise if named: "churn(0.3)"."""
-    preset = sampler_named(sampler)
-    if noise is None:
-        return preset
-    return replace(preset, stochasticity=named("noise", noise, STOCHASTICITIES))
+def chosen_sampler(
+    sampler: str, noise: str | None = None, grid: str | None = None, compat: str | None = None
+) -> Sampler:
+    """A preset, with other noise or another grid if named: "churn(0.3)", "karras(7)"."""
+    chosen = sampler_named(sampler, compat)
+    if noise is not None:
+        chosen = replace(chosen, stochasticity=named("noise", noise, STOCHASTICITIES))
+    if grid is not None:
+        chosen = replace(chosen, grid=named("grid", grid, GRIDS))
+    return chosen
 
 
 def label_tensor(labels: str, classes: str) -> Tensor:
@@ -49,6 +54,8 @@ def sample_model(
     steps: int,
     schedule: str | None,
     noise: str | None,
+    grid: str | None,
+    compat: str | None,
     count: int,
     labels: str | None,
     guidance: float,
@@ -59,7 +66,7 @@ def sample_model(
     """Sample a model folder and write the samples to a .png or .npy file."""
     if out.suffix not in (".png", ".npy"):
         raise ValueError(f"{out}: samples are written as .png or .npy, not {out.suffix!r}")
-    chosen = chosen_sampler(sampler, noise)
+    chosen = chosen_sampler(sampler, noise, grid, compat)
     where = schedule_named(schedule) if schedule else None
     denoiser, config = (
         checkpoint.load(folder, trust_code=trust_code),

@@ -29,4 +29,4 @@ def bar(task: str, total: int) -> Iterator[Callable[[int, int], None]]:
     display = Progress(*columns, *clock, console=Console(stderr=True))
     with display:
         number = display.add_task(task, total=total)
-        yield lambda done, _: display.update(number, completed=done)
+        yield lambda done, total: display.update(number, completed=done, total=total)

@@ -97,7 +97,7 @@ class Frame(NamedTuple):
         return Variable(of, logsnr)
 
 
-def unit(logsnr: Any) -> tuple[Array, Array]:
+def unit(logsnr: Any) -> tuple[Any, Any]:
     """(alpha, sigma) with alpha^2 + sigma^2 = 1, for numbers or arrays, +-inf included."""
     logsnr = np.asarray(logsnr, dtype=np.float64)
     return np.exp(-0.5 * np.logaddexp(0, -logsnr)), np.exp(-0.5 * np.logaddexp(0, logsnr))
@@ -112,7 +112,7 @@ def variable_named(name: str | Output, schedule: Schedule) -> Variable:
         return Variable(lambda logsnr: logsnr, lambda logsnr: logsnr)
     if name == "t":
         return Variable(
-            lambda logsnr: schedule.time(torch.as_tensor(logsnr)).numpy(),
+            lambda logsnr: _time(schedule, logsnr),
             lambda t: schedule.logsnr(torch.as_tensor(t).clamp(0, 1)).numpy(),
         )
     if name == "angle":
@@ -124,6 +124,15 @@ def variable_named(name: str | Output, schedule: Schedule) -> Variable:
             "'t', 'angle' or the name of an output with constant ones, such as 'u' or 'eps'"
         )
     return Frame(output.a, output.b).eta
+
+
+def _time(schedule: Schedule, logsnr: Array) -> Array:
+    """The schedule's t; infinite outside its range, as a singular variable is."""
+    low, high = schedule.logsnr_min, schedule.logsnr_max
+    t = schedule.time(torch.as_tensor(np.clip(logsnr, low, high))).numpy()
+    slack = 1e-6 * (1 + np.abs(logsnr))
+    with np.errstate(invalid="ignore"):
+        return np.where((logsnr < low - slack) | (logsnr > high + slack), np.inf, t)
 
 
 def _turn(logsnr: Array) -> Array:

@@ -76,18 +76,23 @@ def _between(
             f"at {end:.6g}; the end must be the larger"
         )
     with np.errstate(all="ignore"):
-        values = variable.of(np.array(ends))
-        nodes = variable.logsnr(values[1] + fractions.numpy() * (values[0] - values[1]))
-    for value, at, name, option in zip(
-        values, ends, ("logsnr_min", "logsnr_max"), ("start=-10", "end=10"), strict=True
-    ):
+        first, last = variable.of(np.array(ends, dtype=np.float64))
+    for value, at, remedy in ((first, start, "min (start=-10)"), (last, end, "max (end=10)")):
         if not math.isfinite(value):
             raise ValueError(
-                f"{grid} needs a finite {name}, but got {at:.6g}, where its variable is infinite; "
-                f"state one ({option}), or use a variable that is finite there, such as 'u'"
+                f"the variable of {grid} is infinite at its end, logsnr {at:.6g}; state a finite "
+                f"logsnr_{remedy} inside the schedule, or a variable that is finite there ('u')"
             )
+    with np.errstate(divide="ignore"):
+        nodes = variable.logsnr(last + fractions.numpy() * (first - last))
     inside = torch.where(fractions == 1, start, torch.from_numpy(nodes))
     return torch.where(fractions == 0, end, inside)
+
+
+def _covered(nodes: Tensor, schedule: Schedule) -> Tensor:
+    """The nodes; ValueError where the network would be asked outside the schedule's range."""
+    schedule.time(nodes[:-1])
+    return nodes
 
 
 def _then_data(levels: Tensor) -> Tensor:
@@ -321,8 +326,8 @@ class Beta(_Ranged):
     def __post_init__(self) -> None:
         """ValueError for a law that is none, an empty range, or an output that is no variable."""
         Uniform(self.variable, self.start, self.end)
-        if not (0 < self.a < math.inf and 0 < self.b < math.inf):
-            raise ValueError(f"a Beta law needs a, b > 0 and finite: {self}")
+        if not (0 < self.a <= 100 and 0 < self.b <= 100):
+            raise ValueError(f"a Beta law needs a, b > 0, at most 100 here: {self}")
 
     def logsnrs(self, schedule: Schedule, steps: int) -> Tensor:
         """The quantiles, and +inf."""
@@ -334,37 +339,38 @@ class Beta(_Ranged):
 
 
 def beta_quantiles(a: float, b: float, p: Tensor) -> Tensor:
-    """The x with I_x(a, b) = p, by bisection in log x, from whichever end is nearer.
+    """The x with I_x(a, b) = p, for a, b up to 100.
 
         I_x(a, b) = x^a (1 - x)^b / (a B(a, b)) sum_n x^n (a + b)_n / (a + 1)_n     DLMF 8.17.8
 
-    All terms are positive, and at least halve in the long run where x <= 1/2.
+    All terms are positive, and soon halve where x <= 1/2; beyond, I_x(a, b) = 1 - I_{1-x}(b, a).
 
         >>> beta_quantiles(2.0, 1.0, torch.tensor([0.0, 0.25, 1.0], dtype=torch.float64))
         tensor([0.0000, 0.5000, 1.0000], dtype=torch.float64)
     """
-    middle = float(_beta_cdf(a, b, torch.tensor(0.5, dtype=torch.float64)))
+    middle = float(_beta_cdf(a, b, p.new_full((1,), math.log(0.5))))
     low = _beta_quantiles_below_half(a, b, p.clamp(max=middle))
     high = 1 - _beta_quantiles_below_half(b, a, (1 - p).clamp(max=1 - middle))
-    return torch.where((p == 0) | (p == 1), p, torch.where(p <= middle, low, high))
+    inside = torch.where(p <= middle, low, high)
+    return torch.where((p == 0) | (p == 1), p, inside)
 
 
 def _beta_quantiles_below_half(a: float, b: float, p: Tensor) -> Tensor:
+    """By bisection in log x, so that small ones are accurate too."""
     low, high = torch.full_like(p, -745.0), torch.full_like(p, math.log(0.5))
     for _ in range(64):
         centre = 0.5 * (low + high)
-        below = _beta_cdf(a, b, centre.exp()) < p
+        below = _beta_cdf(a, b, centre) < p
         low, high = torch.where(below, centre, low), torch.where(below, high, centre)
     return high.exp()
 
 
-def _beta_cdf(a: float, b: float, x: Tensor) -> Tensor:
-    log_beta = math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
-    total, term, n = torch.zeros_like(x), torch.ones_like(x), 0
-    while bool((term > 1e-17 * total).any()):
-        total = total + term
-        term, n = term * x * ((a + b + n) / (a + 1 + n)), n + 1
-    return (a * x.log() + b * torch.log1p(-x) - log_beta - math.log(a)).exp() * total
+def _beta_cdf(a: float, b: float, log_x: Tensor) -> Tensor:
+    n = torch.arange(128 + 4 * math.ceil(b), dtype=torch.float64)
+    terms = torch.cat([n.new_ones(1), ((a + b + n) / (a + 1 + n)).cumprod(0)[:-1]])
+    total = (log_x[:, None] * n).exp() @ terms
+    log_scale = math.lgamma(a + b) - math.lgamma(a + 1) - math.lgamma(b)
+    return (a * log_x + b * torch.log1p(-log_x.exp()) + log_scale).exp() * total
 
 
 _AYS = {
@@ -397,8 +403,7 @@ class AYS(Grid):
             table[0] = schedule.logsnr_min
         positions = (len(table) - 1) * (1 - _fractions(steps)[:-1])
         nodes = torch.from_numpy(np.interp(positions, np.arange(len(table)), table))
-        schedule.time(nodes)
-        return _then_data(nodes)
+        return _covered(_then_data(nodes), schedule)
 
 
 @dataclass(frozen=True)
@@ -522,7 +527,8 @@ class Indices(Grid):
                 "such as ScaledLinear()"
             )
         picked = self.indices(discrete.count, steps)
-        nodes = schedule.logsnr(torch.tensor([*picked, 0.0]) / (discrete.count - 1))
+        t = torch.tensor([*picked, 0.0], dtype=torch.float64) / (discrete.count - 1)
+        nodes = schedule.logsnr(t)
         return _then_data(nodes[:-1]) if self.final == "data" else nodes
 
 
@@ -581,7 +587,8 @@ class Quantiles(_Ranged):
                 f"mass in [{start:.6g}, {end:.6g}], which is to be walked; extend the table"
             )
         wanted = high - _fractions(steps)[1:-1].numpy() * (high - low)
-        return torch.tensor([start, *np.interp(wanted, mass, self.knots), end]).double()
+        nodes = [start, *np.interp(wanted, mass, self.knots), end]
+        return torch.tensor(nodes, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -689,9 +696,8 @@ class Shifted(Grid):
 
     def logsnrs(self, schedule: Schedule, steps: int) -> Tensor:
         """The grid's nodes, moved; ValueError where a network call leaves the schedule's range."""
-        nodes = self.grid.logsnrs(schedule, steps) - 2 * math.log(self.factor)
-        schedule.time(nodes[:-1])
-        return nodes
+        nodes = self.grid.logsnrs(schedule, steps)
+        return _covered(nodes - 2 * math.log(self.factor), schedule)
 
 
 def resolution_shift(tokens: float, base_tokens: float) -> float:

@@ -45,6 +45,7 @@ def sample(
     sampler: str | Sampler | Plan = "ddim",
     steps: SupportsIndex = 20,
     schedule: str | Schedule | None = None,
+    compat: str | None = None,
     seed: int | None = None,
     indices: Sequence[int] | None = None,
     init: Tensor | None = None,
@@ -59,6 +60,7 @@ def sample(
     """Draw samples of shape (B, ...) from a denoiser.
 
     sampler: a preset's name, a Sampler, or a Plan (then `steps` and `schedule` are the plan's).
+    compat: "published" for a preset as its authors' code has it, known errors included.
     schedule: where to sample, by default the denoiser's own; any other gives its grid and scaling.
     seed, indices: sample i depends on (seed, indices[i]) only; default a fresh seed and 0 ... B-1.
     init: noise of unit variance and this shape, instead of the seed's.
@@ -74,7 +76,7 @@ def sample(
     """
     sizes = _checked_shape(shape)
     device = torch.device(device) if device is not None else _device_of(denoiser)
-    table = sampler if isinstance(sampler, Plan) else _plan(denoiser, sampler, schedule, steps)
+    table = sampler if isinstance(sampler, Plan) else _plan(denoiser, sampler, schedule, steps, compat)
     rows = range(sizes[0]) if indices is None else indices
     if len(rows) != sizes[0]:
         raise ValueError(f"{len(rows)} indices were given for {sizes[0]} samples")
@@ -115,9 +117,10 @@ def _plan(
     sampler: str | Sampler,
     schedule: str | Schedule | None,
     steps: SupportsIndex,
+    compat: str | None,
 ) -> Plan:
     own = describes(denoiser)
-    return plan(sampler, schedule or own, steps)
+    return plan(sampler, schedule or own, steps, compat=compat)
 
 
 def _checked_shape(shape: Sequence[SupportsIndex]) -> tuple[int, ...]:

@@ -171,7 +171,7 @@ def kappa_adams(
     """
     if not 0 < shift < float("inf"):
         raise ValueError(f"shift is a finite number > 0, got {shift}")
-    solver = Adams(order, kappa(kappa_value), corrector=corrector)
+    solver = Adams(order, kappa(kappa_value), corrector=corrector, caution=math.inf)
     return Sampler(Uniform(kappa(1 / shift)), solver, paper="twosides: the post's equation, Adams")
 
 
@@ -180,13 +180,28 @@ def _middle(t: float) -> float:
     return 1.0 if 0.2 <= t <= 0.8 else 0.0
 
 
-_PLAIN: dict[str, Any] = {"lower_order_final": True, "corrected_start": False}
+_BOLD: dict[str, Any] = {"corrected_start": False, "caution": math.inf}  # as published
 _RESTART = Restart(low=-2 * math.log(0.30), high=-2 * math.log(0.06))  # sigma / alpha for CIFAR-10
 _DPM = "Lu+ 2022, arXiv 2206.00927"
 _DPMPP = "Lu+ 2022, arXiv 2211.01095"
 _EDM = "Karras+ 2022, arXiv 2206.00364"
 _DEIS = "Zhang & Chen 2022, arXiv 2204.13902"
 _UNIPC = "Zhao+ 2023, arXiv 2302.04867"
+
+
+def _adams(
+    solver: Adams, paper: str, noise: Stochasticity | None = None, **published: Any
+) -> Sampler:
+    """A multistep preset; published: without care for the start and for long steps, and more."""
+    noise = noise or Deterministic()
+    theirs = replace(solver, **{**_BOLD, **published})
+    return Sampler(
+        solver=solver,
+        stochasticity=noise,
+        paper=paper,
+        published=Sampler(solver=theirs, stochasticity=noise),
+    )
+
 
 samplers: Table[Sampler] = Table(
     "sampler",
@@ -219,80 +234,40 @@ samplers: Table[Sampler] = Table(
         "kab2": kappa_adams(),
         "kab2c": kappa_adams(order=2, corrector=3),
         "kab3c": kappa_adams(order=3, corrector=4),
-        "dpm-2m": Sampler(
-            solver=Adams(2, "eps", "logsnr", rule="midpoint", corrected_start=False), paper=_DPM
+        "kab2c-sde": replace(kappa_adams(order=2, corrector=3), stochasticity=Eta(1.0)),
+        "dpm-2m": _adams(Adams(2, "eps", "logsnr", rule="midpoint"), _DPM),
+        "dpmpp-2m": _adams(Adams(2, "x", "logsnr", rule="midpoint"), _DPMPP),
+        "dpmpp-3m": _adams(
+            Adams(3, "x", "logsnr"),
+            f"{_DPMPP}; published: half of the quadratic term, order 2",
+            rule="published",
+            lower_order_final=True,
         ),
-        "dpmpp-2m": Sampler(
-            solver=Adams(2, "x", "logsnr", rule="midpoint", corrected_start=False), paper=_DPMPP
+        "res-2m": _adams(Adams(2, "x", "logsnr"), "Zhang+ 2023, arXiv 2308.02157"),
+        "unipc": _adams(
+            Adams(2, "x", "logsnr", 3, rule="midpoint"), _UNIPC, lower_order_final=True
         ),
-        "dpmpp-3m": Sampler(
-            solver=Adams(3, "x", "logsnr"),
-            paper=f"{_DPMPP}; published: half of the quadratic term, order 2",
-            published=Sampler(solver=Adams(3, "x", "logsnr", rule="published", **_PLAIN)),
+        "unipc-3": _adams(
+            Adams(3, "x", "logsnr", 4, rule="midpoint"), _UNIPC, lower_order_final=True
         ),
-        "res-2m": Sampler(
-            solver=Adams(2, "x", "logsnr", corrected_start=False),
-            paper="Zhang+ 2023, arXiv 2308.02157",
+        "deis": _adams(Adams(3, "eps", "logsnr"), _DEIS, lower_order_final=True),
+        "deis-tab": _adams(Adams(3, "eps", "t"), _DEIS),
+        "lms": _adams(Adams(4, "eps"), f"k-diffusion's LMS, DEIS-rhoAB, iPNDM_v; {_DEIS}"),
+        "ipndm": _adams(Adams(4, "eps", "index"), f"Liu+ 2022, arXiv 2202.09778; {_DEIS}"),
+        "dpmpp-2m-sde": _adams(Adams(2, "x", "logsnr", rule="midpoint"), _DPMPP, Eta(1.0)),
+        "dpmpp-3m-sde": _adams(
+            Adams(3, "x", "logsnr"),
+            f"k-diffusion; {_DPMPP}; published: half of the quadratic term",
+            Eta(1.0),
+            rule="published",
         ),
-        "unipc": Sampler(
-            solver=Adams(2, "x", "logsnr", 3, rule="midpoint"),
-            paper=f"{_UNIPC}; published: lower order at the end",
-            published=Sampler(
-                solver=Adams(2, "x", "logsnr", 3, rule="midpoint", lower_order_final=True)
-            ),
+        "sa-solver": _adams(
+            Adams(3, "x", "logsnr", 3), "Xue+ 2023, arXiv 2309.05019", Tau(_middle)
         ),
-        "unipc-3": Sampler(
-            solver=Adams(3, "x", "logsnr", 4, rule="midpoint"),
-            paper=f"{_UNIPC}; published: lower order at the end",
-            published=Sampler(
-                solver=Adams(3, "x", "logsnr", 4, rule="midpoint", lower_order_final=True)
-            ),
-        ),
-        "deis": Sampler(
-            solver=Adams(3, "eps", "logsnr"),
-            paper=f"{_DEIS}; published: starts at first order",
-            published=Sampler(solver=Adams(3, "eps", "logsnr", **_PLAIN)),
-        ),
-        "deis-tab": Sampler(
-            solver=Adams(3, "eps", "t"),
-            paper=f"{_DEIS}; published: starts at first order",
-            published=Sampler(solver=Adams(3, "eps", "t", corrected_start=False)),
-        ),
-        "lms": Sampler(
-            Karras(),
-            Adams(4, "eps"),
-            paper=f"k-diffusion's LMS, DEIS-rhoAB; {_DEIS}; published: starts at first order",
-            published=Sampler(Karras(), Adams(4, "eps", corrected_start=False)),
-        ),
-        "ipndm": Sampler(
-            solver=Adams(4, "eps", "index", corrected_start=False),
-            paper=f"Liu+ 2022, arXiv 2202.09778; {_DEIS}",
-        ),
-        "dpmpp-2m-sde": Sampler(
-            solver=Adams(2, "x", "logsnr", rule="midpoint", corrected_start=False),
-            stochasticity=Eta(1.0),
-            paper=_DPMPP,
-        ),
-        "dpmpp-3m-sde": Sampler(
-            solver=Adams(3, "x", "logsnr"),
-            stochasticity=Eta(1.0),
-            paper=f"k-diffusion; {_DPMPP}; published: half of the quadratic term",
-            published=Sampler(
-                solver=Adams(3, "x", "logsnr", rule="published", corrected_start=False),
-                stochasticity=Eta(1.0),
-            ),
-        ),
-        "sa-solver": Sampler(
-            solver=Adams(3, "x", "logsnr", 3),
-            stochasticity=Tau(_middle),
-            paper="Xue+ 2023, arXiv 2309.05019",
-        ),
-        "er-sde": Sampler(
-            solver=Adams(3, "x", "eps"), stochasticity=ER(), paper="Cui+ 2023, arXiv 2309.06169"
-        ),
+        "er-sde": _adams(Adams(3, "x", "eps"), "Cui+ 2023, arXiv 2309.06169", ER()),
         # Runge-Kutta: several calls per step.
         "heun": Sampler(Karras(), RungeKutta("heun", "eps"), paper=_EDM),
-        "edm": Sampler(Karras(), RungeKutta("heun", "eps"), EDMChurn(40.0), paper=_EDM),
+        "edm": Sampler(Karras(), RungeKutta("heun", "eps"), EDMChurn(40.0, 0.05), paper=_EDM),
         "flow-heun": Sampler(solver=RungeKutta("heun", "u"), paper="Heun 1900, on u"),
         "midpoint": Sampler(solver=RungeKutta("midpoint", "u"), paper="Runge 1895, on u"),
         "rk4": Sampler(solver=RungeKutta("rk4", "u"), paper="Kutta 1901, on u"),
@@ -333,7 +308,7 @@ FAMILIES: dict[str, Callable[..., Sampler]] = {
     "ddim": lambda eta: Sampler(stochasticity=DDIMEta(eta)),
     "ddpm": lambda eta: Sampler(stochasticity=Eta(eta)),
     "churn": lambda churn: Sampler(stochasticity=Churn(churn)),
-    "edm": lambda churn: replace(samplers["edm"], stochasticity=EDMChurn(churn)),
+    "edm": lambda churn: replace(samplers["edm"], stochasticity=EDMChurn(churn, 0.05)),
     "kab2": kappa_adams,
     "kab2c": partial(kappa_adams, order=2, corrector=3),
     "kab3c": partial(kappa_adams, order=3, corrector=4),

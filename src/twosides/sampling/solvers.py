@@ -92,7 +92,13 @@ class Span:
             moments[1] = 0.5 * moments[0]  # a line, read in the middle of the step
         if rule == "published" and count == 3:
             moments[2] *= 0.5
-        return np.linalg.solve(np.vander(places, increasing=True).T, moments)
+        weights = np.linalg.solve(np.vander(places, increasing=True).T, moments)
+        return weights.astype(np.float64)
+
+    def weight_of(self, weights: Array) -> float:
+        """What these weights can move, in units of the state at the end: o is of size (a, b)."""
+        state = math.hypot(self.over.alpha, self.over.sigma)
+        return float(np.abs(weights).sum()) * math.hypot(*self.frame) / state
 
     def _moments(self, count: int) -> Array:
         """`c_over int s^j d(eta)` = reach - j c_over int s^(j-1) (eta(s) - eta_start) ds."""
@@ -103,7 +109,10 @@ class Span:
             return self.reach / (powers + 1)
         first, end = self.variable.of(np.array([self.start.logsnr, self.end]))
         inner = self.path(self.variable.logsnr(first + NODES * (end - first)))
-        gaps = WEIGHTS * self._scale(self.over) * self.frame.gap(self.start, inner)
+        scale = self._scale(self.over)
+        if scale == 0:  # the whole integral lies at the end
+            return np.full(count, self.reach)
+        gaps = WEIGHTS * scale * self.frame.gap(self.start, inner)
         slopes = powers * NODES[:, None] ** np.maximum(powers - 1, 0)
         return self.reach - gaps @ slopes
 
@@ -194,9 +203,13 @@ class Adams(Solver):
     corrected_start: the first step, which is Euler's for lack of history, is corrected once the
     next call is known. Without that it limits the order of the whole run to 2, and at few steps it
     is often the largest error.
+    caution: older calls are left out of a step, and corrections, where together they would weigh
+    more than this, in units of the state. That happens in long steps only, such as the last one of
+    a cosine grid in logsnr, where a polynomial is an extrapolation; infinity never leaves any out.
 
-    With noise it integrates the reverse SDE (see `steps`). Where frame or variable is infinite, at
-    zero SNR or zero noise, the estimate is held instead: first order for this one step.
+    With noise it integrates the reverse SDE (see `steps`), in x whatever the output: the noise in
+    past eps has been replaced since, only x is smooth along the path. Where frame or variable is
+    infinite, at zero SNR or zero noise, the estimate is held: first order for this one step.
     """
 
     order: int = 2
@@ -206,6 +219,7 @@ class Adams(Solver):
     rule: str = "exact"
     lower_order_final: bool = False
     corrected_start: bool = True
+    caution: float = 2.0
 
     nfe = 1
 
@@ -219,6 +233,8 @@ class Adams(Solver):
             )
         if self.rule not in ("exact", "midpoint", "published"):
             raise unknown("rule", self.rule, ("exact", "midpoint", "published"))
+        if not self.caution >= 0:
+            raise ValueError(f"caution is a number >= 0, infinity for none, got {self.caution}")
 
     def convergence(self, noisy: bool) -> int:
         """One more than the order with a longer corrector; at most 2 with noise."""
@@ -237,7 +253,10 @@ class Adams(Solver):
             seen += last.seen
             z = self._corrected(z, step, last, new)
         frame = _frame(self.output, step.here, step)
-        move = self._predict(frame, step, seen) if frame else None
+        variable = _variable(self.variable, frame, step) if frame else None
+        if frame and step.kick.after:
+            frame = _frame("x", step.here, step)
+        move = self._predict(frame, variable, step, seen) if frame else None
         if frame is None or move is None:
             return step.renoise(_held(estimate, step.over))
         past.append(move)
@@ -245,10 +264,10 @@ class Adams(Solver):
         change = _combined(move.weights, frame, estimates)
         return step.renoise(move.span.carry * z + change)
 
-    def _predict(self, frame: Frame, step: Step, seen: list[Seen]) -> _Move | None:
-        end = step.there.logsnr
-        variable = _variable(self.variable, frame, step)
-        span = Span(frame, variable, step.here, step.over, end, step.path)
+    def _predict(
+        self, frame: Frame, variable: Variable | None, step: Step, seen: list[Seen]
+    ) -> _Move | None:
+        span = Span(frame, variable, step.here, step.over, step.there.logsnr, step.path)
         count = min(self.order, step.remaining) if self.lower_order_final else self.order
         places = span.places([call.logsnr for call in seen])
         if not math.isfinite(span.reach):
@@ -256,6 +275,9 @@ class Adams(Solver):
         usable = int(np.isfinite(places).cumprod().sum())
         places = places[: min(count, usable)] if usable else np.zeros(1)
         weights = span.weights(places, self.rule)
+        while span.weight_of(weights[1:]) > self.caution:
+            places = places[:-1]
+            weights = span.weights(places, self.rule)
         return _Move(step, span, seen[: max(self.order, self.corrector)], places, weights)
 
     def _corrected(self, z: Any, step: Step, move: _Move, new: Seen) -> Any:
@@ -270,6 +292,8 @@ class Adams(Solver):
         change = np.zeros(used + 1)
         change[:count] = move.span.weights(places, self.rule)
         change[1:] -= move.weights
+        if move.span.weight_of(change) > 2 * self.caution:
+            return z
         estimates = [new.estimate, *(call.estimate for call in move.seen[:used])]
         factor = move.step.keep * step.lifted
         return z + _combined(factor * change, move.span.frame, estimates)
@@ -352,7 +376,8 @@ class RungeKutta(Solver):
 
     def __post_init__(self) -> None:
         """ValueError for an unknown tableau, or a Butcher tableau in a foreign variable."""
-        if self.variable is not None and not all(isinstance(row, Through) for row in self._of.rows):
+        numbers = any(not isinstance(row, Through) for row in self._of.rows)
+        if self.variable is not None and numbers:
             raise ValueError("a tableau of numbers holds in the frame's own eta: variable=None")
 
     @property

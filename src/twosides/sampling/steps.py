@@ -63,8 +63,8 @@ class Step:
         """Where the ODE is when the real log-SNR is this."""
         if not self.kick.after:
             return logsnr
-        parts = [self.interval._replace(there=_unit_level(value)) for value in logsnr.tolist()]
-        return logsnr + np.array([self.stochasticity.kick(part).after for part in parts])
+        ends = [_unit_level(value) for value in logsnr.tolist()]
+        return logsnr + np.array(self.stochasticity.overshoots(self.interval, ends))
 
     @cached_property
     def here(self) -> Level:

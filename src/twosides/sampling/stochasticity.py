@@ -34,7 +34,7 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, TypeVar
 
@@ -98,6 +98,10 @@ class Stochasticity(abc.ABC):
     def rate(self, step: Interval) -> float:
         """eta^2 at the start of the step: the overshoot per log-SNR of an infinitesimal one."""
 
+    def overshoots(self, step: Interval, ends: Sequence[Level]) -> list[float]:
+        """The overshoots of the parts of a step that end at these levels."""
+        return [self.kick(step._replace(there=end)).after for end in ends]
+
 
 @dataclass(frozen=True)
 class Deterministic(Stochasticity):
@@ -130,6 +134,11 @@ class Coordinate(Stochasticity):
     def kick(self, step: Interval) -> Kick:
         """The overshoot, after the move."""
         return Kick(after=self.overshoot(self.at(step), step))
+
+    def overshoots(self, step: Interval, ends: Sequence[Level]) -> list[float]:
+        """The overshoots of the parts of a step that end at these levels."""
+        value = self.at(step)
+        return [self.overshoot(value, step._replace(there=end)) for end in ends]
 
     def at(self, step: Interval) -> float:
         """The value at the start of the step; ValueError unless finite and >= 0."""
@@ -286,22 +295,27 @@ class EDMChurn(Coordinate):
     """EDM's stochastic sampler [Karras+ 2022, Algorithm 2]: noise is added before the network call.
 
     gamma = min(value / steps, sqrt(2) - 1) where sigma/alpha is in [sigma_min, sigma_max], else 0;
-    sigma grows by 1 + gamma. `noise` is S_noise. The chain is that of `Eta` with
+    sigma grows by 1 + gamma. Without sigma_max it does where that stays within the schedule, which
+    Karras et al. ensure by theirs. `noise` is S_noise. The chain is that of `Eta` with
     `2 log(1 + gamma) = eta^2 Delta`, cut at another place: what EDM adds before step i belongs to
     step i - 1 there.
     """
 
     value: Value = 40.0
     sigma_min: float = 0.0
-    sigma_max: float = math.inf
+    sigma_max: float | None = None
     noise: float = 1.0
 
     def kick(self, step: Interval) -> Kick:
         """The overshoot, before the network call."""
         sigma = math.exp(-0.5 * step.here.logsnr)
-        if not self.sigma_min <= sigma <= self.sigma_max:
+        lost = self.overshoot(self.at(step), step)
+        within = step.here.logsnr - lost >= step.schedule.logsnr_min
+        if sigma < self.sigma_min or not (
+            within if self.sigma_max is None else sigma <= self.sigma_max
+        ):
             return Kick()
-        return Kick(before=self.overshoot(self.at(step), step), scale=self.noise)
+        return Kick(before=lost, scale=self.noise)
 
     @staticmethod
     def overshoot(value: float, step: Interval) -> float:
