@@ -15,7 +15,12 @@ import warnings
 from collections.abc import Callable
 
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
 
 import twosides as ts
 from twosides.sampling.plan import run
@@ -32,10 +37,10 @@ def bare(x: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
 
 
 def ours(
-    output: str, schedule: ts.Schedule
+    output: str, schedule: ts.Schedule, sampler: str = "ddim"
 ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """A DDIM plan, lowering included."""
-    plan = ts.plan("ddim", schedule, STEPS)
+    """A plan, lowering included."""
+    plan = ts.plan(sampler, schedule, STEPS)
 
     def loop(x: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
         return run(plan, ts.Denoiser(lambda z, t: m, output, schedule), x)
@@ -62,8 +67,14 @@ def main() -> None:
         "bare x + a * m": bare,
         "twosides, flow matching u": ours("u", ts.FlowMatching()),
         "twosides, VP cosine v": ours("v", ts.Cosine()),
+        "twosides, kab2 u (2 calls kept)": ours("u", ts.FlowMatching(), "kab2"),
+        "twosides, kab2c u (3)": ours("u", ts.FlowMatching(), "kab2c"),
+        "twosides, dpmpp-2m eps VP (2)": ours("eps", ts.ScaledLinear(), "dpmpp-2m"),
+        "twosides, unipc eps VP (3)": ours("eps", ts.ScaledLinear(), "unipc"),
         "diffusers FlowMatchEuler": theirs(FlowMatchEulerDiscreteScheduler()),
         "diffusers DDIM": theirs(DDIMScheduler(clip_sample=False)),
+        "diffusers DPM-Solver++ 2M": theirs(DPMSolverMultistepScheduler()),
+        "diffusers UniPC 2": theirs(UniPCMultistepScheduler()),
     }
     print(
         f"time per step, median of {ROUNDS} rounds of {STEPS} steps, float32, "
@@ -81,7 +92,7 @@ def main() -> None:
         least = medians["bare x + a * m"]
         print(f"\n{shape}")
         for name, value in medians.items():
-            print(f"  {name:28} {1e6 * value:9.1f} us   {value / least:6.2f} x bare")
+            print(f"  {name:32} {1e6 * value:9.1f} us   {value / least:6.2f} x bare")
 
 
 if __name__ == "__main__":

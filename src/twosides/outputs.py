@@ -96,7 +96,8 @@ class Output:
                 "logsnr_min), or use a network that predicts u, v or x"
                 if self.name != "x"
                 else f"a network that predicts x says nothing about the noise at "
-                f"{_where(level, det == 0)}: z is alpha x there, evaluate it at a noisier level"
+                f"{_where(level, det == 0)}: z is alpha x there. End the grid before zero noise "
+                f"(UniformTime(end=0.01), a finite logsnr_max)"
             )
         return Solution(b / det, -level.sigma / det, -a / det, level.alpha / det)
 

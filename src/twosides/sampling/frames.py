@@ -23,6 +23,7 @@ the step, or the eta of another output.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -78,23 +79,24 @@ class Frame(NamedTuple):
     @property
     def eta(self) -> Variable:
         """eta as a variable: `r / (b (b - a r))` with r = sigma / alpha, or `-1 / (a^2 r)`."""
-        a, b = self
+        return Variable(partial(_eta, self), partial(_logsnr_of_eta, self))
 
-        def of(logsnr: Array) -> Array:
-            alpha, sigma = unit(logsnr)
-            with np.errstate(divide="ignore"):
-                return (
-                    -alpha / (sigma * a * a) if b == 0 else sigma / (b * self.scale(alpha, sigma))
-                )
 
-        def logsnr(eta: Array) -> Array:
-            with np.errstate(divide="ignore"):
-                if b == 0:
-                    return 2 * np.log(-eta * a * a)
-                # r = b^2 eta / (1 + a b eta); two logarithms keep both ends exact.
-                return 2 * ((np.log1p(a * b * eta) if a else 0.0) - np.log(b * b * eta))
+def _eta(frame: Frame, logsnr: Array) -> Array:
+    alpha, sigma = unit(logsnr)
+    with np.errstate(divide="ignore"):
+        if frame.b == 0:
+            return -alpha / (sigma * frame.a**2)
+        return sigma / (frame.b * frame.scale(alpha, sigma))
 
-        return Variable(of, logsnr)
+
+def _logsnr_of_eta(frame: Frame, eta: Array) -> Array:
+    a, b = frame
+    with np.errstate(divide="ignore"):
+        if b == 0:
+            return 2 * np.log(-eta * a * a)
+        # r = b^2 eta / (1 + a b eta); two logarithms keep both ends exact.
+        return 2 * ((np.log1p(a * b * eta) if a else 0.0) - np.log(b * b * eta))
 
 
 def unit(logsnr: Any) -> tuple[Any, Any]:

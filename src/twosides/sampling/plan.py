@@ -314,10 +314,14 @@ def _assemble(rows: list[dict[Key, float]], levels: list[Level], noises: int, na
 
 
 class Row(NamedTuple):
-    """A state as a combination of kept tensors, and the slots that no later row needs."""
+    """A state as a combination of kept tensors, and the slots that no later row needs.
+
+    `keep` are the slots of the call that follows, and which part of its pair goes there.
+    """
 
     terms: list[tuple[int, float]]
     forget: list[int]
+    keep: list[tuple[int, int]]
 
 
 class Program(NamedTuple):
@@ -328,45 +332,49 @@ class Program(NamedTuple):
 
     rows: list[Row]
     calls: list[Call]
-    ask: Callable[..., tuple[Tensor, Tensor]]
-    used: set[int]
 
 
-def lower(plan: Plan, denoiser: Denoises, like: Tensor) -> Program:
+def lower(plan: Plan, denoiser: Denoises, dtype: torch.dtype, device: torch.device) -> Program:
     """Fold the denoiser's 2 x 2 solves into the plan's coefficients, in float64.
 
     A Denoiser's rows then act on (z_k, raw network output), one fused update per call; anything
     else that denoises keeps its estimates (x_k, eps_k).
     """
-    levels = plan.levels[:-1]
+    levels, like = plan.levels[:-1], torch.empty(0, dtype=dtype, device=device)
     if isinstance(denoiser, Denoiser):
-        calls, ask = denoiser.prepare(levels, like), _ask_network
+        # Of shape (1,): compilers take numbers in tensors without axes for inputs.
+        calls = [call._replace(time=call.time[None]) for call in denoiser.prepare(levels, like)]
     else:
         identity = Solution(1.0, 0.0, 0.0, 1.0)
-        calls, ask = [Call(level, 1.0, like, identity) for level in levels], _ask_estimate
+        calls = [Call(level, 1.0, like, identity) for level in levels]
     x_z, x_o, eps_z, eps_o = np.array([call.solution for call in calls]).T
     inputs, answers = plan.x * x_z + plan.eps * eps_z, plan.x * x_o + plan.eps * eps_o
     pairs = np.stack([inputs, answers], 2).reshape(plan.nfe + 1, -1)
     table = np.concatenate([pairs, plan.noise], 1)
-    last_use = (len(table) - 1 - (table[::-1] != 0).argmax(0)).tolist()
-    rows = [Row([], []) for _ in table]
-    for i, slot in np.argwhere(table).tolist():
-        rows[i].terms.append((slot, float(table[i, slot])))
+    last_use = (plan.nfe - (table[::-1] != 0).argmax(0)).tolist()
+    places = table.nonzero()
+    used = set(places[1].tolist())
+    keeps = [[(s, s % 2) for s in (k, k + 1) if s in used] for k in range(0, 2 * plan.nfe, 2)]
+    rows = [Row([], [], keep) for keep in (*keeps, [])]
+    for i, slot, value in zip(*(part.tolist() for part in (*places, table[places])), strict=True):
+        rows[i].terms.append((slot, value))
         if last_use[slot] == i:
             rows[i].forget.append(slot)
-    return Program(rows, calls, ask, set(np.flatnonzero(table.any(0)).tolist()))
+    return Program(rows, calls)
 
 
-def _ask_network(
-    denoiser: Denoiser, z: Tensor, call: Call, conditioning: dict[str, Any]
-) -> tuple[Tensor, Tensor]:
-    scaled = z if call.scale == 1.0 else z * call.scale
-    return z, denoiser.predict(scaled, call.time, **conditioning)
+# torch.compile takes the result as it is: `torch.compiler.assume_constant_result`, which would
+# import the compiler, seconds, for everybody.
+lower.__dict__["_dynamo_marked_constant"] = True
 
 
-def _ask_estimate(
+def ask(
     denoiser: Denoises, z: Tensor, call: Call, conditioning: dict[str, Any]
 ) -> tuple[Tensor, Tensor]:
+    """One call: what its two slots keep."""
+    if isinstance(denoiser, Denoiser):
+        scaled = z if call.scale == 1.0 else z * call.scale
+        return z, denoiser.predict(scaled, call.time, **conditioning)
     x, eps = denoiser(z, call.level, **conditioning)
     return x, eps
 
@@ -409,7 +417,7 @@ def run(
     `initial` is noise of unit variance, `noise()` gives more of it. `edit(k, z, level)` may return
     a replacement for the input of call k; `watch` sees each call. Differentiable.
     """
-    program = lower(plan, denoiser, initial)
+    program = lower(plan, denoiser, initial.dtype, initial.device)
     first_noise = 2 * plan.nfe
     kept: dict[int, Tensor] = {first_noise: initial}
     z = initial
@@ -417,8 +425,11 @@ def run(
         for slot, _ in row.terms:
             if slot not in kept and slot > first_noise:
                 kept[slot] = _draw(noise)
-        terms = [(kept[slot], value) for slot, value in row.terms]
-        z = combine(terms) if terms else torch.zeros_like(initial)
+        z = (
+            combine([(kept[slot], value) for slot, value in row.terms])
+            if row.terms
+            else torch.zeros_like(initial)
+        )
         for slot in row.forget:
             del kept[slot]
         if index == plan.nfe:
@@ -427,11 +438,12 @@ def run(
         if edit is not None:
             edited = edit(index, z, call.level)
             z = z if edited is None else edited
-        pair = program.ask(denoiser, z, call, conditioning or {})
-        slots = zip((2 * index, 2 * index + 1), pair, strict=True)
-        kept.update((slot, tensor) for slot, tensor in slots if slot in program.used)
+        pair = ask(denoiser, z, call, conditioning or {})
+        for slot, part in row.keep:
+            kept[slot] = pair[part]
         if watch is not None:
             watch(Visit(index, z, call.level, partial(call.solution.apply, *pair)))
+        del pair  # or the next call would find it in memory
     return z
 
 

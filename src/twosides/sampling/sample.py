@@ -76,7 +76,9 @@ def sample(
     """
     sizes = _checked_shape(shape)
     device = torch.device(device) if device is not None else _device_of(denoiser)
-    table = sampler if isinstance(sampler, Plan) else _plan(denoiser, sampler, schedule, steps, compat)
+    table = (
+        sampler if isinstance(sampler, Plan) else _plan(denoiser, sampler, schedule, steps, compat)
+    )
     rows = range(sizes[0]) if indices is None else indices
     if len(rows) != sizes[0]:
         raise ValueError(f"{len(rows)} indices were given for {sizes[0]} samples")
@@ -93,7 +95,7 @@ def sample(
         if tell is not None:
             tell(visit.number + 1, table.nfe)
 
-    with _teller(progress, table.nfe) as tell:
+    with teller(progress, table.nfe) as tell:
         state = run(
             table,
             denoiser,
@@ -143,11 +145,12 @@ def _device_of(denoiser: Any) -> torch.device:
     return first.device if first is not None else torch.device("cpu")
 
 
-def _teller(
-    progress: bool | Progress, total: int
+def teller(
+    progress: bool | Progress, total: int, task: str = "sampling"
 ) -> contextlib.AbstractContextManager[Progress | None]:
+    """A function (done, total) while inside: a bar for True, the caller's own, or None."""
     if progress is not True:
         return contextlib.nullcontext(progress or None)
     from twosides.progress import bar
 
-    return bar("sampling", total)
+    return bar(task, total)

@@ -290,9 +290,11 @@ samplers: Table[Sampler] = Table(
             paper=f"k-diffusion's ancestral DPM-Solver++(2S); {_DPMPP}",
         ),
         "restart": Sampler(_RESTART, RungeKutta("heun", "eps"), paper="Xu+ 2023, arXiv 2306.14878"),
-        # Exactly invertible.
-        "leapfrog": Sampler(solver=Leapfrog("u"), paper="Wang+ 2024, arXiv 2410.07273, on u"),
-        "bdia": Sampler(solver=BDIA(), paper="Zhang+ 2023, arXiv 2307.10829"),
+        # Exactly invertible; equal steps in eta do not amplify rounding.
+        "leapfrog": Sampler(
+            Uniform("u"), Leapfrog("u"), paper="Wang+ 2024, arXiv 2410.07273, on u"
+        ),
+        "bdia": Sampler(Uniform("u"), BDIA(), paper="Zhang+ 2023, arXiv 2307.10829"),
     },
 )
 

@@ -473,11 +473,13 @@ class Leapfrog(Solver):
         estimate = yield z, step.here
         _refuse_noise(self, step)
         frame = _frame(self.output, step.here, step)
-        before, held = past[0] if past else (step.here, z)
+        last = past[:]
         past[:] = [(step.here, z)]
-        ahead = frame.gap(step.here, step.there.logsnr) if frame else math.inf
-        back = frame.gap(step.here, before.logsnr) if frame else 0.0
-        if frame is None or not math.isfinite(ahead) or not math.isfinite(back) or not back:
+        if frame is None or not last:
+            return _held(estimate, step.there)
+        before, held = last[0]
+        ahead, back = (frame.gap(step.here, level.logsnr) for level in (step.there, before))
+        if not math.isfinite(ahead) or not math.isfinite(back):
             return _held(estimate, step.there)
         span = Span(frame, None, step.here, step.there, step.there.logsnr)
         ratio = float(-ahead / back)

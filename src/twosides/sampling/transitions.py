@@ -1,0 +1,209 @@
+"""Sampling as a chain of Gaussian transitions: what fine-tuning by reward needs.
+
+Each row of a stochastic plan is `state = mean + std n`: the mean is what the row makes of the
+network's answers so far, std the norm of its noise coefficients. So a run has a density,
+
+    log p(states | initial) = sum_i log N(state_i; mean_i, std_i^2)
+
+and its gradient in the network's parameters is a policy gradient, of DDPO [Black+ 2023] with "ddpm"
+and of Flow-GRPO [Liu+ 2025] with `Epsilon` noise: `rollout` draws, `log_probs` asks again under
+other parameters, and `exp(new - old)` is the ratio of importance. States that are reached without
+noise (stages of a step, stretches without noise, most last steps) have no density: they are
+functions of those before, and computed anew.
+
+    >>> from twosides.denoiser import Denoiser
+    >>> shift = torch.zeros(2, requires_grad=True)
+    >>> policy = Denoiser(lambda z, t: shift.expand_as(z), output="-u")
+    >>> for seed in range(20):  # a reward for large first coordinates
+    ...     drawn = rollout(policy, (256, 2), sampler="ddpm", steps=4, seed=seed)
+    ...     advantage = drawn.sample[:, 0] - drawn.sample[:, 0].mean()
+    ...     new = log_probs(policy, drawn.states, drawn.plan)
+    ...     gain = (advantage[:, None] * (new - drawn.log_probs).exp()).mean()
+    ...     shift.data += 0.1 * torch.autograd.grad(gain, shift)[0]
+    >>> bool(shift[0] > 10 * shift[1].abs())
+    True
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal, NamedTuple, SupportsIndex
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from twosides.denoiser import Denoises, describes
+from twosides.randomness import PerSample, fresh_seed
+from twosides.sampling.plan import Plan, ask, combine, lower
+from twosides.sampling.sample import _device_of
+from twosides.sampling.samplers import Sampler, plan
+from twosides.schedules import Level, Schedule
+
+Reduction = Literal["sum", "mean"]
+
+
+class Transition(NamedTuple):
+    """One row of a plan: how state `number`, at `level`, came from those before.
+
+    log_prob (B,) is the log-density of `state` under N(mean, std^2), summed over an event's numbers
+    or averaged; None where std is 0 and the state is the mean.
+    """
+
+    number: int
+    level: Level
+    mean: Tensor
+    std: float
+    state: Tensor
+    log_prob: Tensor | None
+
+
+@dataclass
+class Rollout:
+    """A run that was drawn: samples in the data's units, and how likely its noisy steps were.
+
+    `states` are the plan's n + 1, log_probs (B, number of noisy rows).
+    """
+
+    plan: Plan
+    sample: Tensor
+    states: list[Tensor]
+    log_probs: Tensor
+
+
+@torch.no_grad()
+def rollout(
+    denoiser: Denoises,
+    shape: Sequence[int],
+    *,
+    sampler: str | Sampler | Plan = "ddpm",
+    steps: SupportsIndex = 20,
+    schedule: str | Schedule | None = None,
+    seed: int | None = None,
+    indices: Sequence[int] | None = None,
+    reduction: Reduction = "sum",
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+    **conditioning: Any,
+) -> Rollout:
+    """Draw samples of shape (B, ...) like `sample`, the same for the same seed, with log-densities.
+
+    ValueError where no row injects noise, or one noise serves several rows.
+    """
+    table = sampler
+    if not isinstance(table, Plan):
+        table = plan(table, schedule or describes(denoiser), steps)
+    rows = range(shape[0]) if indices is None else indices
+    own = PerSample(fresh_seed() if seed is None else seed, rows)
+    place = dtype, _device_of(denoiser) if device is None else device
+
+    def add_noise(number: int, mean: Tensor | None) -> Tensor:
+        columns = table.noise[number].nonzero()[0]
+        terms = [(own.normal(shape[1:], *place), float(table.noise[number, j])) for j in columns]
+        return combine(terms if mean is None else [(mean, 1.0), *terms])
+
+    first = add_noise(0, None)
+    made = list(_chain(table, denoiser, first, add_noise, reduction, conditioning))
+    data = made[-1].state / table.alpha[-1]
+    restore = getattr(denoiser, "unstandardise", None)
+    return Rollout(
+        table,
+        restore(data) if restore else data,
+        [first, *(transition.state for transition in made)],
+        _stacked(made),
+    )
+
+
+def log_probs(
+    denoiser: Denoises,
+    states: Sequence[Tensor],
+    plan: Plan,
+    *,
+    reduction: Reduction = "sum",
+    **conditioning: Any,
+) -> Tensor:
+    """log N(state; mean, std^2) of a run's noisy rows under this denoiser: (B, number of them).
+
+    `states` are the n + 1 of a `Rollout` or of `sample(..., trajectory=True)`; those reached
+    without noise are not read. Differentiable in the denoiser's parameters; calls after the last
+    noise are not made. For one step's graph at a time, iterate over `transitions`.
+    """
+    noisy = np.flatnonzero(_deviations(plan))
+    return _stacked(
+        islice(transitions(denoiser, states, plan, reduction, conditioning), int(noisy.max()))
+    )
+
+
+def transitions(
+    denoiser: Denoises,
+    states: Sequence[Tensor],
+    plan: Plan,
+    reduction: Reduction = "sum",
+    conditioning: dict[str, Any] | None = None,
+) -> Iterator[Transition]:
+    """The transitions of a run that happened, asked again one by one: rows 1 ... n of its plan."""
+    if len(states) != plan.nfe + 1:
+        raise ValueError(
+            f"a run of {plan.nfe} calls has {plan.nfe + 1} states, the first call's input and the "
+            f"result included, got {len(states)}; pass those of a Rollout or a Trajectory"
+        )
+    deviations = _deviations(plan)
+
+    def recall(number: int, mean: Tensor) -> Tensor:
+        return states[number] if deviations[number] else mean
+
+    return _chain(plan, denoiser, states[0], recall, reduction, conditioning or {})
+
+
+def _chain(
+    plan: Plan,
+    denoiser: Denoises,
+    first: Tensor,
+    reach: Callable[[int, Tensor], Tensor],
+    reduction: Reduction,
+    conditioning: dict[str, Any],
+) -> Iterator[Transition]:
+    """`run` with the noise told from the rest: `reach(number, mean)` is the state."""
+    program = lower(plan, denoiser, first.dtype, first.device)
+    deviations, levels = _deviations(plan), plan.levels
+    kept: dict[int, Tensor] = {}
+    state = first
+    for number, row in enumerate(program.rows):
+        if number:
+            terms = [(kept[slot], value) for slot, value in row.terms if slot < 2 * plan.nfe]
+            mean, std = combine(terms) if terms else torch.zeros_like(first), deviations[number]
+            state = reach(number, mean)
+            log_prob = _log_normal(state, mean, std, reduction) if std else None
+            yield Transition(number, levels[number], mean, std, state, log_prob)
+        for slot in row.forget:
+            kept.pop(slot, None)
+        if number < plan.nfe:
+            pair = ask(denoiser, state, program.calls[number], conditioning)
+            kept.update((slot, pair[part]) for slot, part in row.keep)
+
+
+def _deviations(plan: Plan) -> list[float]:
+    if not plan.noise[1:].any():
+        raise ValueError(
+            f"no row of the plan {plan.name} injects noise, its states have no density; "
+            "use a stochastic sampler, such as 'ddpm'"
+        )
+    if ((plan.noise != 0).sum(0) > 1).any():
+        raise ValueError(
+            f"a noise of the plan {plan.name} serves several rows, which have no density each"
+        )
+    return np.linalg.norm(plan.noise, axis=1).tolist()
+
+
+def _log_normal(state: Tensor, mean: Tensor, std: float, reduction: Reduction) -> Tensor:
+    numbers = -0.5 * ((state - mean) / std) ** 2 - math.log(std * math.sqrt(2 * math.pi))
+    flat = numbers.flatten(1)
+    return flat.sum(1) if reduction == "sum" else flat.mean(1)
+
+
+def _stacked(made: Iterable[Transition]) -> Tensor:
+    densities = (transition.log_prob for transition in made)
+    return torch.stack([density for density in densities if density is not None], 1)
