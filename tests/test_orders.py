@@ -183,9 +183,7 @@ def test_stochastic_presets_reach_the_moments(name):
     moment_errors(samplers[name], VPLinear())
 
 
-@pytest.mark.parametrize(
-    "noise", [Eta(1.0), Eta(0.4), DDIMEta(0.7), Churn(0.2), ER()]
-)
+@pytest.mark.parametrize("noise", [Eta(1.0), Eta(0.4), DDIMEta(0.7), Churn(0.2), ER()])
 @pytest.mark.parametrize("solver", [Adams(3, "u"), Adams(2, "v", corrector=3), RungeKutta("rk4")])
 def test_every_solver_takes_every_noise(solver, noise):
     moment_errors(Sampler(UniformTime(end=0.02), solver, noise), FlowMatching())

@@ -115,8 +115,8 @@ ROWS = {
     # DPM-Solver++, single step: two or three of their steps are one of ours
     "dpm++2s": Row("DPMSolverSinglestep", UNIFORM, "dpmpp-2s", VP, NODE, (3, 9, 21), 2),
     "dpm++2s-heun": Row("DPMSolverSinglestep", {**UNIFORM, **HEUN}, "res-2s", VP, NODE, (3, 9, 21), 2),
-    "dpm++3s": Row("DPMSolverSinglestep", {**UNIFORM, **THIRD}, Sampler(solver=RungeKutta("heun3", "x", "logsnr")), VP, NODE, (4, 10, 22), 3),
-    "dpm++3s-heun": Row("DPMSolverSinglestep", {**UNIFORM, **THIRD, **HEUN}, Sampler(solver=RungeKutta(ALL3, "x", "logsnr")), VP, NODE, (4, 10, 22), 3),
+    "dpm++3s": Row("DPMSolverSinglestep", {**UNIFORM, **THIRD}, Sampler(solver=RungeKutta("heun3", "x", "logsnr", math.inf)), VP, NODE, (4, 10, 22), 3),
+    "dpm++3s-heun": Row("DPMSolverSinglestep", {**UNIFORM, **THIRD, **HEUN}, Sampler(solver=RungeKutta(ALL3, "x", "logsnr", math.inf)), VP, NODE, (4, 10, 22), 3),
     # UniPC, DEIS; SA-Solver has tests of its own
     "unipc": Row("UniPCMultistep", {}, published("unipc"), VP, FLOAT64),
     "unipc-3": Row("UniPCMultistep", THIRD, published("unipc-3"), VP, FLOAT64),
@@ -216,7 +216,7 @@ def our_plan(sampler: str | Sampler, nodes: list[float], space: str, per_step: i
     """Our sampler on the scheduler's nodes; those asked twice or inside a step count once."""
     outer = list(dict.fromkeys(nodes))
     outer = outer[:-1:per_step] + outer[-1:]
-    sampler = replace(sampler_named(sampler), grid=Given.sigmas(outer))
+    sampler = replace(sampler_named(sampler, "published"), grid=Given.sigmas(outer))
     return sampler.plan(SCHEDULES[space], len(outer) - 1)
 
 

@@ -355,7 +355,9 @@ def test_azula_heun_on_flow_worse_than_euler():
 
     for steps in (5, 10):
         theirs, euler = error_of(heun, grid, steps), error("ddim", steps)
-        assert theirs == pytest.approx(error(Sampler(grid, RungeKutta("heun", "eps")), steps))
+        assert theirs == pytest.approx(
+            error(Sampler(grid, RungeKutta("heun", "eps", caution=math.inf)), steps)
+        )
         assert theirs > 4 * euler
         assert error("flow-heun", steps) < euler / 3
 

@@ -377,8 +377,10 @@ def test_presets_state_what_they_are():
         moves = sum(there.logsnr > here.logsnr for here, there in pairwise(levels))
         made = plan(name, VPLinear(), 7)
         calls = preset.nfe_per_step * moves
-        # The step to zero noise may take fewer calls: nothing is asked about the data itself.
-        assert preset.paper and calls - preset.nfe_per_step < made.nfe <= calls, name
+        # The step to zero noise, and steps too long for the order, take fewer calls.
+        assert preset.paper and moves <= made.nfe <= calls, name
+        careless = plan(name, VPLinear(), 7, compat="published")
+        assert calls - preset.nfe_per_step < careless.nfe <= calls, name
         assert preset.stochastic == made.stochastic, name
         assert sampler_named(name) is preset
     assert isinstance(samplers["ddim"].solver, DDIM)

@@ -180,27 +180,28 @@ def _middle(t: float) -> float:
     return 1.0 if 0.2 <= t <= 0.8 else 0.0
 
 
-_BOLD: dict[str, Any] = {"corrected_start": False, "caution": math.inf}  # as published
-_RESTART = Restart(low=-2 * math.log(0.30), high=-2 * math.log(0.06))  # sigma / alpha for CIFAR-10
 _DPM = "Lu+ 2022, arXiv 2206.00927"
 _DPMPP = "Lu+ 2022, arXiv 2211.01095"
 _EDM = "Karras+ 2022, arXiv 2206.00364"
 _DEIS = "Zhang & Chen 2022, arXiv 2204.13902"
+_RES = "Zhang+ 2023, arXiv 2308.02157"
 _UNIPC = "Zhao+ 2023, arXiv 2302.04867"
 
 
-def _adams(
-    solver: Adams, paper: str, noise: Stochasticity | None = None, **published: Any
+def _careful(
+    solver: Adams | RungeKutta,
+    paper: str,
+    noise: Stochasticity | None = None,
+    grid: Grid | None = None,
+    **published: Any,
 ) -> Sampler:
-    """A multistep preset; published: without care for the start and for long steps, and more."""
-    noise = noise or Deterministic()
-    theirs = replace(solver, **{**_BOLD, **published})
-    return Sampler(
-        solver=solver,
-        stochasticity=noise,
-        paper=paper,
-        published=Sampler(solver=theirs, stochasticity=noise),
-    )
+    """A preset of higher order; published: without care for long steps and starts, and more."""
+    plain: dict[str, Any] = {"caution": math.inf}
+    if isinstance(solver, Adams):
+        plain["corrected_start"] = False
+    ours = Sampler(grid or UniformTime(), solver, noise or Deterministic(), paper)
+    theirs = replace(ours, solver=replace(solver, **{**plain, **published}))
+    return replace(ours, published=theirs)
 
 
 samplers: Table[Sampler] = Table(
@@ -235,61 +236,61 @@ samplers: Table[Sampler] = Table(
         "kab2c": kappa_adams(order=2, corrector=3),
         "kab3c": kappa_adams(order=3, corrector=4),
         "kab2c-sde": replace(kappa_adams(order=2, corrector=3), stochasticity=Eta(1.0)),
-        "dpm-2m": _adams(Adams(2, "eps", "logsnr", rule="midpoint"), _DPM),
-        "dpmpp-2m": _adams(Adams(2, "x", "logsnr", rule="midpoint"), _DPMPP),
-        "dpmpp-3m": _adams(
+        "dpm-2m": _careful(Adams(2, "eps", "logsnr", rule="midpoint"), _DPM),
+        "dpmpp-2m": _careful(Adams(2, "x", "logsnr", rule="midpoint"), _DPMPP),
+        "dpmpp-3m": _careful(
             Adams(3, "x", "logsnr"),
             f"{_DPMPP}; published: half of the quadratic term, order 2",
             rule="published",
             lower_order_final=True,
         ),
-        "res-2m": _adams(Adams(2, "x", "logsnr"), "Zhang+ 2023, arXiv 2308.02157"),
-        "unipc": _adams(
+        "res-2m": _careful(Adams(2, "x", "logsnr"), _RES),
+        "unipc": _careful(
             Adams(2, "x", "logsnr", 3, rule="midpoint"), _UNIPC, lower_order_final=True
         ),
-        "unipc-3": _adams(
+        "unipc-3": _careful(
             Adams(3, "x", "logsnr", 4, rule="midpoint"), _UNIPC, lower_order_final=True
         ),
-        "deis": _adams(Adams(3, "eps", "logsnr"), _DEIS, lower_order_final=True),
-        "deis-tab": _adams(Adams(3, "eps", "t"), _DEIS),
-        "lms": _adams(Adams(4, "eps"), f"k-diffusion's LMS, DEIS-rhoAB, iPNDM_v; {_DEIS}"),
-        "ipndm": _adams(Adams(4, "eps", "index"), f"Liu+ 2022, arXiv 2202.09778; {_DEIS}"),
-        "dpmpp-2m-sde": _adams(Adams(2, "x", "logsnr", rule="midpoint"), _DPMPP, Eta(1.0)),
-        "dpmpp-3m-sde": _adams(
+        "deis": _careful(Adams(3, "eps", "logsnr"), _DEIS, lower_order_final=True),
+        "deis-tab": _careful(Adams(3, "eps", "t", caution=2.0), _DEIS),
+        "lms": _careful(Adams(4, "eps"), f"k-diffusion's LMS, DEIS-rhoAB, iPNDM_v; {_DEIS}"),
+        "ipndm": _careful(Adams(4, "eps", "index"), f"Liu+ 2022, arXiv 2202.09778; {_DEIS}"),
+        "dpmpp-2m-sde": _careful(Adams(2, "x", "logsnr", rule="midpoint"), _DPMPP, Eta(1.0)),
+        "dpmpp-3m-sde": _careful(
             Adams(3, "x", "logsnr"),
             f"k-diffusion; {_DPMPP}; published: half of the quadratic term",
             Eta(1.0),
             rule="published",
         ),
-        "sa-solver": _adams(
+        "sa-solver": _careful(
             Adams(3, "x", "logsnr", 3), "Xue+ 2023, arXiv 2309.05019", Tau(_middle)
         ),
-        "er-sde": _adams(Adams(3, "x", "eps"), "Cui+ 2023, arXiv 2309.06169", ER()),
+        "er-sde": _careful(Adams(3, "x", "eps"), "Cui+ 2023, arXiv 2309.06169", ER()),
         # Runge-Kutta: several calls per step.
-        "heun": Sampler(Karras(), RungeKutta("heun", "eps"), paper=_EDM),
-        "edm": Sampler(Karras(), RungeKutta("heun", "eps"), EDMChurn(40.0, 0.05), paper=_EDM),
-        "flow-heun": Sampler(solver=RungeKutta("heun", "u"), paper="Heun 1900, on u"),
-        "midpoint": Sampler(solver=RungeKutta("midpoint", "u"), paper="Runge 1895, on u"),
-        "rk4": Sampler(solver=RungeKutta("rk4", "u"), paper="Kutta 1901, on u"),
-        "dpm-2": Sampler(solver=RungeKutta("midpoint", "eps", "logsnr"), paper=_DPM),
-        "dpm-3": Sampler(solver=RungeKutta("collocation-3", "eps", "logsnr"), paper=_DPM),
-        "dpmpp-2s": Sampler(solver=RungeKutta("midpoint", "x", "logsnr"), paper=_DPMPP),
-        "res-2s": Sampler(
-            solver=RungeKutta("collocation-2", "x", "logsnr"), paper="Zhang+ 2023, arXiv 2308.02157"
-        ),
-        "dpm-2-a": Sampler(
-            Karras(),
+        "heun": _careful(RungeKutta("heun", "eps"), _EDM, grid=Karras()),
+        "edm": _careful(RungeKutta("heun", "eps"), _EDM, EDMChurn(40.0, 0.05), Karras()),
+        "flow-heun": _careful(RungeKutta("heun", "u"), "Heun 1900, on u"),
+        "midpoint": _careful(RungeKutta("midpoint", "u"), "Runge 1895, on u"),
+        "rk4": _careful(RungeKutta("rk4", "u"), "Kutta 1901, on u"),
+        "dpm-2": _careful(RungeKutta("midpoint", "eps", "logsnr"), _DPM),
+        "dpm-3": _careful(RungeKutta("collocation-3", "eps", "logsnr"), _DPM),
+        "dpmpp-2s": _careful(RungeKutta("midpoint", "x", "logsnr"), _DPMPP),
+        "res-2s": _careful(RungeKutta("collocation-2", "x", "logsnr"), _RES),
+        "dpm-2-a": _careful(
             RungeKutta("midpoint", "eps", "logsnr"),
+            f"k-diffusion's ancestral DPM-Solver-2; {_DPM}",
             DDIMEta(1.0),
-            paper=f"k-diffusion's ancestral DPM-Solver-2; {_DPM}",
-        ),
-        "dpmpp-2s-a": Sampler(
             Karras(),
-            RungeKutta("midpoint", "x", "logsnr"),
-            DDIMEta(1.0),
-            paper=f"k-diffusion's ancestral DPM-Solver++(2S); {_DPMPP}",
         ),
-        "restart": Sampler(_RESTART, RungeKutta("heun", "eps"), paper="Xu+ 2023, arXiv 2306.14878"),
+        "dpmpp-2s-a": _careful(
+            RungeKutta("midpoint", "x", "logsnr"),
+            f"k-diffusion's ancestral DPM-Solver++(2S); {_DPMPP}",
+            DDIMEta(1.0),
+            Karras(),
+        ),
+        "restart": _careful(
+            RungeKutta("heun", "eps"), "Xu+ 2023, arXiv 2306.14878", grid=Restart()
+        ),
         # Exactly invertible; equal steps in eta do not amplify rounding.
         "leapfrog": Sampler(
             Uniform("u"), Leapfrog("u"), paper="Wang+ 2024, arXiv 2410.07273, on u"

@@ -81,7 +81,7 @@ class Span:
         first, end, *rest = self.variable.of(np.array([self.start.logsnr, self.end, *logsnrs]))
         if not math.isfinite(end):  # nothing but a constant has an integral to there
             return np.array([0.0] + [math.inf] * (len(rest) - 1))
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", divide="ignore"):
             return (np.array(rest) - first) / (end - first)
 
     def weights(self, places: Array, rule: str = "exact") -> Array:
@@ -219,7 +219,7 @@ class Adams(Solver):
     rule: str = "exact"
     lower_order_final: bool = False
     corrected_start: bool = True
-    caution: float = 2.0
+    caution: float = 1.0
 
     nfe = 1
 
@@ -366,6 +366,8 @@ class RungeKutta(Solver):
     tableau: a key of TABLEAUS or your own. variable: where the stages lie and what o is a
     polynomial in; by default the frame's eta: the classical method for `d(z/c) = o d(eta)`.
     In logsnr it is DPM-Solver's: "midpoint" with eps is DPM-Solver-2, with x DPM-Solver++(2S).
+    caution: a step in which the later stages would weigh more than this, in units of the state, is
+    DDIM's, with one call; as for `Adams`.
 
     Noise is added after the step from `over`, the ODE's own error stays: no history is read.
     """
@@ -373,6 +375,7 @@ class RungeKutta(Solver):
     tableau: str | Tableau = "heun"
     output: str | Output = "u"
     variable: str | Output | None = None
+    caution: float = 2.0
 
     def __post_init__(self) -> None:
         """ValueError for an unknown tableau, or a Butcher tableau in a foreign variable."""
@@ -406,6 +409,8 @@ class RungeKutta(Solver):
         if frame is None or ends is None:
             return step.renoise(_held(estimates[0], step.over))
         tableau, variable, levels = ends
+        if self._too_long(tableau, Span(frame, variable, step.here, step.over, step.over.logsnr)):
+            return step.renoise(_held(estimates[0], step.over))
         state = z
         nodes = np.array([0.0, *tableau.nodes])
         for row, end, level in zip(tableau.rows, (*tableau.nodes, 1.0), levels, strict=True):
@@ -415,6 +420,11 @@ class RungeKutta(Solver):
             if len(estimates) < len(levels):
                 estimates.append((yield state, level))
         return step.renoise(state)
+
+    def _too_long(self, tableau: Tableau, span: Span) -> bool:
+        """Whether the later stages would weigh more than `caution`."""
+        weights = _row_weights(tableau.rows[-1], np.array([0.0, *tableau.nodes]), span)
+        return span.weight_of(weights[1:]) > self.caution
 
     def _ends(
         self, frame: Frame, step: Step

@@ -39,7 +39,7 @@ from torch import Tensor
 from twosides.denoiser import Denoises, describes
 from twosides.randomness import PerSample, fresh_seed
 from twosides.sampling.plan import Plan, ask, combine, lower
-from twosides.sampling.sample import _device_of
+from twosides.sampling.sample import _checked_shape, _device_of
 from twosides.sampling.samplers import Sampler, plan
 from twosides.schedules import Level, Schedule
 
@@ -77,7 +77,7 @@ class Rollout:
 @torch.no_grad()
 def rollout(
     denoiser: Denoises,
-    shape: Sequence[int],
+    shape: Sequence[SupportsIndex],
     *,
     sampler: str | Sampler | Plan = "ddpm",
     steps: SupportsIndex = 20,
@@ -96,13 +96,16 @@ def rollout(
     table = sampler
     if not isinstance(table, Plan):
         table = plan(table, schedule or describes(denoiser), steps)
-    rows = range(shape[0]) if indices is None else indices
+    sizes = _checked_shape(shape)
+    rows = range(sizes[0]) if indices is None else indices
+    if len(rows) != sizes[0]:
+        raise ValueError(f"{len(rows)} indices were given for {sizes[0]} samples")
     own = PerSample(fresh_seed() if seed is None else seed, rows)
     place = dtype, _device_of(denoiser) if device is None else device
 
     def add_noise(number: int, mean: Tensor | None) -> Tensor:
         columns = table.noise[number].nonzero()[0]
-        terms = [(own.normal(shape[1:], *place), float(table.noise[number, j])) for j in columns]
+        terms = [(own.normal(sizes[1:], *place), float(table.noise[number, j])) for j in columns]
         return combine(terms if mean is None else [(mean, 1.0), *terms])
 
     first = add_noise(0, None)
