@@ -22,6 +22,8 @@ tests: $(VENV)/ready
 
 bench: $(VENV)/ready
 	$(BIN)/python benchmarks/step_overhead.py
+	$(BIN)/python benchmarks/brownian.py
+	$(BIN)/python benchmarks/quality_per_nfe.py --quick
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

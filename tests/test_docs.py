@@ -19,7 +19,7 @@ SHELL = [
 
 
 def test_the_readmes_python_runs_and_prints_what_it_says(capsys):
-    assert len(PYTHON) == 5
+    assert len(PYTHON) == 6
     import torch
 
     with torch.random.fork_rng(devices=[]):
@@ -35,7 +35,7 @@ def test_the_readmes_python_runs_and_prints_what_it_says(capsys):
 
 def test_the_readmes_commands_run(tmp_path):
     """`verify` has its own test of every claim, and stands last."""
-    assert len(SHELL) == 6 and SHELL[-1] == "twosides verify"
+    assert len(SHELL) == 7 and SHELL[-1] == "twosides verify"
     for line in SHELL[:-1]:
         words = shlex.split(line)
         command = [sys.executable, "-m", "twosides.cli", *words[1:]]

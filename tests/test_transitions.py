@@ -165,6 +165,8 @@ def test_what_has_no_density_is_refused():
     denoiser = Denoiser(Network(), "v", FINITE)
     with pytest.raises(ValueError, match="use a stochastic sampler"):
         rollout(denoiser, (2, 3), sampler="ddim")
+    with pytest.raises(ValueError, match="1 indices"):
+        rollout(denoiser, (2, 3), indices=[4])
     made = drawn("ddpm", denoiser)
     with pytest.raises(ValueError, match="9 states"):
         list(transitions(denoiser, made.states[1:], made.plan))

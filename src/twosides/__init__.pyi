@@ -20,6 +20,7 @@ from twosides.sampling import grids as grids
 from twosides.sampling import solvers as solvers
 from twosides.sampling import stochasticity as stochasticity
 from twosides.sampling.adaptive import sample_adaptive as sample_adaptive
+from twosides.sampling.brownian import Brownian as Brownian
 from twosides.sampling.inversion import decode as decode
 from twosides.sampling.inversion import encode as encode
 from twosides.sampling.likelihood import bits_per_dim as bits_per_dim
@@ -44,6 +45,8 @@ from twosides.sampling.stochasticity import LargeVariance as LargeVariance
 from twosides.sampling.stochasticity import Overshoot as Overshoot
 from twosides.sampling.stochasticity import Rectified as Rectified
 from twosides.sampling.stochasticity import Tau as Tau
+from twosides.sampling.transitions import log_probs as log_probs
+from twosides.sampling.transitions import rollout as rollout
 from twosides.schedules import EDM as EDM
 from twosides.schedules import Betas as Betas
 from twosides.schedules import Cosine as Cosine

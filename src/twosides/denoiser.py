@@ -266,7 +266,8 @@ class Denoiser(nn.Module):
         asked = Level(*torch.tensor(levels, dtype=torch.float64).T)
         own = self.schedule.level(asked.logsnr)
         times = self.clock.read(own.logsnr, self.schedule)
-        times = times.to(like.device, self.time_dtype(like.dtype)).unbind()
+        # Of shape (1,): compilers take the numbers in tensors without axes for inputs.
+        times = times[:, None].to(like.device, self.time_dtype(like.dtype)).unbind()
         scale = own.scale / asked.scale
         x_z, x_o, eps_z, eps_o = self.output.solve(own)
         one = torch.ones_like(scale)

@@ -49,10 +49,12 @@ class PerSample:
         device: torch.device | str | None = None,
     ) -> Tensor:
         """Standard normal noise (number of indices, *event)."""
-        noise = torch.empty((len(self._own), *event), dtype=dtype)
-        for row, generator in zip(noise, self._own, strict=True):
-            row.normal_(generator=generator)
-        return noise.to(device) if device is not None else noise
+        exact = torch.float64 if dtype == torch.float64 else torch.float32
+        noise = torch.empty((len(self._own), *event), dtype=exact)
+        rows = noise.view(len(self._own), -1).numpy()
+        for row, generator in zip(rows, self._own, strict=True):
+            generator.standard_normal(dtype=row.dtype, out=row)
+        return noise.to(device or "cpu", dtype)
 
     def strata(self) -> Tensor:
         """One point of (0, 1) per sample, `(u + i / total) mod 1` with a shared uniform u.
@@ -60,13 +62,12 @@ class PerSample:
         Each is uniform; together they are evenly spread over the global batch [Kingma+ 2021,
         appendix I.1].
         """
-        shared = torch.rand((), generator=self._shared, dtype=torch.float64)
+        shared = self._shared.random()
         return centred((shared + torch.tensor(self.indices).double() / self.total) % 1)
 
     def uniform(self) -> Tensor:
         """One independent point of (0, 1) per sample."""
-        draws = [torch.rand((), generator=own, dtype=torch.float64) for own in self._own]
-        return centred(torch.stack(draws))
+        return centred(torch.tensor([own.random() for own in self._own], dtype=torch.float64))
 
 
 class Shared:
@@ -106,6 +107,6 @@ def centred(u: Tensor) -> Tensor:
     return ((u * 2.0**52).floor().clamp(max=2.0**52 - 1) + 0.5) * 2.0**-52
 
 
-def _generator(*key: int) -> torch.Generator:
-    state = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state) & (2**63 - 1))
+def _generator(*key: int) -> np.random.Generator:
+    # Torch's generator keeps 32 bits of a seed: among 50,000 samples two would likely be one.
+    return np.random.Generator(np.random.PCG64DXSM(np.random.SeedSequence(key)))

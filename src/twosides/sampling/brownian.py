@@ -41,7 +41,8 @@ class Brownian:
 
     indices: the samples' global numbers, sample i depends on (seed, i) only; event: the shape of
     one. Runs of n, 2n, 4n ... steps follow the same path, exactly (where x is held) for a constant
-    eta on grids that keep their nodes when n is doubled, and in the limit of short steps otherwise.
+    eta on grids that keep their nodes when n is doubled, and in the limit of short steps otherwise
+    (EDM's churn, whose noise comes before the call and in the initial state, only loosely).
 
         >>> from twosides.sampling.samplers import plan
         >>> path = Brownian(plan("ddpm", "cosine", 10), 0, range(4), (2,))
@@ -96,15 +97,19 @@ class Clock:
     """
 
     def __init__(self, plan: Plan) -> None:
-        """A step ends every so many network calls; how many, the rows with noise tell."""
+        """Noise ends a step; before the first and after the last, steps are taken to be as long."""
         injected = plan.noise[:, 1:] != 0
         columns = injected.any(0).nonzero()[0]
         columns = columns[injected.argmax(0)[columns].argsort(kind="stable")]
         rows = injected.argmax(0)[columns].tolist()
-        apart = math.gcd(*np.diff(rows).tolist()) or max(rows, default=0) or plan.nfe
-        ends = sorted({0, *range(min(rows, default=0) % apart, plan.nfe, apart), plan.nfe})
-        rising = plan.logsnr[ends[1:]] > plan.logsnr[ends[:-1]]
-        if len(set(rows)) < len(rows) or not rising.all():
+        first, last = (rows[0], rows[-1]) if rows else (0, 0)
+        calls = max(np.diff(rows).tolist(), default=first) or plan.nfe
+        others = {*range(first % calls, first, calls), *range(last, plan.nfe, calls), 0, plan.nfe}
+        ends: list[int] = []
+        for row in sorted({*rows, *others}, reverse=True):
+            if not ends or plan.logsnr[row] < plan.logsnr[ends[0]]:
+                ends.insert(0, row)
+        if ends[0] != 0 or len(set(rows)) < len(rows) or not set(rows) <= set(ends):
             raise ValueError(
                 f"the plan {plan.name} injects noise more than once in a step, or goes back to "
                 "noise, and no Brownian path tells such noises apart; use the seed's plain noise"

@@ -342,8 +342,7 @@ def lower(plan: Plan, denoiser: Denoises, dtype: torch.dtype, device: torch.devi
     """
     levels, like = plan.levels[:-1], torch.empty(0, dtype=dtype, device=device)
     if isinstance(denoiser, Denoiser):
-        # Of shape (1,): compilers take numbers in tensors without axes for inputs.
-        calls = [call._replace(time=call.time[None]) for call in denoiser.prepare(levels, like)]
+        calls = denoiser.prepare(levels, like)
     else:
         identity = Solution(1.0, 0.0, 0.0, 1.0)
         calls = [Call(level, 1.0, like, identity) for level in levels]

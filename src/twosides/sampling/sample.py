@@ -7,7 +7,7 @@ import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, SupportsIndex
+from typing import Any, Literal, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from twosides.denoiser import Denoises, describes
 from twosides.outputs import Estimate
 from twosides.randomness import PerSample, fresh_seed
+from twosides.sampling.brownian import Brownian
 from twosides.sampling.plan import Plan, Visit, run
 from twosides.sampling.samplers import Sampler, plan
 from twosides.schedules import Level, Schedule
@@ -49,7 +50,7 @@ def sample(
     seed: int | None = None,
     indices: Sequence[int] | None = None,
     init: Tensor | None = None,
-    noise: Callable[[], Tensor] | None = None,
+    noise: Callable[[], Tensor] | Literal["brownian"] | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
     trajectory: bool = False,
@@ -64,7 +65,8 @@ def sample(
     schedule: where to sample, by default the denoiser's own; any other gives its grid and scaling.
     seed, indices: sample i depends on (seed, indices[i]) only; default a fresh seed and 0 ... B-1.
     init: noise of unit variance and this shape, instead of the seed's.
-    noise: a source of the injected noise, instead of the seed's.
+    noise: a source of the injected noise, instead of the seed's; "brownian" for the seed's path,
+        the same for any number of steps (`sampling.brownian`).
     dtype, device: of the state; the network keeps its own dtype. Device: by default the network's.
     trajectory: return a Trajectory instead of the samples.
     progress: True for a bar with the time left (needs `rich`), or a function (done, total).
@@ -82,7 +84,10 @@ def sample(
     rows = range(sizes[0]) if indices is None else indices
     if len(rows) != sizes[0]:
         raise ValueError(f"{len(rows)} indices were given for {sizes[0]} samples")
-    own = PerSample(fresh_seed() if seed is None else seed, rows)
+    seed = fresh_seed() if seed is None else seed
+    own = PerSample(seed, rows)
+    if noise == "brownian":
+        noise = Brownian(table, seed, rows, sizes[1:], dtype=dtype, device=device)
     drawn = own.normal(sizes[1:], dtype, device)
     start = drawn if init is None else _checked_init(init, sizes).to(device, dtype)
     record = Trajectory(table, start)

@@ -142,6 +142,17 @@ def _combined(weights: Array, frame: Frame, estimates: Sequence[Estimate]) -> An
     return sum(terms[1:], terms[0])
 
 
+def _moved(weights: Array, frame: Frame, estimates: Sequence[Estimate], end: Level) -> Any:
+    """`carry z + sum_k weights_k o_k`, the first estimate being z's: DDIM and differences.
+
+    The weights of a constant are DDIM's; written so, no digits are lost where c nearly vanishes.
+    """
+    state, first = _held(estimates[0], end), frame.output(estimates[0])
+    for weight, estimate in zip(weights[1:], estimates[1:], strict=True):
+        state = state + float(weight) * (frame.output(estimate) - first)
+    return state
+
+
 @dataclass(frozen=True)
 class Euler(Solver):
     """Euler in the frame of an output, `z_s = (c_s / c_t) z + c_s (eta_s - eta_t) o`.
@@ -247,11 +258,11 @@ class Adams(Solver):
         """One call, at the start."""
         estimate = yield z, step.here
         new = Seen(step.here.logsnr, estimate)
-        seen: list[Seen] = [new]
+        seen, fix = [new], None
         if past:
             last: _Move = past.pop()
             seen += last.seen
-            z = self._corrected(z, step, last, new)
+            fix = self._correction(step, last, new)
         frame = _frame(self.output, step.here, step)
         variable = _variable(self.variable, frame, step) if frame else None
         if frame and step.kick.after:
@@ -261,8 +272,8 @@ class Adams(Solver):
             return step.renoise(_held(estimate, step.over))
         past.append(move)
         estimates = [call.estimate for call in move.seen[: len(move.weights)]]
-        change = _combined(move.weights, frame, estimates)
-        return step.renoise(move.span.carry * z + change)
+        state = _moved(move.weights, frame, estimates, step.over)
+        return step.renoise(state if fix is None else state + move.span.carry * fix)
 
     def _predict(
         self, frame: Frame, variable: Variable | None, step: Step, seen: list[Seen]
@@ -280,23 +291,23 @@ class Adams(Solver):
             weights = span.weights(places, self.rule)
         return _Move(step, span, seen[: max(self.order, self.corrector)], places, weights)
 
-    def _corrected(self, z: Any, step: Step, move: _Move, new: Seen) -> Any:
-        """z plus the difference of the corrector's step and the predictor's."""
+    def _correction(self, step: Step, move: _Move, new: Seen) -> Any:
+        """The difference of the corrector's step and the predictor's, if there is one."""
         used = len(move.weights)
         starting = self.corrected_start and used == 1 < self.order and not move.step.kick.after
         count = min(self.corrector, used + 1) if self.corrector else 2 * starting
         ahead = move.span.places([new.logsnr])[:1] if move.span.variable else np.ones(1)
         if count < 2 or not np.isfinite([*ahead, *move.places]).all():
-            return z
+            return None
         places = np.concatenate([ahead, move.places[: count - 1]])
         change = np.zeros(used + 1)
         change[:count] = move.span.weights(places, self.rule)
         change[1:] -= move.weights
         if move.span.weight_of(change) > 2 * self.caution:
-            return z
+            return None
         estimates = [new.estimate, *(call.estimate for call in move.seen[:used])]
         factor = move.step.keep * step.lifted
-        return z + _combined(factor * change, move.span.frame, estimates)
+        return _combined(factor * change, move.span.frame, estimates)
 
 
 # ---------------------------------------------------------------------------- within one step
@@ -416,7 +427,7 @@ class RungeKutta(Solver):
         for row, end, level in zip(tableau.rows, (*tableau.nodes, 1.0), levels, strict=True):
             span = Span(frame, variable, step.here, level, level.logsnr)
             weights = _row_weights(row, nodes[: len(estimates)] / end, span)
-            state = span.carry * z + _combined(weights, frame, estimates)
+            state = _moved(weights, frame, estimates, level)
             if len(estimates) < len(levels):
                 estimates.append((yield state, level))
         return step.renoise(state)
