@@ -33,6 +33,12 @@ def test_the_readmes_python_runs_and_prints_what_it_says(capsys):
     assert [words(line) for line in printed] == [words(line) for line in said]
 
 
+def test_the_samplers_pages_python_runs():
+    text = (ROOT / "docs/samplers.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.S)
+    exec(code, {})
+
+
 def test_the_readmes_commands_run(tmp_path):
     """`verify` has its own test of every claim, and stands last."""
     assert len(SHELL) == 7 and SHELL[-1] == "twosides verify"
