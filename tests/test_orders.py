@@ -1,5 +1,6 @@
 """Stated orders are measured, and stochastic samplers reach the data's distribution."""
 
+import inspect
 import itertools
 import math
 import subprocess
@@ -11,25 +12,35 @@ import numpy as np
 import pytest
 import torch
 
+from twosides.comparison import compare
 from twosides.oracle import GaussianMixture
 from twosides.orders import measured_order
 from twosides.sampling.grids import UniformTime
 from twosides.sampling.plan import Plan, run
 from twosides.sampling.sample import sample
-from twosides.sampling.samplers import Sampler, kappa_adams, plan, samplers
-from twosides.sampling.solvers import BDIA, TABLEAUS, Adams, RungeKutta, Tableau, Through
+from twosides.sampling.samplers import Sampler, kappa_adams, plan, sampler_named, samplers
+from twosides.sampling.solvers import (
+    BDIA,
+    TABLEAUS,
+    Adams,
+    Langevin,
+    RungeKutta,
+    Tableau,
+    Through,
+)
 from twosides.sampling.stochasticity import (
     ER,
     Churn,
     DDIMEta,
     Diffusion,
+    EDMChurn,
     Epsilon,
     Eta,
     LargeVariance,
     Rectified,
     Tau,
 )
-from twosides.schedules import Cosine, FlowMatching, VPLinear
+from twosides.schedules import EDM, Cosine, FlowMatching, VPLinear
 
 FLOAT64 = torch.float64
 PAGE = Path(__file__).parents[1] / "docs/samplers.md"
@@ -285,6 +296,13 @@ def test_kappa_adams_is_a_family():
         (lambda: Adams(2, caution=math.nan), "caution"),
         (lambda: RungeKutta("rk5"), "unknown tableau 'rk5'; did you mean 'rk4'"),
         (lambda: Tableau(2, (0.5,), ((0.5,), (0.3, 0.3))), "sum to its node"),
+        (lambda: RungeKutta(caution=math.nan), "caution"),
+        (lambda: RungeKutta(output="w"), "unknown output 'w'"),
+        (lambda: Adams(2, "x", "v"), "v is no variable"),
+        (lambda: Langevin(noise=EDMChurn()), "after a step"),
+        (lambda: EDMChurn(sigma_min=3.0, sigma_max=2.0), "sigma_min < sigma_max"),
+        (lambda: plan("edm(40, 1)", FlowMatching(), 3), "takes fewer numbers"),
+        (lambda: Tableau(2, (0.5,), (Through((-1,)), Through((0, 1)))), "stages before it"),
         (lambda: Tableau(2, (0.5,), (Through((1,)), Through((0, 1)))), "stages before it"),
         (lambda: Tableau(2, (1.5,), (Through((0,)), Through((1,)))), "needs 2 rows"),
         (lambda: kappa_adams(-1.0), "kappa is a finite number"),
@@ -299,3 +317,22 @@ def test_kappa_adams_is_a_family():
 def test_bad_input_is_refused_with_the_reason(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("sampler", [None, Sampler, BDIA(), 3])
+def test_what_is_no_sampler_is_named(sampler):
+    with pytest.raises(TypeError, match=r"a sampler is a preset's name|Sampler is a class"):
+        inspect.unwrap(sampler_named)(sampler)
+
+
+@pytest.mark.parametrize("name", ["kab2c", "unipc", "dpmpp-2m", "lms"])
+def test_churn_before_the_call_leaves_multistep_solvers_at_first_order(name):
+    """What was seen before the noise is of no use; read nevertheless, it explodes."""
+    noisy = Sampler(UniformTime(end=0.02), samplers[name].solver, EDMChurn(20.0))
+    assert noisy.order == 1
+    moment_errors(noisy, VPLinear())
+
+
+def test_bdia_does_not_depend_on_the_scaling():
+    a, b = (plan("bdia", each, 10) for each in (EDM(), EDM().with_scaling("vp")))
+    assert compare(a, b).difference < 1e-12

@@ -69,8 +69,12 @@ def dequantise(
 ) -> Tensor:
     """Whole numbers 0 ... bins - 1 as points of [-1, 1], uniform in their bin of width 2 / bins.
 
-    (values + u) 2 / bins - 1, where u of sample i depends on (seed, indices[i]) only.
+    (values + u) 2 / bins - 1, where u of sample i depends on (seed, indices[i]) only. ValueError
+    for other values.
     """
+    whole = bins >= 1 and bool(((values >= 0) & (values < bins) & (values == values.floor())).all())
+    if not whole:
+        raise ValueError(f"values to dequantise are whole numbers 0 ... {bins - 1}")
     own = _per_sample(seed, indices, values)
     u = torch.special.ndtr(own.normal(values.shape[1:], torch.float64))
     return ((values.cpu() + u) * (2 / bins) - 1).to(values.device, dtype)

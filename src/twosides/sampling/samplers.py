@@ -76,10 +76,15 @@ class Sampler:
     def order(self) -> int:
         """Order of convergence, of the distribution where stochastic.
 
+        EDM's churn, which comes before a call, leaves multistep solvers at order 1.
+
         On grids that end at zero noise a frame that is singular there (x and eps in logsnr) takes
         its last step at first order, which limits the whole to 2.
         """
-        return int(min(self.solver.convergence(self.stochastic), self.stochasticity.accuracy))
+        order = self.solver.convergence(self.stochastic)
+        if isinstance(self.stochasticity, EDMChurn) and isinstance(self.solver, Adams):
+            order = 1
+        return int(min(order, self.stochasticity.accuracy))
 
     @property
     def nfe_per_step(self) -> int:
@@ -117,8 +122,9 @@ class Sampler:
 
         encode: the other way, from data (the plan's initial state, times alpha) to noise.
         """
-        if isinstance(schedule, type):
-            raise TypeError(f"pass an instance, {schedule.__name__}(), not the class")
+        if not isinstance(schedule, Schedule):
+            name = schedule.__name__ if isinstance(schedule, type) else repr(schedule)
+            raise TypeError(f"a plan needs a Schedule, an instance such as Cosine(), got {name}")
         levels = self.levels(schedule, steps)
         start = (levels[0].alpha ** 2 + levels[0].sigma ** 2) ** 0.5
         if encode:
@@ -335,7 +341,17 @@ def sampler_named(sampler: str | Sampler, compat: str | None = None) -> Sampler:
             raise unknown("sampler", name, samplers)
         if numbers and name not in FAMILIES:
             raise ValueError(f"{name} takes no numbers; these do: {', '.join(FAMILIES)}")
-        sampler = FAMILIES[name](*numbers) if numbers else samplers[name]
+        try:
+            sampler = FAMILIES[name](*numbers) if numbers else samplers[name]
+        except TypeError:
+            raise ValueError(f"sampler {sampler!r}: {name} takes fewer numbers") from None
+    if isinstance(sampler, type):
+        raise TypeError(f"{sampler.__name__} is a class; pass {sampler.__name__}()")
+    if not isinstance(sampler, Sampler):
+        raise TypeError(
+            "a sampler is a preset's name or a Sampler(grid, solver, stochasticity), "
+            f"got {sampler!r}"
+        )
     return sampler.published or sampler if compat else sampler
 
 

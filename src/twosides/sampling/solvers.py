@@ -20,8 +20,15 @@ from twosides.naming import unknown
 from twosides.outputs import Estimate, Output, output_named
 from twosides.sampling.frames import NODES, WEIGHTS, Array, Frame, Variable, variable_named
 from twosides.sampling.steps import Asks, Solver, Step
-from twosides.sampling.stochasticity import Eta, Kick, Overshoot, Stochasticity
-from twosides.schedules import Level
+from twosides.sampling.stochasticity import (
+    Deterministic,
+    EDMChurn,
+    Eta,
+    Kick,
+    Overshoot,
+    Stochasticity,
+)
+from twosides.schedules import FlowMatching, Level
 
 
 @dataclass(frozen=True)
@@ -134,6 +141,15 @@ def _variable(name: str | Output | None, frame: Frame, step: Step) -> Variable |
     return frame.eta if name is None else variable_named(name, step.schedule)
 
 
+def _check(output: str | Output, variable: str | Output | None = None, caution: float = 0) -> None:
+    """ValueError for names there are not, before a run needs them."""
+    output_named(output, FlowMatching())
+    if variable not in (None, "index"):
+        variable_named(variable, FlowMatching())
+    if not caution >= 0:
+        raise ValueError(f"caution is a number >= 0, infinity for none, got {caution}")
+
+
 def _combined(weights: Array, frame: Frame, estimates: Sequence[Estimate]) -> Any:
     terms = [
         float(weight) * frame.output(estimate)
@@ -165,6 +181,10 @@ class Euler(Solver):
 
     order = 1
     nfe = 1
+
+    def __post_init__(self) -> None:
+        """ValueError for an output there is not."""
+        _check(self.output)
 
     def step(self, z: Any, step: Step, past: list[Any]) -> Asks:
         """One call, at the start."""
@@ -219,8 +239,9 @@ class Adams(Solver):
     a cosine grid in logsnr, where a polynomial is an extrapolation; infinity never leaves any out.
 
     With noise it integrates the reverse SDE (see `steps`), in x whatever the output: the noise in
-    past eps has been replaced since, only x is smooth along the path. Where frame or variable is
-    infinite, at zero SNR or zero noise, the estimate is held: first order for this one step.
+    past eps has been replaced since, only x is smooth along the path. After EDM's churn, noise that
+    comes before a call, nothing seen earlier is of use: first order. Where frame or variable is
+    infinite, at zero SNR or zero noise, the estimate is held, first order for this one step.
     """
 
     order: int = 2
@@ -236,16 +257,15 @@ class Adams(Solver):
 
     def __post_init__(self) -> None:
         """ValueError for orders and rules there are not."""
-        if self.order not in (1, 2, 3, 4):
+        if type(self.order) is not int or self.order not in (1, 2, 3, 4):
             raise ValueError(f"Adams has order 1, 2, 3 or 4, got {self.order!r}")
-        if self.corrector not in (0, 2, 3, 4, 5):
+        if type(self.corrector) is not int or self.corrector not in (0, 2, 3, 4, 5):
             raise ValueError(
                 f"corrector is a number of calls, 0 (none) or 2 to 5, got {self.corrector!r}"
             )
         if self.rule not in ("exact", "midpoint", "published"):
             raise unknown("rule", self.rule, ("exact", "midpoint", "published"))
-        if not self.caution >= 0:
-            raise ValueError(f"caution is a number >= 0, infinity for none, got {self.caution}")
+        _check(self.output, self.variable, self.caution)
 
     def convergence(self, noisy: bool) -> int:
         """One more than the order with a longer corrector; at most 2 with noise."""
@@ -259,6 +279,8 @@ class Adams(Solver):
         estimate = yield z, step.here
         new = Seen(step.here.logsnr, estimate)
         seen, fix = [new], None
+        if step.kick.before:
+            past.clear()  # what was seen before lies under other noise
         if past:
             last: _Move = past.pop()
             seen += last.seen
@@ -343,7 +365,8 @@ class Tableau:
                 f"{len(self.rows)} rows and nodes {self.nodes}"
             )
         for stage, (row, end) in enumerate(zip(self.rows, ends, strict=True)):
-            explicit = max(row) <= stage if isinstance(row, Through) else len(row) == stage + 1
+            listed = row and 0 <= min(row) and max(row) <= stage
+            explicit = listed if isinstance(row, Through) else len(row) == stage + 1
             if not explicit or not (isinstance(row, Through) or math.isclose(sum(row), end)):
                 raise ValueError(
                     f"row {stage} of a tableau must use the {stage + 1} stages before it and sum "
@@ -390,6 +413,11 @@ class RungeKutta(Solver):
 
     def __post_init__(self) -> None:
         """ValueError for an unknown tableau, or a Butcher tableau in a foreign variable."""
+        _check(self.output, self.variable, self.caution)
+        if self.variable == "index":
+            raise ValueError(
+                "Runge-Kutta stages lie inside a step: 'index' is no variable for them"
+            )
         numbers = any(not isinstance(row, Through) for row in self._of.rows)
         if self.variable is not None and numbers:
             raise ValueError("a tableau of numbers holds in the frame's own eta: variable=None")
@@ -437,18 +465,12 @@ class RungeKutta(Solver):
         weights = _row_weights(tableau.rows[-1], np.array([0.0, *tableau.nodes]), span)
         return span.weight_of(weights[1:]) > self.caution
 
-    def _ends(
-        self, frame: Frame, step: Step
-    ) -> tuple[Tableau, Variable | None, list[Level]] | None:
+    def _ends(self, frame: Frame, step: Step) -> tuple[Tableau, Variable, list[Level]] | None:
         """The method for this step and where its stages end; None where they cannot be placed."""
         tableau = self._of
         if step.over.sigma == 0 and tableau.inside is not None:
             tableau = tableau.inside
-        variable = _variable(self.variable, frame, step)
-        if variable is None:
-            raise ValueError(
-                "Runge-Kutta stages lie inside a step: 'index' is no variable for them"
-            )
+        variable = _variable(self.variable, frame, step) or frame.eta
         first, last = variable.of(np.array([step.here.logsnr, step.over.logsnr]))
         if not math.isfinite(first) or not math.isfinite(last):
             return None
@@ -489,6 +511,10 @@ class Leapfrog(Solver):
     order = 2
     nfe = 1
 
+    def __post_init__(self) -> None:
+        """ValueError for an output there is not."""
+        _check(self.output)
+
     def step(self, z: Any, step: Step, past: list[Any]) -> Asks:
         """One call, at the start."""
         estimate = yield z, step.here
@@ -516,9 +542,10 @@ class Leapfrog(Solver):
 class BDIA(Solver):
     """Bi-directional integration approximation [Zhang+ 2023]: exactly invertible at gamma = 1.
 
-        z_s = F(z_t -> s) + gamma (z_p - B(z_t -> p))
+        z_s = F(z_t -> s) + gamma (z_p - B(z_t -> p)),    in units of sqrt(alpha^2 + sigma^2)
 
-    F and B are DDIM steps forwards to s and backwards to p, the point before. For gamma below 1 the
+    F and B are DDIM steps forwards to s and backwards to p, the point before. The units are those
+    of variance-preserving schedules, so that the scaling does not matter. For gamma below 1 the
     inverse multiplies rounding by gamma^-N, so 1 is the default.
     """
 
@@ -540,12 +567,14 @@ class BDIA(Solver):
         """One call, at the start."""
         estimate = yield z, step.here
         _refuse_noise(self, step)
-        held = past[0] if past else None
+        last = past[:]
         past[:] = [(step.here, z)]
         forward = _held(estimate, step.there)
-        if held is None:
+        if not last:
             return forward
-        return forward + self.gamma * held[1] - self.gamma * _held(estimate, held[0])
+        before, held = last[0]
+        factor = self.gamma * math.hypot(*step.there[1:]) / math.hypot(*before[1:])
+        return forward + factor * (held - _held(estimate, before))
 
 
 def _refuse_noise(solver: Solver, step: Step) -> None:
@@ -570,9 +599,14 @@ class Langevin(Solver):
     times: int = 1
 
     def __post_init__(self) -> None:
-        """ValueError for no corrections."""
-        if self.times < 1:
-            raise ValueError(f"Langevin corrects at least once per step, got times={self.times}")
+        """TypeError for parts of another kind; ValueError for no corrections, or no noise."""
+        for part, kind in ((self.predictor, Solver), (self.noise, Stochasticity)):
+            if not isinstance(part, kind):
+                raise TypeError(f"Langevin needs a {kind.__name__} (an instance), got {part!r}")
+        if type(self.times) is not int or self.times < 1:
+            raise ValueError(f"Langevin corrects a whole number of times >= 1, got {self.times}")
+        if isinstance(self.noise, Deterministic | EDMChurn):
+            raise ValueError(f"Langevin exchanges noise after a step, which {self.noise} has not")
 
     @property
     def order(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]

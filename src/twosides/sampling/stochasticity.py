@@ -306,6 +306,12 @@ class EDMChurn(Coordinate):
     sigma_max: float | None = None
     noise: float = 1.0
 
+    def __post_init__(self) -> None:
+        """ValueError unless 0 <= sigma_min < sigma_max and 0 <= noise."""
+        top = math.inf if self.sigma_max is None else self.sigma_max
+        if not (0 <= self.sigma_min < top and 0 <= self.noise < math.inf):
+            raise ValueError(f"EDMChurn needs 0 <= sigma_min < sigma_max and noise >= 0: {self}")
+
     def kick(self, step: Interval) -> Kick:
         """The overshoot, before the network call."""
         sigma = math.exp(-0.5 * step.here.logsnr)
