@@ -20,7 +20,7 @@ REASONS = (
     "alpha or sigma is infinite",
 )
 EXHAUSTIVE = "TWOSIDES_EXHAUSTIVE" in os.environ
-EVERY, SOME = tuple(range(1, 21)), (1, 2, 3, 5, 11, 20)
+EVERY, SOME = tuple(range(1, 21)), (1, 2, 7, 20)
 OVERSHOOTING = {"pf-euler", "euler-maruyama"}  # few Euler steps in z leave the data's range
 DEFINED = {"x", "v", "u", "-u", "velocity", "F(0.5)", "F(1.7)"}
 
@@ -45,9 +45,9 @@ def test_finite_or_refused(name):
                 refused.add((preset, "*"))
                 continue
             noise = torch.randn(made.noise.shape[1], 2, 2, generator=generator, dtype=torch.float64)
-            # Every output runs at 1 and 20 steps, one in turn between; all of them if asked.
+            # Every output runs at 2 steps, one in turn at the others; all of them if asked.
             keys = list(networks)
-            every = EXHAUSTIVE or (steps in (1, 20) and len(counts) > 2)
+            every = EXHAUSTIVE or (steps == 2 and len(counts) > 2)
             keys = keys if every else [keys[steps % len(keys)]]
             for key in keys:
                 draws = iter(noise[1:])
