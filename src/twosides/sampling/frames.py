@@ -73,7 +73,7 @@ class Frame(NamedTuple):
         """`eta(logsnr) - eta(start)` for log-SNRs as numbers or arrays, in any scaling."""
         alpha, sigma = unit(logsnr)
         moved = sigma * start.alpha - start.sigma * alpha
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             return moved / (self.scale(alpha, sigma) * self.scale(start.alpha, start.sigma))
 
     @property
