@@ -259,7 +259,9 @@ samplers: Table[Sampler] = Table(
         ),
         "deis": _careful(Adams(3, "eps", "logsnr"), _DEIS, lower_order_final=True),
         "deis-tab": _careful(Adams(3, "eps", "t", caution=2.0), _DEIS),
-        "lms": _careful(Adams(4, "eps"), f"k-diffusion's LMS, DEIS-rhoAB, iPNDM_v; {_DEIS}"),
+        "lms": _careful(
+            Adams(4, "eps", caution=2.0), f"k-diffusion's LMS, DEIS-rhoAB, iPNDM_v; {_DEIS}"
+        ),
         "ipndm": _careful(Adams(4, "eps", "index"), f"Liu+ 2022, arXiv 2202.09778; {_DEIS}"),
         "dpmpp-2m-sde": _careful(Adams(2, "x", "logsnr", rule="midpoint"), _DPMPP, Eta(1.0)),
         "dpmpp-3m-sde": _careful(
