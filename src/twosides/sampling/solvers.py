@@ -94,7 +94,8 @@ class Span:
     def weights(self, places: Array, rule: str = "exact") -> Array:
         """The weights of o at these places; together they are exact for polynomials."""
         count = len(places)
-        moments = self._moments(count)
+        with np.errstate(over="ignore", invalid="ignore"):  # `within` refuses what is not finite
+            moments = self._moments(count)
         if rule != "exact" and count == 2:
             moments[1] = 0.5 * moments[0]  # a line, read in the middle of the step
         if rule == "published" and count == 3:
@@ -102,10 +103,11 @@ class Span:
         weights = np.linalg.solve(np.vander(places, increasing=True).T, moments)
         return weights.astype(np.float64)
 
-    def weight_of(self, weights: Array) -> float:
-        """What these weights can move, in units of the state at the end: o is of size (a, b)."""
+    def within(self, caution: float, weights: Array) -> bool:
+        """Whether these weights move `caution` times the state's size at most; o's is (a, b)."""
         state = math.hypot(self.over.alpha, self.over.sigma)
-        return float(np.abs(weights).sum()) * math.hypot(*self.frame) / state
+        moved = float(np.abs(weights).sum()) * math.hypot(*self.frame)
+        return math.isfinite(moved) and moved <= caution * state
 
     def _moments(self, count: int) -> Array:
         """`c_over int s^j d(eta)` = reach - j c_over int s^(j-1) (eta(s) - eta_start) ds."""
@@ -308,7 +310,7 @@ class Adams(Solver):
         usable = int(np.isfinite(places).cumprod().sum())
         places = places[: min(count, usable)] if usable else np.zeros(1)
         weights = span.weights(places, self.rule)
-        while span.weight_of(weights[1:]) > self.caution:
+        while not span.within(self.caution, weights[1:]):
             places = places[:-1]
             weights = span.weights(places, self.rule)
         return _Move(step, span, seen[: max(self.order, self.corrector)], places, weights)
@@ -325,7 +327,7 @@ class Adams(Solver):
         change = np.zeros(used + 1)
         change[:count] = move.span.weights(places, self.rule)
         change[1:] -= move.weights
-        if move.span.weight_of(change) > 2 * self.caution:
+        if not move.span.within(2 * self.caution, change):
             return None
         estimates = [new.estimate, *(call.estimate for call in move.seen[:used])]
         factor = move.step.keep * step.lifted
@@ -463,7 +465,7 @@ class RungeKutta(Solver):
     def _too_long(self, tableau: Tableau, span: Span) -> bool:
         """Whether the later stages would weigh more than `caution`."""
         weights = _row_weights(tableau.rows[-1], np.array([0.0, *tableau.nodes]), span)
-        return span.weight_of(weights[1:]) > self.caution
+        return not span.within(self.caution, weights[1:])
 
     def _ends(self, frame: Frame, step: Step) -> tuple[Tableau, Variable, list[Level]] | None:
         """The method for this step and where its stages end; None where they cannot be placed."""
