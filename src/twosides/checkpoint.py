@@ -24,6 +24,11 @@ from twosides.denoiser import Clock, Converted, Denoiser, convert
 from twosides.naming import unknown
 from twosides.networks import NETWORKS
 from twosides.outputs import Output, output_named
+from twosides.sampling import grids, solvers, stochasticity
+from twosides.sampling.grids import Grid
+from twosides.sampling.samplers import Sampler
+from twosides.sampling.steps import Solver
+from twosides.sampling.stochasticity import Stochasticity
 from twosides.schedules import Schedule
 from twosides.storage import commit_folder, load_tensors, save_tensors, verify_folder
 
@@ -46,17 +51,29 @@ CLOCKS: dict[str, type[Clock]] = {
     kind.__name__: kind
     for kind in (denoisers.Time, denoisers.Index, denoisers.CNoise, denoisers.LogSNR)
 }
-_KINDS: dict[str, type[Any]] = {**SCHEDULES, **CLOCKS}
+_PARTS = [
+    kind
+    for module, base in ((grids, Grid), (solvers, Solver), (stochasticity, Stochasticity))
+    for kind in vars(module).values()
+    if isinstance(kind, type) and issubclass(kind, base)
+]
+_KINDS: dict[str, type[Any]] = {
+    **{kind.__name__: kind for kind in (*_PARTS, Sampler, Output)},
+    "ShiftedGrid": grids.Shifted,
+    **SCHEDULES,
+    **CLOCKS,
+}
+_NAMES = {kind: name for name, kind in _KINDS.items()}
 
 
 # ---------------------------------------------------------------------------- parts as JSON
 
 
 def describe(part: Any) -> Any:
-    """A schedule or clock as JSON: its class and fields. TypeError for functions."""
-    if _KINDS.get(type(part).__name__) is type(part) and dataclasses.is_dataclass(part):
+    """A schedule, clock or sampler as JSON: class and fields. TypeError for functions."""
+    if type(part) in _NAMES and dataclasses.is_dataclass(part):
         fields = {f.name: describe(getattr(part, f.name)) for f in dataclasses.fields(part)}
-        return {"type": type(part).__name__, **fields}
+        return {"type": _NAMES[type(part)], **fields}
     if isinstance(part, float) and not math.isfinite(part):
         return str(part)
     if isinstance(part, tuple):
@@ -64,8 +81,8 @@ def describe(part: Any) -> Any:
     if part is None or isinstance(part, bool | int | float | str):
         return part
     raise TypeError(
-        f"{part!r} cannot be written to a file: it is code. Use a named schedule and time "
-        f"convention ({', '.join(_KINDS)}), or keep the Denoiser in Python"
+        f"{part!r} cannot be written to a file: it is code. Use named parts "
+        f"({', '.join(_KINDS)}), or keep it in Python"
     )
 
 

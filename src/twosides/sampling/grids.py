@@ -29,7 +29,7 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,10 @@ class Grid(abc.ABC):
     def renoises(self) -> bool:
         """Whether falling nodes are meant: forward diffusion takes the state back there."""
         return False
+
+    def over(self, base: Grid) -> Grid:
+        """Its jumps back to noise along another grid; that grid itself if there are none."""
+        return base
 
     @abc.abstractmethod
     def logsnrs(self, schedule: Schedule, steps: int) -> Tensor:
@@ -421,6 +425,10 @@ class ThenData(Grid):
         """The grid's."""
         return self.grid.renoises
 
+    def over(self, base: Grid) -> Grid:
+        """The grid's."""
+        return self.grid.over(base)
+
     def logsnrs(self, schedule: Schedule, steps: int) -> Tensor:
         """The grid's nodes, and +inf."""
         nodes = self.grid.logsnrs(schedule, max(steps - 1, 1))
@@ -694,6 +702,10 @@ class Shifted(Grid):
         """The grid's."""
         return self.grid.renoises
 
+    def over(self, base: Grid) -> Grid:
+        """The grid's."""
+        return self.grid.over(base)
+
     def logsnrs(self, schedule: Schedule, steps: int) -> Tensor:
         """The grid's nodes, moved; ValueError where a network call leaves the schedule's range."""
         nodes = self.grid.logsnrs(schedule, steps)
@@ -764,6 +776,10 @@ class Restart(Grid):
     def renoises(self) -> bool:
         """True."""
         return True
+
+    def over(self, base: Grid) -> Grid:
+        """These jumps, along another grid."""
+        return replace(self, grid=self.grid.over(base))
 
     def logsnrs(self, schedule: Schedule, steps: int) -> Tensor:
         """The main grid's nodes, with `low ... high` repeated after the one nearest to high."""

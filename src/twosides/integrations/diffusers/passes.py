@@ -1,0 +1,146 @@
+"""A plan run from outside: a pipeline calls the network, a Pass says what to show it next."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from twosides.denoiser import Call, Denoiser
+from twosides.sampling.plan import Plan, Program, combine, lower, trace
+from twosides.sampling.samplers import Sampler
+from twosides.sampling.solvers import DDIM
+from twosides.sampling.steps import Asks, Solver, Step
+from twosides.sampling.stochasticity import Deterministic, Interval, Stochasticity
+from twosides.schedules import Schedule
+
+
+class _Counted(Solver):
+    """A solver that notes at which network call each of its steps begins."""
+
+    def __init__(self, solver: Solver, calls: int) -> None:
+        self.solver, self.calls = solver, calls
+        self.starts: list[int] = []
+
+    def step(self, z: Any, step: Step, past: list[Any]) -> Asks:
+        """The solver's step."""
+        self.starts.append(self.calls)
+        asks, answer = self.solver.step(z, step, past), None
+        while True:
+            try:
+                ask = next(asks) if answer is None else asks.send(answer)
+            except StopIteration as stop:
+                return stop.value
+            self.calls += 1
+            answer = yield ask
+
+
+@lru_cache(maxsize=64)
+def laid_out(
+    sampler: Sampler, schedule: Schedule, nodes: tuple[float, ...], begun: tuple[float, ...] = ()
+) -> tuple[Plan, tuple[int, ...]]:
+    """The plan through these nodes (log-SNRs), and the calls at which its steps begin.
+
+    begun: levels of calls before the first node, inside a step that was begun elsewhere. DDIM goes
+    from each to the next, which is nothing at all where two are equal.
+    """
+    levels = [schedule.level(value).floats() for value in (*begun, *nodes)]
+    counted = _Counted(sampler.solver, len(begun))
+    walked = replace(sampler, solver=counted, published=None)
+
+    def whole(initial: Any, noise: Callable[[], Any]) -> Generator[Any, Any, Any]:
+        z = initial * math.hypot(*levels[0][1:])
+        for here, there in pairwise(levels[: len(begun) + 1]):
+            step = Step(Interval(schedule, here, there, 1), Deterministic(), noise)
+            z = yield from DDIM().step(z, step, [])
+        return (yield from walked.steps(z, schedule, levels[len(begun) :], noise))
+
+    title = f"{type(sampler.solver).__name__}, {len(nodes) - 1} steps on {schedule}"
+    return trace(whole, levels[-1], title), tuple(counted.starts)
+
+
+@dataclass
+class Pass:
+    """One pass of a sampler through `nodes`, in the scaling of `latents`.
+
+    `row` is the number of network calls that have been answered, `kept` what later rows need.
+    """
+
+    sampler: Sampler
+    latents: Schedule
+    network: Denoiser
+    nodes: tuple[float, ...]
+    begun: tuple[float, ...] = ()
+    row: int = 0
+    kept: dict[int, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """ValueError for impossible pairs, such as eps-prediction at zero SNR."""
+        self.plan, self._starts = laid_out(self.sampler, self.latents, self.nodes, self.begun)
+        self.program: Program = lower(self.plan, self.network, torch.float32, torch.device("cpu"))
+
+    @property
+    def calls(self) -> list[Call]:
+        """The network calls, with their levels and times."""
+        return self.program.calls
+
+    @property
+    def steps(self) -> int:
+        """The number of steps."""
+        return len(self._starts)
+
+    def after(self, call: int) -> Pass:
+        """The pass of a state that is given at the level of this call."""
+        starts = _rising(self.nodes)
+        number = next((n for n, at in enumerate(self._starts) if at >= call), None)
+        if call == 0 or number is None:
+            rest, first = self.nodes[-1:], self.plan.nfe
+        else:
+            rest, first = self.nodes[starts[number] :], self._starts[number]
+        if call == 0:
+            return self._again(self.nodes, self.begun)
+        inside = tuple(level.logsnr for level in self.plan.levels[call:first])
+        return self._again(rest, inside)
+
+    def at(self, logsnr: float) -> Pass:
+        """The pass of a state that is given at any level."""
+        return self._again(tuple(v for v in self.nodes if v > logsnr) or (math.inf,), (logsnr,))
+
+    def noisy(self, stochasticity: Stochasticity) -> Pass:
+        """The same with other noise."""
+        sampler = replace(self.sampler, stochasticity=stochasticity)
+        return replace(self, sampler=sampler, row=0, kept={})
+
+    def _again(self, nodes: tuple[float, ...], begun: tuple[float, ...]) -> Pass:
+        return replace(self, nodes=nodes, begun=begun, row=0, kept={})
+
+    def advance(self, z: Tensor, answer: Tensor, noise: Callable[[], Tensor]) -> Tensor:
+        """The next state, from the state that the network was shown and what it answered."""
+        kept, rows = self.kept, self.program.rows
+        for slot, part in rows[self.row].keep:
+            kept[slot] = answer if part else z
+        self.row += 1
+        terms, forget, _ = rows[self.row]
+        for slot, _ in terms:
+            if slot not in kept:
+                kept[slot] = noise()
+        state = combine([(kept[slot], value) for slot, value in terms])
+        for slot in forget:
+            del kept[slot]
+        return state
+
+    def predicted(self, z: Tensor, answer: Tensor) -> Tensor:
+        """x of the call that comes next to be answered."""
+        x_z, x_o, _, _ = self.calls[self.row].solution
+        return x_z * z + x_o * answer
+
+
+def _rising(nodes: Sequence[float]) -> list[int]:
+    """The nodes at which steps begin; a fall is a jump back to noise, without a call."""
+    return [i for i, (here, there) in enumerate(pairwise(nodes)) if there > here]

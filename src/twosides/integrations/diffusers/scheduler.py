@@ -1,0 +1,598 @@
+"""One scheduler for every diffusers pipeline: any sampler, on any path.
+
+A pipeline asks its scheduler for `timesteps`, calls its network at each and hands the answer to
+`step`: a plan run from outside. Latents stay in the pipeline's own coordinates.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from importlib import import_module
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils.outputs import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from twosides.checkpoint import describe, restore
+from twosides.integrations.diffusers import notation as notations
+from twosides.integrations.diffusers.notation import Notation
+from twosides.integrations.diffusers.passes import Pass
+from twosides.naming import unknown
+from twosides.randomness import PerSample
+from twosides.sampling.grids import GRIDS, Given, Grid
+from twosides.sampling.samplers import Sampler, sampler_named
+from twosides.sampling.stochasticity import DDIMEta
+from twosides.schedules import along_batch
+
+_MOST = 32  # runs that are remembered at once
+
+
+@dataclass
+class SchedulerOutput(BaseOutput):
+    """The next latents, and the data as predicted from this call."""
+
+    prev_sample: Tensor
+    pred_original_sample: Tensor
+
+
+@dataclass
+class _Run:
+    """A pass over `timesteps`: `index` is the next one's number, None before the first step."""
+
+    walk: Pass
+    timesteps: Tensor
+    sigmas: Tensor
+    begin: int | None = None
+    index: int | None = None
+    eta: float = 0.0
+    own: PerSample | None = None
+
+
+class Scheduler(SchedulerMixin, ConfigMixin):
+    """Any sampler as a diffusers scheduler, for any pipeline whose path is Gaussian.
+
+        pipe.scheduler = Scheduler.from_pipeline(pipe, sampler="dpmpp-2m")
+
+    sampler: a preset's name, with numbers if it takes some ("kab2(0.5, 3)"), or a Sampler.
+    compat: "published" for a preset as its authors' code has it.
+    grid: where to step. None: as the model's own scheduler does or the pipeline asks, but a Sampler
+        given whole keeps its own; "sampler": the sampler's; else the name of a grid.
+    seed: of the noise, in pipelines that pass no generator to `step`; sample i of a batch depends
+        on (seed, i) only. None: torch's global generator.
+    origin: the diffusers class whose words the other arguments are (`notation` says what they
+        mean). `from_pipeline` and `from_config` fill them in.
+
+    ValueError for names and words that mean nothing, and for impossible pairs, such as
+    eps-prediction at zero SNR, when a run is laid out.
+    """
+
+    _compatibles: ClassVar[list[str]] = []
+
+    @register_to_config
+    def __init__(
+        self,
+        sampler: Any = "ddim",
+        compat: str | None = None,
+        grid: str | None = None,
+        seed: int | None = None,
+        origin: str | None = None,
+        num_train_timesteps: int = 1000,
+        prediction_type: str = "epsilon",
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: list[float] | None = None,
+        rescale_betas_zero_snr: bool = False,
+        snr_shift_scale: float | None = None,
+        timestep_spacing: str = "leading",
+        steps_offset: int = 0,
+        set_alpha_to_one: bool = True,
+        final_sigmas_type: str | None = None,
+        timestep_type: str = "discrete",
+        use_karras_sigmas: bool = False,
+        use_exponential_sigmas: bool = False,
+        use_beta_sigmas: bool = False,
+        use_lu_lambdas: bool = False,
+        sigma_min: float | None = None,
+        sigma_max: float | None = None,
+        sigma_data: float | None = None,
+        sigma_schedule: str | None = None,
+        rho: float | None = None,
+        use_flow_sigmas: bool = False,
+        flow_shift: float | None = None,
+        shift: float | None = None,
+        use_dynamic_shifting: bool = False,
+        base_shift: float | None = 0.5,
+        max_shift: float | None = 1.15,
+        base_image_seq_len: int = 256,
+        max_image_seq_len: int = 4096,
+        time_shift_type: str = "exponential",
+        shift_terminal: float | None = None,
+        invert_sigmas: bool = False,
+        variance_type: str | None = None,
+        clip_sample: bool = False,
+        clip_sample_range: float = 1.0,
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        sample_max_value: float = 1.0,
+    ) -> None:
+        """See the class."""
+        if isinstance(sampler, Sampler):
+            self.register_to_config(sampler=describe(sampler))
+        if grid not in (None, "sampler", *GRIDS):
+            raise unknown("grid", grid, ["sampler", *GRIDS])
+        if origin not in (None, *notations.ORIGINS):
+            raise unknown("scheduler class", origin, notations.ORIGINS)
+        self._forget_runs()
+        self._sampler()
+        self._notation()
+
+    def _forget_runs(self) -> None:
+        self._runs: OrderedDict[int, _Run] = OrderedDict()  # by where their timesteps are stored
+        self._latest: OrderedDict[int, _Run] = OrderedDict()  # by thread
+        self._read: tuple[Any, Notation] | None = None
+
+    # ------------------------------------------------------------------ from others
+
+    @classmethod
+    def from_pipeline(cls, pipe: Any, sampler: str | Sampler = "ddim", **options: Any) -> Scheduler:
+        """For this pipeline (or modular components), in place of the scheduler it has."""
+        own = getattr(pipe, "scheduler", None)
+        if own is None:
+            raise TypeError(f"{type(pipe).__name__} has no scheduler to take the place of")
+        config = {**own.config, "_class_name": type(own).__name__}
+        return cls.from_config(config, sampler=sampler, **options)
+
+    @classmethod
+    def from_config(
+        cls, config: Any = None, return_unused_kwargs: bool = False, **options: Any
+    ) -> Any:
+        """From the config of this class, or of a scheduler of diffusers', with its defaults."""
+        known = set(inspect.signature(cls.__init__).parameters) - {"self"}
+        name = config.get("_class_name") or _class_with(config) or cls.__name__
+        if name != cls.__name__:
+            told = _completed(name, config)
+            config = {key: value for key, value in told.items() if key in known} | {"origin": name}
+        if not return_unused_kwargs and (wrong := options.keys() - known):
+            raise TypeError(str(unknown("option", min(wrong), known)))
+        if isinstance(options.get("sampler"), Sampler):
+            options["sampler"] = describe(options["sampler"])
+        return super().from_config(config, return_unused_kwargs, **options)
+
+    # ------------------------------------------------------------------ what the config means
+
+    def _notation(self) -> Notation:
+        # Read anew when it changes: pipelines replace the config after construction too.
+        if self._read is None or self._read[0] is not self._internal_dict:
+            self._read = (self._internal_dict, notations.read(self.config))
+        return self._read[1]
+
+    def _sampler(self) -> Sampler:
+        given = self.config["sampler"]
+        sampler = restore(dict(given)) if isinstance(given, Mapping) else given
+        return sampler_named(sampler, self.config["compat"])
+
+    def _own_grid(self, sampler: Sampler) -> Grid | None:
+        """The grid that is not the model's."""
+        name = self.config["grid"]
+        whole = isinstance(self.config["sampler"], Mapping)
+        if name == "sampler" or (name is None and whole):
+            return sampler.grid
+        return GRIDS[name] if name else None
+
+    def _nodes(
+        self, sampler: Sampler, steps: int | None, timesteps: Any, sigmas: Any, mu: float | None
+    ) -> tuple[float, ...]:
+        """log-SNRs from noise to data."""
+        config, notation = self.config, self._notation()
+        own, latents = self._own_grid(sampler), notation.latents
+        if timesteps is not None and sigmas is None:
+            nodes = notations.from_timesteps(config, notation, timesteps)
+        elif sigmas is not None and not (own and _merely_equal(sigmas)):
+            nodes = notations.from_sigmas(config, notation, sigmas, mu)
+        else:
+            count = _whole(steps if sigmas is None else len(sigmas))
+            if own is not None:
+                flow = notation.path == "flow"
+                clock = latents.shifted(notations.shift_of(config, mu)) if flow else latents
+                return _checked(own.logsnrs(clock, count), own.renoises)
+            nodes = notations.native(config, notation, count, mu)
+        given = _checked(nodes, False)
+        if not sampler.grid.renoises:
+            return given
+        return _checked(sampler.grid.over(Given(given)).logsnrs(latents, len(given) - 1), True)
+
+    # ------------------------------------------------------------------ a run
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        timesteps: Any = None,
+        sigmas: Any = None,
+        mu: float | None = None,
+    ) -> None:
+        """Lay out a run of `num_inference_steps` steps, or through given levels.
+
+        timesteps: what the network is to be told, exactly. sigmas: flow times before the shift, or
+        sigma / alpha; the final 0 may be left out. Both: levels are the sigmas', the network is
+        told the timesteps. mu: the shift's logarithm, where it depends on the resolution.
+        """
+        for name, values in (("timesteps", timesteps), ("sigmas", sigmas)):
+            if values is not None and num_inference_steps not in (None, len(values)):
+                raise ValueError(
+                    f"{len(values)} {name} do not make num_inference_steps={num_inference_steps}"
+                )
+        notation, sampler = self._notation(), self._sampler()
+        nodes = self._nodes(sampler, num_inference_steps, timesteps, sigmas, mu)
+        walk = Pass(sampler, notation.latents, notation.denoiser(None), nodes)
+        told = torch.cat([call.time for call in walk.calls])
+        if timesteps is not None and sigmas is not None:
+            told = _interpolated(walk, timesteps)
+        elif notation.path == "vp" and bool((told == told.round()).all()):
+            told = told.long()  # also for those who look things up with it
+        plan = walk.plan
+        with np.errstate(divide="ignore"):
+            ratio = plan.sigma if notation.path == "flow" else plan.sigma / plan.alpha
+        self._enter(_Run(walk, told.to(device or "cpu"), torch.from_numpy(ratio).float()))
+
+    def _enter(self, run: _Run) -> None:
+        for runs, key in (
+            (self._runs, run.timesteps.untyped_storage().data_ptr()),
+            (self._latest, threading.get_ident()),
+        ):
+            runs[key] = run
+            runs.move_to_end(key)
+            if len(runs) > _MOST:
+                runs.popitem(last=False)
+
+    def _current(self) -> _Run | None:
+        """The run that this thread laid out last, or else the last of all."""
+        latest = self._latest.get(threading.get_ident())
+        return latest or next(reversed(self._latest.values()), None)
+
+    def _run_of(self, timestep: Any) -> _Run:
+        """Whose timestep it is, so that interleaved runs do not disturb each other."""
+        run = None
+        if len(self._runs) > 1 and isinstance(timestep, Tensor):
+            run = self._runs.get(timestep.untyped_storage().data_ptr())
+        run = run or self._current()
+        if run is None:
+            raise ValueError("call set_timesteps before step")
+        return run
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """The number of the timestep with which the run will begin (image to image)."""
+        run = self._current()
+        if run is not None:
+            run.begin = begin_index
+
+    def _begin(self, run: _Run, timestep: Any, eta: float) -> None:
+        """Settle where the run begins, now that the first timestep is known."""
+        index = run.begin if run.begin is not None else _position(run.timesteps, timestep)
+        if index is None:
+            own = self._notation()
+            told = torch.as_tensor(timestep).cpu().double()
+            run.walk = run.walk.at(float(own.clock.logsnr(told, own.schedule)))
+            index = int((run.timesteps.cpu() > told).sum())
+        elif index:
+            run.walk = run.walk.after(index)
+        if eta:
+            run.walk, run.eta = run.walk.noisy(DDIMEta(eta)), eta
+        run.index = index
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        eta: float = 0.0,
+        generator: Any = None,
+        variance_noise: Tensor | None = None,
+        return_dict: bool = True,
+        use_clipped_model_output: bool = False,
+    ) -> Any:
+        """The next latents, from the network's answer to `sample` at `timestep`.
+
+        eta: DDIM's, instead of the sampler's noise; 0 leaves the sampler's. generator: one, or one
+        per sample. variance_noise: the noise to inject, instead of drawing it. The first timestep
+        of a run says where it begins; later ones only whose run it is. A tuple (latents,) if not
+        return_dict, with the predicted data too where the run is a single step. The data are
+        clipped (`clip_sample`) consistently, which use_clipped_model_output asks for.
+        """
+        run = self._run_of(timestep)
+        if run.index is None:
+            self._begin(run, timestep, eta)
+        elif eta != run.eta and eta:
+            raise ValueError(f"eta changed from {run.eta} to {eta} within a run; keep it")
+        walk, wide = run.walk, _wide(sample)
+        if walk.row == len(walk.calls):
+            raise ValueError(f"this run's {walk.row} calls are done; call set_timesteps again")
+        z, answer = sample.to(wide), self._answer(walk, model_output, sample).to(wide)
+        x = walk.predicted(z, answer) if return_dict or len(walk.calls) == 1 else None
+
+        def noise() -> Tensor:
+            if variance_noise is not None:
+                return variance_noise.to(z)
+            return self._noise(run, z, generator)
+
+        state = walk.advance(z, answer, noise).to(sample.dtype)
+        run.index = (run.index or 0) + 1
+        if walk.row == len(walk.calls):
+            walk.kept.clear()
+            self._runs.pop(run.timesteps.untyped_storage().data_ptr(), None)
+        if x is None:
+            return (state,)
+        x = x.to(sample.dtype)
+        return SchedulerOutput(state, x) if return_dict else (state, x)
+
+    def _noise(self, run: _Run, like: Tensor, generator: Any) -> Tensor:
+        seed = self.config["seed"]
+        if generator is not None or seed is None:
+            return randn_tensor(like.shape, generator, like.device, like.dtype)
+        run.own = run.own or PerSample(seed, range(len(like)))
+        return run.own.normal(like.shape[1:], like.dtype, like.device)
+
+    def _answer(self, walk: Pass, answer: Tensor, sample: Tensor) -> Tensor:
+        """The network's answer, without its variance, and with clipped data where so configured."""
+        config = self.config
+        learned = (config["variance_type"] or "").startswith("learned")
+        if learned and answer.shape[1] == 2 * sample.shape[1]:
+            answer = answer.chunk(2, dim=1)[0]
+        if answer.shape != sample.shape:
+            raise ValueError(
+                f"the network answered {tuple(answer.shape)} to latents {tuple(sample.shape)}"
+            )
+        if not (config["clip_sample"] or config["thresholding"]):
+            return answer
+        x_z, x_o, _, _ = walk.calls[walk.row].solution
+        x = x_z * sample + x_o * answer
+        return answer + (self._clipped(x) - x) / x_o if x_o else answer
+
+    def _clipped(self, x: Tensor) -> Tensor:
+        """x within +-clip_sample_range, or by dynamic thresholding [Saharia+ 2022, section 2.3]."""
+        config = self.config
+        if not config["thresholding"]:
+            return x.clamp(-config["clip_sample_range"], config["clip_sample_range"])
+        flat = x.flatten(1).abs().float()
+        limit = torch.quantile(flat, config["dynamic_thresholding_ratio"], dim=1)
+        limit = along_batch(limit.clamp(1.0, config["sample_max_value"]).to(x), x)
+        return x.clamp(-limit, limit) / limit
+
+    # ------------------------------------------------------------------ what pipelines look at
+
+    @property
+    def timesteps(self) -> Tensor:
+        """What the network is told, call by call; before a run, of the whole training range."""
+        run = self._current()
+        return run.timesteps if run else self._training[0]
+
+    @property
+    def sigmas(self) -> Tensor:
+        """Of the calls and the result, on the CPU: flow times, or sigma / alpha."""
+        run = self._current()
+        return run.sigmas if run else self._training[1]
+
+    @property
+    def _training(self) -> tuple[Tensor, Tensor]:
+        """The model's own timesteps, falling, and their sigmas: what training scripts index."""
+        notation, count = self._notation(), self.config["num_train_timesteps"]
+        if notation.path == "flow":
+            t = torch.arange(count, 0, -1, dtype=torch.float64) / count
+            shift = 1.0
+            if not self.config["use_dynamic_shifting"]:
+                shift = notations.shift_of(self.config, None)
+            sigmas = shift * t / (1 + (shift - 1) * t)
+            return (count * sigmas).float(), sigmas.float()
+        if notation.path == "vp":
+            told = torch.arange(count - 1, -1, -1)
+            logsnrs = notation.clock.logsnr(told.double(), notation.schedule)
+        else:
+            t = torch.linspace(1, 0, count, dtype=torch.float64)
+            logsnrs = notation.schedule.logsnr(t)
+            told = notation.clock.read(logsnrs, notation.schedule).float()
+        return told, (-0.5 * logsnrs).exp().float()
+
+    @property
+    def num_inference_steps(self) -> int | None:
+        """Steps of the run."""
+        run = self._current()
+        return run.walk.steps if run else None
+
+    @property
+    def order(self) -> int:
+        """Network calls per step, which pipelines divide the timesteps by."""
+        return self._sampler().nfe_per_step
+
+    @property
+    def begin_index(self) -> int | None:
+        """The timestep with which the run begins, if that was said."""
+        run = self._current()
+        return run.begin if run else None
+
+    @property
+    def step_index(self) -> int | None:
+        """The next timestep's number, None before the first step."""
+        run = self._current()
+        return run.index if run else None
+
+    _begin_index, _step_index = begin_index, step_index
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """The standard deviation of the initial noise in the latents' coordinates."""
+        run = self._current()
+        if run is None:
+            return self._data_scale
+        plan, pure = run.walk.plan, notations.starts_pure(self.config)
+        return float(plan.sigma[0] if pure else np.linalg.norm(plan.noise[0]))
+
+    @property
+    def _data_scale(self) -> float:
+        """What latents are multiplied by against what the network is shown: EDM's sigma_data."""
+        notation = self._notation()
+        if notation.path != "edm":
+            return 1.0
+        return float(notation.latents.level(0.0).scale) / float(notation.schedule.level(0.0).scale)
+
+    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
+        """What the network is shown: the latents, divided by sigma_data for EDM."""
+        scale = self._data_scale
+        return sample if scale == 1.0 else sample / scale
+
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        """alpha^2 / (alpha^2 + sigma^2) of the training timesteps 0 ... N - 1, float32."""
+        notation, count = self._notation(), self.config["num_train_timesteps"]
+        told = torch.arange(count, dtype=torch.float64)
+        if notation.path in ("edm", "continuous"):
+            return torch.sigmoid(-2 * self._training[1].double().log()).flip(0).float()
+        return torch.sigmoid(notation.clock.logsnr(told, notation.schedule)).float()
+
+    @property
+    def betas(self) -> Tensor:
+        """1 - alphas_cumprod[k] / alphas_cumprod[k - 1], float32."""
+        kept = self.alphas_cumprod.double()
+        return (1 - kept / torch.cat([kept.new_ones(1), kept[:-1]])).float()
+
+    def __len__(self) -> int:
+        """The number of training timesteps."""
+        return self.config["num_train_timesteps"]
+
+    # ------------------------------------------------------------------ forward diffusion
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """`alpha x + sigma n` at any real timesteps, one or one per sample."""
+        alpha, sigma = self._coefficients(timesteps, original_samples)
+        return alpha * original_samples + sigma * noise
+
+    def scale_noise(self, sample: Tensor, timestep: Any, noise: Tensor) -> Tensor:
+        """`add_noise`, with the arguments as flow pipelines order them."""
+        return self.add_noise(sample, noise, timestep)
+
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What a network of velocities predicts: u = n - x on flow paths, else v."""
+        if self._notation().path == "flow":
+            return noise - sample
+        alpha, sigma = self._coefficients(timesteps, sample)
+        return alpha * noise - sigma * sample
+
+    def _coefficients(self, timesteps: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+        notation = self._notation()
+        told = torch.as_tensor(timesteps)
+        told = told.to("cpu" if told.device.type == "mps" else told.device, torch.float64)
+        level = notation.latents.level(notation.clock.logsnr(told, notation.schedule))
+        device = like.device
+        alpha, sigma = (along_batch(v.to(device, _wide(like)), like) for v in level[1:])
+        return alpha.to(like.dtype), sigma.to(like.dtype)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Scheduler:
+        """A scheduler of its own, in the middle of the same run."""
+        twin, run = type(self).__new__(type(self)), self._current()
+        memo[id(self)] = twin
+        for name, value in self.__dict__.items():
+            if name not in ("_runs", "_latest", "_read"):
+                setattr(twin, name, deepcopy(value, memo))
+        twin._forget_runs()
+        if run is not None:
+            walk = dataclasses.replace(run.walk, kept=deepcopy(run.walk.kept, memo))
+            twin._enter(
+                dataclasses.replace(
+                    run, walk=walk, timesteps=run.timesteps.clone(), own=deepcopy(run.own)
+                )
+            )
+        return twin
+
+
+# ---------------------------------------------------------------------------- small parts
+
+
+def _completed(name: str, config: Any) -> dict[str, Any]:
+    """A config with the defaults of its class."""
+    if name not in notations.ORIGINS:
+        raise ValueError(
+            f"{name} is not a scheduler of Gaussian diffusion that can be read here; these are: "
+            f"{', '.join(notations.ORIGINS)}"
+        )
+    return _defaults(name) | {key: value for key, value in config.items() if key[0] != "_"}
+
+
+def _defaults(name: str) -> dict[str, Any]:
+    kind = getattr(import_module(_MODULES.get(name, "diffusers")), name)
+    made = inspect.signature(kind.__init__).parameters
+    return {key: p.default for key, p in made.items() if p.default is not p.empty}
+
+
+# diffusers hides this one where scipy is missing.
+_MODULES = {"LMSDiscreteScheduler": "diffusers.schedulers.scheduling_lms_discrete"}
+
+
+def _class_with(config: Any) -> str | None:
+    """The class whose arguments these are: configs of objects that were not loaded lack its name.
+
+    Classes with the same arguments (DDPM and DDPMParallel) mean the same by them.
+    """
+    keys = {key for key in config if key[0] != "_"}
+    return next((name for name in notations.ORIGINS if keys == _defaults(name).keys()), None)
+
+
+def _whole(steps: Any) -> int:
+    if type(steps) is not int or steps < 1:
+        raise ValueError(f"num_inference_steps must be a whole number >= 1, got {steps!r}")
+    return steps
+
+
+def _merely_equal(sigmas: Any) -> bool:
+    """Whether these are 1 ... 1/n, which pipelines pass when nobody chose anything."""
+    values = np.asarray(sigmas, dtype=np.float64)
+    return np.allclose(values, np.linspace(1, 1 / len(values), len(values)), atol=1e-6)
+
+
+def _checked(nodes: Tensor, renoises: bool) -> tuple[float, ...]:
+    values = tuple(nodes.tolist())
+    for here, there in pairwise(values):
+        if not (there > here or (renoises and there < here)):
+            raise ValueError(
+                f"timesteps and sigmas must fall strictly, from noise to data, but logsnr "
+                f"{here:.6g} is followed by {there:.6g}"
+            )
+    return values
+
+
+def _interpolated(walk: Pass, timesteps: Any) -> Tensor:
+    """What the network is told at each call, where both timesteps and sigmas are given."""
+
+    def time(logsnr: Any) -> Any:
+        return 1 / (1 + np.exp(0.5 * np.asarray(logsnr)))
+
+    told = np.asarray(timesteps, dtype=np.float64)
+    nodes = time(walk.nodes[: len(told)])
+    calls = time([call.level.logsnr for call in walk.calls])
+    return torch.from_numpy(np.interp(-calls, -nodes, told)).float()
+
+
+def _position(timesteps: Tensor, timestep: Any) -> int | None:
+    """Which of the timesteps this is; None if it is none of them."""
+    if isinstance(timestep, Tensor):
+        mine = timesteps.untyped_storage().data_ptr() == timestep.untyped_storage().data_ptr()
+        if mine:  # an element of the tensor that was handed out: no look at its value, no sync
+            return int(timestep.storage_offset())
+    found = (timesteps == torch.as_tensor(timestep, device=timesteps.device)).nonzero()
+    # Of two calls at one level, the second begins a step.
+    return int(found[:2][-1]) if len(found) else None
+
+
+def _wide(like: Tensor) -> torch.dtype:
+    return like.dtype if like.dtype.itemsize >= 4 else torch.float32
