@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import pairwise
@@ -97,28 +98,26 @@ class Pass:
 
     def after(self, call: int) -> Pass:
         """The pass of a state that is given at the level of this call."""
-        starts = _rising(self.nodes)
-        number = next((n for n, at in enumerate(self._starts) if at >= call), None)
-        if call == 0 or number is None:
-            rest, first = self.nodes[-1:], self.plan.nfe
-        else:
-            rest, first = self.nodes[starts[number] :], self._starts[number]
         if call == 0:
-            return self._again(self.nodes, self.begun)
+            fresh = copy(self)
+            fresh.row, fresh.kept = 0, {}
+            return fresh
+        begins = [(at, node) for at, node in zip(self._starts, _rising(self.nodes), strict=True)]
+        first, node = next((pair for pair in begins if pair[0] >= call), (self.plan.nfe, -1))
         inside = tuple(level.logsnr for level in self.plan.levels[call:first])
-        return self._again(rest, inside)
+        return self._again(nodes=self.nodes[node:], begun=inside)
 
     def at(self, logsnr: float) -> Pass:
-        """The pass of a state that is given at any level."""
-        return self._again(tuple(v for v in self.nodes if v > logsnr) or (math.inf,), (logsnr,))
+        """The pass of a state that is given at any level: a DDIM step to the next node."""
+        ahead = tuple(value for value in self.nodes if value > logsnr)
+        return self._again(nodes=ahead or self.nodes[-1:], begun=(logsnr,))
 
     def noisy(self, stochasticity: Stochasticity) -> Pass:
         """The same with other noise."""
-        sampler = replace(self.sampler, stochasticity=stochasticity)
-        return replace(self, sampler=sampler, row=0, kept={})
+        return self._again(sampler=replace(self.sampler, stochasticity=stochasticity))
 
-    def _again(self, nodes: tuple[float, ...], begun: tuple[float, ...]) -> Pass:
-        return replace(self, nodes=nodes, begun=begun, row=0, kept={})
+    def _again(self, **changes: Any) -> Pass:
+        return replace(self, **changes, row=0, kept={})
 
     def advance(self, z: Tensor, answer: Tensor, noise: Callable[[], Tensor]) -> Tensor:
         """The next state, from the state that the network was shown and what it answered."""

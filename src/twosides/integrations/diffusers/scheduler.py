@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import threading
-from collections import OrderedDict
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ from twosides.randomness import PerSample
 from twosides.sampling.grids import GRIDS, Given, Grid
 from twosides.sampling.samplers import Sampler, sampler_named
 from twosides.sampling.stochasticity import DDIMEta
-from twosides.schedules import along_batch
+from twosides.schedules import Tabulated, along_batch
 
 _MOST = 32  # runs that are remembered at once
 
@@ -51,13 +50,29 @@ class SchedulerOutput(BaseOutput):
 class _Run:
     """A pass over `timesteps`: `index` is the next one's number, None before the first step."""
 
-    walk: Pass
+    whole: Pass
     timesteps: Tensor
     sigmas: Tensor
+    walk: Pass  # what is left of the whole where the run begins later
     begin: int | None = None
     index: int | None = None
     eta: float = 0.0
     own: PerSample | None = None
+
+    def __post_init__(self) -> None:
+        """Where the timesteps are stored."""
+        first = self.timesteps.data_ptr()
+        self._stored = range(first, first + self.timesteps.nbytes, self.timesteps.itemsize)
+
+    def position(self, timestep: Any) -> int | None:
+        """Its number, if it is an element of the very tensor that was handed out.
+
+        Pipelines iterate over that tensor, so this needs no look at values: no search, no sync.
+        """
+        if not isinstance(timestep, Tensor):
+            return None
+        place = timestep.data_ptr()
+        return self._stored.index(place) if place in self._stored else None
 
 
 class Scheduler(SchedulerMixin, ConfigMixin):
@@ -78,7 +93,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     eps-prediction at zero SNR, when a run is laid out.
     """
 
-    _compatibles: ClassVar[list[str]] = []
+    _compatibles: ClassVar[list[str]] = notations.ORIGINS
 
     @register_to_config
     def __init__(
@@ -140,8 +155,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         self._notation()
 
     def _forget_runs(self) -> None:
-        self._runs: OrderedDict[int, _Run] = OrderedDict()  # by where their timesteps are stored
-        self._latest: OrderedDict[int, _Run] = OrderedDict()  # by thread
+        self._live: list[_Run] = []
+        self._latest: dict[int, _Run] = {}  # by thread
         self._read: tuple[Any, Notation] | None = None
 
     # ------------------------------------------------------------------ from others
@@ -246,17 +261,13 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         plan = walk.plan
         with np.errstate(divide="ignore"):
             ratio = plan.sigma if notation.path == "flow" else plan.sigma / plan.alpha
-        self._enter(_Run(walk, told.to(device or "cpu"), torch.from_numpy(ratio).float()))
+        self._enter(_Run(walk, told.to(device or "cpu"), torch.from_numpy(ratio).float(), walk))
 
     def _enter(self, run: _Run) -> None:
-        for runs, key in (
-            (self._runs, run.timesteps.untyped_storage().data_ptr()),
-            (self._latest, threading.get_ident()),
-        ):
-            runs[key] = run
-            runs.move_to_end(key)
-            if len(runs) > _MOST:
-                runs.popitem(last=False)
+        self._live = [*self._live[1 - _MOST :], run]
+        self._latest[threading.get_ident()] = run
+        if len(self._latest) > _MOST:
+            del self._latest[next(iter(self._latest))]
 
     def _current(self) -> _Run | None:
         """The run that this thread laid out last, or else the last of all."""
@@ -265,12 +276,12 @@ class Scheduler(SchedulerMixin, ConfigMixin):
 
     def _run_of(self, timestep: Any) -> _Run:
         """Whose timestep it is, so that interleaved runs do not disturb each other."""
-        run = None
-        if len(self._runs) > 1 and isinstance(timestep, Tensor):
-            run = self._runs.get(timestep.untyped_storage().data_ptr())
-        run = run or self._current()
+        run = self._current()
         if run is None:
             raise ValueError("call set_timesteps before step")
+        if run.position(timestep) is None:
+            owners = (r for r in self._live if r.position(timestep) is not None)
+            return next(owners, run)
         return run
 
     def set_begin_index(self, begin_index: int = 0) -> None:
@@ -281,17 +292,17 @@ class Scheduler(SchedulerMixin, ConfigMixin):
 
     def _begin(self, run: _Run, timestep: Any, eta: float) -> None:
         """Settle where the run begins, now that the first timestep is known."""
-        index = run.begin if run.begin is not None else _position(run.timesteps, timestep)
+        index = run.begin if run.begin is not None else _position(run, timestep)
         if index is None:
             own = self._notation()
             told = torch.as_tensor(timestep).cpu().double()
-            run.walk = run.walk.at(float(own.clock.logsnr(told, own.schedule)))
+            run.walk = run.whole.at(float(own.clock.logsnr(told, own.schedule)))
             index = int((run.timesteps.cpu() > told).sum())
-        elif index:
-            run.walk = run.walk.after(index)
+        else:
+            run.walk = run.whole.after(index)
         if eta:
-            run.walk, run.eta = run.walk.noisy(DDIMEta(eta)), eta
-        run.index = index
+            run.walk = run.walk.noisy(DDIMEta(eta))
+        run.index, run.eta, run.own = index, eta, None
 
     def step(
         self,
@@ -315,12 +326,10 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         run = self._run_of(timestep)
         if run.index is None:
             self._begin(run, timestep, eta)
-        elif eta != run.eta and eta:
+        elif eta != run.eta:
             raise ValueError(f"eta changed from {run.eta} to {eta} within a run; keep it")
-        walk, wide = run.walk, _wide(sample)
-        if walk.row == len(walk.calls):
-            raise ValueError(f"this run's {walk.row} calls are done; call set_timesteps again")
-        z, answer = sample.to(wide), self._answer(walk, model_output, sample).to(wide)
+        walk = run.walk
+        z, answer = _wide(sample), _wide(self._answer(walk, model_output, sample))
         x = walk.predicted(z, answer) if return_dict or len(walk.calls) == 1 else None
 
         def noise() -> Tensor:
@@ -328,11 +337,12 @@ class Scheduler(SchedulerMixin, ConfigMixin):
                 return variance_noise.to(z)
             return self._noise(run, z, generator)
 
-        state = walk.advance(z, answer, noise).to(sample.dtype)
+        state = walk.advance(z, answer, noise)
+        state = state if z is sample else state.to(sample.dtype)
         run.index = (run.index or 0) + 1
-        if walk.row == len(walk.calls):
-            walk.kept.clear()
-            self._runs.pop(run.timesteps.untyped_storage().data_ptr(), None)
+        if walk.row == len(walk.calls):  # done: another step would begin the run anew
+            run.index = run.begin = None
+            self._live = [other for other in self._live if other is not run]
         if x is None:
             return (state,)
         x = x.to(sample.dtype)
@@ -341,7 +351,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     def _noise(self, run: _Run, like: Tensor, generator: Any) -> Tensor:
         seed = self.config["seed"]
         if generator is not None or seed is None:
-            return randn_tensor(like.shape, generator, like.device, like.dtype)
+            return randn_tensor(tuple(like.shape), generator, like.device, like.dtype)
         run.own = run.own or PerSample(seed, range(len(like)))
         return run.own.normal(like.shape[1:], like.dtype, like.device)
 
@@ -456,9 +466,10 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     def alphas_cumprod(self) -> Tensor:
         """alpha^2 / (alpha^2 + sigma^2) of the training timesteps 0 ... N - 1, float32."""
         notation, count = self._notation(), self.config["num_train_timesteps"]
-        told = torch.arange(count, dtype=torch.float64)
         if notation.path in ("edm", "continuous"):
             return torch.sigmoid(-2 * self._training[1].double().log()).flip(0).float()
+        count = notation.schedule.count if isinstance(notation.schedule, Tabulated) else count
+        told = torch.arange(count, dtype=torch.float64)
         return torch.sigmoid(notation.clock.logsnr(told, notation.schedule)).float()
 
     @property
@@ -495,24 +506,21 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         told = told.to("cpu" if told.device.type == "mps" else told.device, torch.float64)
         level = notation.latents.level(notation.clock.logsnr(told, notation.schedule))
         device = like.device
-        alpha, sigma = (along_batch(v.to(device, _wide(like)), like) for v in level[1:])
-        return alpha.to(like.dtype), sigma.to(like.dtype)
+        alpha, sigma = (along_batch(v.to(device, like.dtype), like) for v in level[1:])
+        return alpha, sigma
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Scheduler:
         """A scheduler of its own, in the middle of the same run."""
         twin, run = type(self).__new__(type(self)), self._current()
         memo[id(self)] = twin
         for name, value in self.__dict__.items():
-            if name not in ("_runs", "_latest", "_read"):
+            if name not in ("_live", "_latest", "_read"):
                 setattr(twin, name, deepcopy(value, memo))
         twin._forget_runs()
         if run is not None:
-            walk = dataclasses.replace(run.walk, kept=deepcopy(run.walk.kept, memo))
-            twin._enter(
-                dataclasses.replace(
-                    run, walk=walk, timesteps=run.timesteps.clone(), own=deepcopy(run.own)
-                )
-            )
+            walk = dataclasses.replace(run.walk, kept=dict(run.walk.kept))
+            parts = {"walk": walk, "timesteps": run.timesteps.clone(), "own": deepcopy(run.own)}
+            twin._enter(dataclasses.replace(run, **parts))
         return twin
 
 
@@ -583,16 +591,16 @@ def _interpolated(walk: Pass, timesteps: Any) -> Tensor:
     return torch.from_numpy(np.interp(-calls, -nodes, told)).float()
 
 
-def _position(timesteps: Tensor, timestep: Any) -> int | None:
+def _position(run: _Run, timestep: Any) -> int | None:
     """Which of the timesteps this is; None if it is none of them."""
-    if isinstance(timestep, Tensor):
-        mine = timesteps.untyped_storage().data_ptr() == timestep.untyped_storage().data_ptr()
-        if mine:  # an element of the tensor that was handed out: no look at its value, no sync
-            return int(timestep.storage_offset())
-    found = (timesteps == torch.as_tensor(timestep, device=timesteps.device)).nonzero()
+    place = run.position(timestep)
+    if place is not None:
+        return place
+    found = (run.timesteps == torch.as_tensor(timestep, device=run.timesteps.device)).nonzero()
     # Of two calls at one level, the second begins a step.
     return int(found[:2][-1]) if len(found) else None
 
 
-def _wide(like: Tensor) -> torch.dtype:
-    return like.dtype if like.dtype.itemsize >= 4 else torch.float32
+def _wide(value: Tensor) -> Tensor:
+    """In float32 at least."""
+    return value if value.dtype.itemsize >= 4 else value.float()
