@@ -207,16 +207,20 @@ class Schedule(abc.ABC):
         """The t in [0, 1] with the given logsnr; ValueError outside the schedule's range."""
         logsnr = _float64(logsnr)
         low, high = self.logsnr_min, self.logsnr_max
-        # Levels may come back rounded to float32; an infinite one must be meant.
-        slack = torch.where(logsnr.isinf(), 0.0, 1e-6 * (1 + logsnr.abs()))
-        outside = ~((logsnr >= low - slack) & (logsnr <= high + slack))
-        if logsnr.device.type == "cpu" and bool(outside.any()):
-            bad = logsnr[outside].reshape(-1)[0].item()
+        if logsnr.device.type == "cpu" and not bool((inside := self.covers(logsnr)).all()):
+            bad = logsnr[~inside].reshape(-1)[0].item()
             raise ValueError(
                 f"logsnr {bad:.6g} was asked of {self}, which covers [{low:.6g}, {high:.6g}]; "
                 "choose a grid inside this range, or a schedule that reaches further"
             )
         return self._time(logsnr.clamp(low, high)).clamp(0, 1)
+
+    def covers(self, logsnr: Scalar) -> Tensor:
+        """Whether a log-SNR is within the schedule's range, rounding to float32 forgiven."""
+        logsnr = _float64(logsnr)
+        # An infinite level must be meant.
+        slack = torch.where(logsnr.isinf(), 0.0, 1e-6 * (1 + logsnr.abs()))
+        return (logsnr >= self.logsnr_min - slack) & (logsnr <= self.logsnr_max + slack)
 
     def rate(self, t: Scalar) -> Tensor:
         """dtau/dt of the flow time tau = sigma / (alpha + sigma)."""

@@ -703,8 +703,10 @@ class Shifted(Grid):
         return self.grid.renoises
 
     def over(self, base: Grid) -> Grid:
-        """The grid's."""
-        return self.grid.over(base)
+        """Itself without jumps; ValueError for shifted ones, whose ends are not the base's."""
+        if self.renoises:
+            raise ValueError(f"{self} shifts its jumps; make Restart the outermost grid")
+        return base
 
     def logsnrs(self, schedule: Schedule, steps: int) -> Tensor:
         """The grid's nodes, moved; ValueError where a network call leaves the schedule's range."""

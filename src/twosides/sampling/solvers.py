@@ -468,7 +468,7 @@ class RungeKutta(Solver):
         return not span.within(self.caution, weights[1:])
 
     def _ends(self, frame: Frame, step: Step) -> tuple[Tableau, Variable, list[Level]] | None:
-        """The method for this step and where its stages end; None where they cannot be placed."""
+        """The method for this step and where its stages end; None where it has no place."""
         tableau = self._of
         if step.over.sigma == 0 and tableau.inside is not None:
             tableau = tableau.inside
@@ -481,6 +481,8 @@ class RungeKutta(Solver):
             step.over if node == 1 else step.schedule.level(float(logsnr)).floats()
             for node, logsnr in zip(tableau.nodes, inner, strict=True)
         ]
+        if not all(step.schedule.covers(level.logsnr) for level in levels):
+            return None  # beyond what the network knows, in the last step of a discrete model
         return tableau, variable, [*levels, step.over]
 
 
@@ -512,6 +514,7 @@ class Leapfrog(Solver):
 
     order = 2
     nfe = 1
+    even = True
 
     def __post_init__(self) -> None:
         """ValueError for an output there is not."""
@@ -554,6 +557,7 @@ class BDIA(Solver):
     gamma: float = 1.0
 
     nfe = 1
+    even = True
 
     def __post_init__(self) -> None:
         """ValueError for a gamma outside [0, 1]."""

@@ -24,7 +24,7 @@ import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -134,10 +134,15 @@ def _unit_level(logsnr: float) -> Level:
 
 
 class Solver(abc.ABC):
-    """A rule for one step."""
+    """A rule for one step.
+
+    `even`: it needs steps that are nearly equal in its variable, as its preset's grid has them;
+    where they shrink or grow, errors of the past do not die out.
+    """
 
     order: int
     nfe: int
+    even: ClassVar[bool] = False
 
     def convergence(self, noisy: bool) -> int:
         """The power of the number of steps with which the error falls, with noise or without."""

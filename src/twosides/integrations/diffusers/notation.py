@@ -28,7 +28,7 @@ from torch import Tensor
 from twosides.denoiser import Clock, CNoise, Denoiser, Index, Time
 from twosides.naming import unknown
 from twosides.sampling.frames import Array
-from twosides.sampling.grids import Indices, beta_quantiles
+from twosides.sampling.grids import Grid, Indices, beta_quantiles
 from twosides.schedules import EDM, Betas, FlowMatching, Schedule, Tabulated, logsnr_of_betas
 
 Config = Mapping[str, Any]
@@ -227,6 +227,16 @@ def native(config: Config, notation: Notation, steps: int, mu: float | None = No
     assert isinstance(notation.schedule, Tabulated)
     indices = _indices(config, notation.schedule.count, steps, first)
     return at_indices(notation.schedule, indices, "first" if first else "data")
+
+
+def ended(config: Config, grid: Grid, schedule: Schedule, steps: int) -> Tensor:
+    """Another grid's nodes; its last step leads to where the config ends, if that is further."""
+    nodes = grid.logsnrs(schedule, steps)
+    goal = schedule.logsnr_max if _ends_at_first(config) else math.inf
+    if goal <= nodes[-1]:
+        return nodes
+    shorter = grid.logsnrs(schedule, steps - 1) if steps > 1 else nodes[:1]
+    return torch.cat([shorter, nodes.new_full((1,), goal)])
 
 
 def from_sigmas(

@@ -54,6 +54,7 @@ class _Run:
     timesteps: Tensor
     sigmas: Tensor
     walk: Pass  # what is left of the whole where the run begins later
+    order: int
     begin: int | None = None
     index: int | None = None
     eta: float = 0.0
@@ -83,7 +84,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     sampler: a preset's name, with numbers if it takes some ("kab2(0.5, 3)"), or a Sampler.
     compat: "published" for a preset as its authors' code has it.
     grid: where to step. None: as the model's own scheduler does or the pipeline asks, but a Sampler
-        given whole keeps its own; "sampler": the sampler's; else the name of a grid.
+        given whole, and a solver that needs even steps, keep theirs; "sampler": the sampler's; else
+        the name of a grid. Where a grid ends above the model's own end, a step leads there.
     seed: of the noise, in pipelines that pass no generator to `step`; sample i of a batch depends
         on (seed, i) only. None: torch's global generator.
     origin: the diffusers class whose words the other arguments are (`notation` says what they
@@ -188,6 +190,11 @@ class Scheduler(SchedulerMixin, ConfigMixin):
 
     # ------------------------------------------------------------------ what the config means
 
+    @property
+    def notation(self) -> Notation:
+        """What the network predicts, on which path, and how it is told the level."""
+        return self._notation()
+
     def _notation(self) -> Notation:
         # Read anew when it changes: pipelines replace the config after construction too.
         if self._read is None or self._read[0] is not self._internal_dict:
@@ -202,10 +209,10 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     def _own_grid(self, sampler: Sampler) -> Grid | None:
         """The grid that is not the model's."""
         name = self.config["grid"]
-        whole = isinstance(self.config["sampler"], Mapping)
-        if name == "sampler" or (name is None and whole):
-            return sampler.grid
-        return GRIDS[name] if name else None
+        whole = isinstance(self.config["sampler"], Mapping) or sampler.solver.even
+        if name is not None and name != "sampler":
+            return GRIDS[name]
+        return sampler.grid if name or whole else None
 
     def _nodes(
         self, sampler: Sampler, steps: int | None, timesteps: Any, sigmas: Any, mu: float | None
@@ -222,7 +229,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             if own is not None:
                 flow = notation.path == "flow"
                 clock = latents.shifted(notations.shift_of(config, mu)) if flow else latents
-                return _checked(own.logsnrs(clock, count), own.renoises)
+                return _checked(notations.ended(config, own, clock, count), own.renoises)
             nodes = notations.native(config, notation, count, mu)
         given = _checked(nodes, False)
         if not sampler.grid.renoises:
@@ -261,7 +268,10 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         plan = walk.plan
         with np.errstate(divide="ignore"):
             ratio = plan.sigma if notation.path == "flow" else plan.sigma / plan.alpha
-        self._enter(_Run(walk, told.to(device or "cpu"), torch.from_numpy(ratio).float(), walk))
+        counted = timesteps is None and sigmas is None
+        order = sampler.nfe_per_step if counted else 1
+        told, sigmas = told.to(device or "cpu"), torch.from_numpy(ratio).float()
+        self._enter(_Run(walk, told, sigmas, walk, order))
 
     def _enter(self, run: _Run) -> None:
         self._live = [*self._live[1 - _MOST :], run]
@@ -423,8 +433,12 @@ class Scheduler(SchedulerMixin, ConfigMixin):
 
     @property
     def order(self) -> int:
-        """Network calls per step, which pipelines divide the timesteps by."""
-        return self._sampler().nfe_per_step
+        """Timesteps per step as pipelines count: they ask for the timesteps of step i at i * order.
+
+        Those that give timesteps or sigmas take each call for a step.
+        """
+        run = self._current()
+        return run.order if run else self._sampler().nfe_per_step
 
     @property
     def begin_index(self) -> int | None:
@@ -534,7 +548,10 @@ def _completed(name: str, config: Any) -> dict[str, Any]:
             f"{name} is not a scheduler of Gaussian diffusion that can be read here; these are: "
             f"{', '.join(notations.ORIGINS)}"
         )
-    return _defaults(name) | {key: value for key, value in config.items() if key[0] != "_"}
+    told = _defaults(name) | {key: value for key, value in config.items() if key[0] != "_"}
+    if name.startswith("CogVideoX"):
+        told["clip_sample"] = False  # an argument of theirs that nothing looks at
+    return told
 
 
 def _defaults(name: str) -> dict[str, Any]:

@@ -1,0 +1,108 @@
+"""ComfyUI nodes: the library's samplers and grids for SamplerCustom and SamplerCustomAdvanced.
+
+With twosides installed in ComfyUI's environment, a file ComfyUI/custom_nodes/twosides_nodes.py with
+this one line adds them:
+
+    from twosides.integrations.comfyui import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
+
+Models of any kind are sampled with any sampler; nothing of ComfyUI is imported before a node runs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from twosides.integrations.kdiffusion import is_flow, sampler_function
+from twosides.sampling.grids import GRIDS, ThenData
+from twosides.sampling.samplers import samplers
+from twosides.schedules import Betas, FlowMatching, Schedule
+
+
+class TwosidesSampler:
+    """A SAMPLER: any preset, on the sigmas and the model that it is used with.
+
+    seed: of the noise that stochastic samplers inject, not of the initial one.
+    compat: "corrected", or "published" for a preset as its authors' code has it.
+    """
+
+    RETURN_TYPES = ("SAMPLER",)
+    FUNCTION = "sampler"
+    CATEGORY = "sampling/custom_sampling/samplers"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        """The node's inputs, in ComfyUI's notation."""
+        return {
+            "required": {
+                "sampler": (list(samplers),),
+                "seed": ("INT", {"default": 0, "min": 0, "max": 2**64 - 1}),
+                "compat": (["corrected", "published"],),
+            }
+        }
+
+    def sampler(self, sampler: str, seed: int, compat: str) -> tuple[Any]:
+        """(KSAMPLER,)."""
+        known = compat if compat == "published" else None
+        function = sampler_function(sampler, compat=known, seed=seed)
+        return (importlib.import_module("comfy.samplers").KSAMPLER(function, {}, {}),)
+
+
+class TwosidesScheduler:
+    """SIGMAS: a grid's levels on a model, ending in 0.
+
+    denoise: below 1 only the last `steps` of `int(steps / denoise)` steps, for img2img; no steps
+    at 0. All as ComfyUI's BasicScheduler has it.
+    """
+
+    RETURN_TYPES = ("SIGMAS",)
+    FUNCTION = "sigmas"
+    CATEGORY = "sampling/custom_sampling/schedulers"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        """The node's inputs, in ComfyUI's notation."""
+        return {
+            "required": {
+                "model": ("MODEL",),
+                "grid": ([name for name, grid in GRIDS.items() if not grid.renoises],),
+                "steps": ("INT", {"default": 20, "min": 1, "max": 10000}),
+                "denoise": ("FLOAT", {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01}),
+            }
+        }
+
+    def sigmas(self, model: Any, grid: str, steps: int, denoise: float) -> tuple[Tensor]:
+        """(sigmas,), float32 (steps + 1,)."""
+        if denoise <= 0:
+            return (torch.zeros(0),)
+        schedule = schedule_of(model.get_model_object("model_sampling"))
+        total = int(steps / denoise)
+        nodes = GRIDS[grid].logsnrs(schedule, total)
+        if nodes[-1] < math.inf:
+            nodes = ThenData(GRIDS[grid]).logsnrs(schedule, total)
+        return (schedule.level(nodes).sigma[-(steps + 1) :].float(),)
+
+
+def schedule_of(sampling: Any) -> Schedule:
+    """The schedule of a model, from ComfyUI's account of it.
+
+    A flow model has flow matching's, moved so that its noise level half way is the model's own: a
+    shift, or the mu of FLUX. Any other has its table of sigmas, with x + sigma n.
+    """
+    if is_flow(sampling):
+        half = float(sampling.percent_to_sigma(0.5))
+        return FlowMatching().shifted(half / (1 - half))
+    kept = 1 / (1 + sampling.sigmas.cpu().double().unique() ** 2)  # alpha_bar, falling
+    betas = 1 - kept / torch.cat([kept.new_ones(1), kept[:-1]])
+    return Betas(tuple(betas.tolist())).with_scaling("ve")
+
+
+NODE_CLASS_MAPPINGS = {"TwosidesSampler": TwosidesSampler, "TwosidesScheduler": TwosidesScheduler}
+NODE_DISPLAY_NAME_MAPPINGS = {
+    "TwosidesSampler": "Sampler (twosides)",
+    "TwosidesScheduler": "Scheduler (twosides)",
+}

@@ -1,0 +1,217 @@
+"""Samplers as k-diffusion's functions, `f(model, x, sigmas, ...)`, for its users and ComfyUI's.
+
+    denoised = model(x, sigma, **extra_args)         x (B, ...), sigma (B,)
+
+The grid is the caller's sigmas, and so is the initial state, which is taken as it is:
+
+    path="ve"      z = x + sigma n                   k-diffusion; sigma >= 0
+    path="flow"    z = (1 - sigma) x + sigma n       ComfyUI's flow models; sigma in [0, 1]
+
+The solver's generator is driven on tensors, with all coefficients in float64: from x = sigmas[0] n
+the result is that of `sample` on `grids.Given`.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from twosides.naming import unknown
+from twosides.outputs import Estimate
+from twosides.randomness import PerSample
+from twosides.sampling.grids import Given
+from twosides.sampling.samplers import Sampler, sampler_named
+from twosides.sampling.steps import Asks
+from twosides.schedules import EDM, FlowMatching, Level, Schedule
+
+PATHS = ("ve", "flow")
+
+
+def sampler_function(
+    sampler: str | Sampler,
+    *,
+    path: str | None = None,
+    compat: str | None = None,
+    seed: int | None = None,
+) -> Callable[..., Tensor]:
+    """A preset's name or a Sampler as a function with k-diffusion's signature,
+
+        f(model, x, sigmas, extra_args=None, callback=None, disable=None, noise_sampler=None)
+
+    path: "ve" or "flow"; by default "flow" for a model that ComfyUI calls CONST, else "ve".
+    compat: see `samplers.sampler_named`.
+    seed: of the injected noise; that of sample i depends on (seed, i) only, and is what `sample`
+        injects with this seed. None is torch's global generator. Both halves of a run that is cut
+        in two inject the same noise, unless their seeds differ.
+
+    The sampler's own grid is not used, but Restart's jumps are kept. Where a preset refers to the
+    time t, this is sigma / sigmas[0] on "ve", and sigma on "flow".
+
+    x: (B, ...), the state at sigmas[0], noise included; the result is the state at sigmas[-1].
+    callback: shown {"x", "i", "sigma", "sigma_hat", "denoised"} at each network call: its input x
+        and noise level sigma_hat, in the step from sigma = sigmas[i].
+    disable: ignored, there is no bar.
+    noise_sampler(sigma, sigma_next): unit noise for the step between two levels, of x's shape; a
+        Brownian one suits samplers that draw once per step.
+
+    ValueError for unknown names, and when called for sigmas that do not fall inside the path's
+    range, or shapes that do not fit.
+
+        >>> f = sampler_function("dpmpp-2m")
+        >>> f(lambda x, sigma: 0 * x, torch.ones(1, 2), torch.tensor([1.0, 0.5, 0.25]))
+        tensor([[0.2500, 0.2500]])
+    """
+    made = sampler_named(sampler, compat)
+    if path not in (None, *PATHS):
+        raise unknown("path", path, PATHS)
+
+    @torch.no_grad()
+    def function(
+        model: Callable[..., Tensor],
+        x: Tensor,
+        sigmas: Tensor,
+        extra_args: dict[str, Any] | None = None,
+        callback: Callable[[dict[str, Any]], Any] | None = None,
+        disable: bool | None = None,
+        noise_sampler: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        _check_state(x)
+        own = model_sampling(model)
+        schedule, given = _walked(sigmas, path or ("flow" if is_flow(own) else "ve"))
+        on_given = replace(made, grid=made.grid.over(given))
+        nodes = _Nodes(on_given.levels(schedule, len(sigmas) - 1))
+        draw = noise_sampler or _drawn(x, seed)
+        scale = getattr(own, "noise_scale", 1.0)  # some flow models' n is not of unit variance
+
+        def noise() -> Tensor:
+            ends = (sigmas.new_tensor(level.sigma) for level in (nodes.here, nodes.there))
+            return scale * draw(*ends).to(x)
+
+        def denoise(z: Tensor, level: Level) -> Tensor:
+            dtype = torch.promote_types(x.dtype, torch.float32)
+            sigma = torch.full((len(z),), level.sigma, dtype=dtype, device=z.device)
+            denoised = _checked_answer(model(z, sigma, **(extra_args or {})), z)
+            if callback is not None:
+                i = bisect_right(given.values, nodes.here.logsnr) - 1
+                told = {"x": z, "i": i, "sigma": sigmas[i], "denoised": denoised}
+                callback(told | {"sigma_hat": sigmas.new_tensor(level.sigma)})
+            return denoised
+
+        return _driven(on_given.steps(x, schedule, nodes, noise), denoise)
+
+    function.__name__ = function.__qualname__ = f"twosides {sampler}"
+    return function
+
+
+def model_sampling(model: Any) -> Any:
+    """ComfyUI's account of a model's noise levels, inside however many wrappers; or None."""
+    while model is not None:
+        found = getattr(model, "model_sampling", None)
+        if found is not None:
+            return found
+        model = getattr(model, "inner_model", None)
+    return None
+
+
+def is_flow(sampling: Any) -> bool:
+    """Whether ComfyUI's account is of a flow model: its class CONST, known by name."""
+    return any(kind.__name__ == "CONST" for kind in type(sampling).__mro__)
+
+
+# ---------------------------------------------------------------------------- the caller's levels
+
+
+class _Nodes(list[Level]):
+    """The nodes of a run, which know the step that is being taken: `here` to `there`.
+
+    Samplers go through them in pairs, one pair per step.
+    """
+
+    here: Level
+    there: Level
+
+    def __iter__(self) -> Iterator[Level]:
+        self.there = self[0]
+        for level in super().__iter__():
+            self.here, self.there = self.there, level
+            yield level
+
+
+def _walked(sigmas: Tensor, path: str) -> tuple[Schedule, Given]:
+    """The schedule of a path, and the nodes on it; ValueError for sigmas that are none."""
+    if sigmas.ndim != 1 or len(sigmas) < 2 or not sigmas.is_floating_point():
+        raise ValueError(
+            "sigmas is a 1-D tensor of floats, n + 1 levels for n >= 1 steps, but got "
+            f"{sigmas.dtype} of shape {tuple(sigmas.shape)}"
+        )
+    values = sigmas.detach().cpu().double()
+    _check_levels(values, path)
+    data = torch.log1p(-values) if path == "flow" else torch.zeros_like(values)
+    given = Given(tuple((2 * (data - values.log())).tolist()))
+    return FlowMatching() if path == "flow" else EDM(0.0, float(values[0]), 1.0), given
+
+
+def _check_levels(values: Tensor, path: str) -> None:
+    inside = (values >= 0) & (values <= 1 if path == "flow" else values < math.inf)
+    if not bool(inside.all()):
+        bad = int((~inside).nonzero()[0])
+        needed = {"ve": "finite and >= 0", "flow": "in [0, 1]"}[path]
+        other = ", or state the model's own path" if values[bad] > 1 else ""
+        raise ValueError(
+            f"sigmas[{bad}] is {float(values[bad]):.6g}, but on path {path!r} noise levels are "
+            f"{needed}; correct the scheduler that made it{other}"
+        )
+    falls = values[1:] < values[:-1]
+    if not bool(falls.all()):
+        bad = int((~falls).nonzero()[0])
+        raise ValueError(
+            f"sigmas must fall from noise to data, but sigmas[{bad}] = {float(values[bad]):.6g} is "
+            f"followed by {float(values[bad + 1]):.6g}; drop repeated levels, and flip a rising run"
+        )
+
+
+# ---------------------------------------------------------------------------- running
+
+
+def _drawn(x: Tensor, seed: int | None) -> Callable[[Tensor, Tensor], Tensor]:
+    """The sampler's own noise, whatever the step."""
+    if seed is None:
+        return lambda sigma, sigma_next: torch.randn_like(x)
+    own, event = PerSample(seed, range(len(x))), x.shape[1:]
+    own.normal(event, x.dtype)  # `sample` starts with this one
+    return lambda sigma, sigma_next: own.normal(event, x.dtype, x.device)
+
+
+def _driven(asks: Asks, denoise: Callable[[Tensor, Level], Tensor]) -> Tensor:
+    """The result of a sampler's generator, its questions answered."""
+    estimate: Any = None
+    while True:
+        try:
+            z, level = asks.send(estimate)
+        except StopIteration as stop:
+            return stop.value
+        x = denoise(z, level)
+        estimate = Estimate(x, (z - level.alpha * x) / level.sigma)
+
+
+def _check_state(x: Tensor) -> None:
+    if x.ndim < 1 or not x.is_floating_point():
+        raise ValueError(
+            f"x is the noisy state, floats of shape (B, ...), got {x.dtype} of shape "
+            f"{tuple(x.shape)}"
+        )
+
+
+def _checked_answer(denoised: Tensor, z: Tensor) -> Tensor:
+    if denoised.shape != z.shape:
+        raise ValueError(
+            f"the model answered {tuple(denoised.shape)} to x of shape {tuple(z.shape)}; it must "
+            "return the denoised data in the shape of x"
+        )
+    return denoised.to(z)
