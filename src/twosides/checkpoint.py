@@ -60,6 +60,7 @@ _PARTS = [
 _KINDS: dict[str, type[Any]] = {
     **{kind.__name__: kind for kind in (*_PARTS, Sampler, Output)},
     "ShiftedGrid": grids.Shifted,
+    "EDMInput": schedules.EDMInput,
     **SCHEDULES,
     **CLOCKS,
 }
@@ -161,7 +162,7 @@ def _build_network(spec: Any, trust_code: bool) -> nn.Module:
         return _diffusers_model(name.removeprefix("diffusers.")).from_config(spec["config"])
     if ":" not in name:
         raise unknown("network class", name, [*NETWORKS, "diffusers.UNet2DModel"])
-    if not trust_code:
+    if not trust_code and not name.startswith("twosides."):
         raise ValueError(
             f"the network is {name}, code outside this library; loading it imports that module. If "
             "you trust it, pass trust_code=True (--trust-code)"

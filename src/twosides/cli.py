@@ -1,4 +1,4 @@
-"""The command line: `twosides train | sample | samplers | convert | compare | verify | demo`.
+"""The command line: `twosides train | sample | samplers | convert | explain | compare | ...`.
 
 Signatures are the options and docstrings the help. Nothing heavy is imported before a command runs,
 so that `--help` answers at once.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -87,31 +87,60 @@ def sample(
     noise: str | None = None,
     grid: str | None = None,
     compat: str | None = None,
-    count: int = 26,
+    count: int | None = None,
     labels: str | None = None,
-    guidance: float = 1.0,
+    prompt: str | None = None,
+    negative_prompt: str | None = None,
+    guidance: Annotated[float | None, tyro.conf.arg(aliases=["--guidance-scale"])] = None,
     seed: int = 0,
     trust_code: bool = False,
 ) -> None:
-    """Draw samples from a trained model.
+    """Draw samples from a trained model, or from a diffusers pipeline with any sampler.
 
     Args:
-        model: a model's or a run's folder.
-        out: .png for a picture, .npy for the numbers.
+        model: a model's or a run's folder, or a pipeline's (only safetensors are read).
+        out: .png for a picture, .npy for the numbers; of a pipeline also a folder for PNGs.
         sampler: ddim, dpmpp-2m, unipc, kab2c, ddpm, ...: see `twosides samplers`.
         steps: of the sampler.
         schedule: where to sample, by default the model's own: cosine, "cosine(-15, 15)", ...
         noise: other noise for the sampler: "churn(0.3)", "eta(1)", "ddim-eta(0.5)", deterministic.
-        grid: another grid for the sampler: karras, "karras(5)", uniform-logsnr, beta, ays-sdxl, ...
+        grid: another grid: karras, "karras(5)", uniform-logsnr, beta, ays-sdxl, ... A pipeline's is
+            its own, but with --noise the sampler's.
         compat: "published" for the sampler as its authors' code has it, known errors included.
-        count: number of samples (with labels: their number).
-        labels: classes to draw, one letter each; by default all in turn.
-        guidance: classifier-free guidance scale, 1 is none.
+        count: number of samples, by default 26, or 1 of a pipeline (with labels: their number).
+        labels: classes to draw, one letter each, by default all in turn; of a pipeline 207,360.
+        prompt: for pipelines that read text.
+        negative_prompt: what to guide away from, for pipelines that read text.
+        guidance: classifier-free guidance scale, by default 1, none, or the pipeline's own.
         seed: sample i depends on (seed, i) only.
         trust_code: import the network's class from outside diffusers and twosides.
     """
+    if _is_pipeline(model):
+        from twosides.integrations.diffusers.draw import sample_pipeline
+
+        if schedule is not None:
+            raise ValueError("a pipeline is sampled on its own schedule; leave --schedule out")
+        numbers = sample_pipeline(
+            model,
+            out=out,
+            sampler=sampler,
+            steps=steps,
+            noise=noise,
+            grid=grid,
+            compat=compat,
+            count=1 if count is None else count,
+            labels=labels,
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            guidance=guidance,
+            seed=seed,
+        )
+        print(f"{out}: {tuple(numbers.shape)}, {sampler}, {steps} steps, seed {seed}")
+        return
     from twosides.draw import sample_model
 
+    if prompt is not None or negative_prompt is not None:
+        raise ValueError(f"{model} takes no prompt: it is no diffusers pipeline; leave it out")
     numbers = sample_model(
         model,
         sampler=sampler,
@@ -120,9 +149,9 @@ def sample(
         noise=noise,
         grid=grid,
         compat=compat,
-        count=count,
+        count=26 if count is None else count,
         labels=labels,
-        guidance=guidance,
+        guidance=1.0 if guidance is None else guidance,
         seed=seed,
         trust_code=trust_code,
         out=out,
@@ -143,7 +172,7 @@ def convert(
     """Write the same model in another notation, as a model folder of its own.
 
     Args:
-        model: a model's or a run's folder.
+        model: a model's or a run's folder, or a diffusers pipeline's: of that, its network.
         out: the folder to write.
         output: what the new network predicts: u, v, eps, x, score, velocity, "F(0.5)", -u.
         schedule: flow-matching, cosine, vp-linear, edm, geometric, scaled-linear.
@@ -157,12 +186,58 @@ def convert(
 
     if out.exists():
         raise ValueError(f"{out} exists; name a new folder for the converted model")
-    source, about = checkpoint.load(model, trust_code=trust_code), checkpoint.read_notes(model)
+    if _is_pipeline(model):
+        from twosides.integrations.diffusers import load_denoiser
+
+        source: Any = load_denoiser(model)
+        about: dict[str, Any] = {}
+    else:
+        source, about = checkpoint.load(model, trust_code=trust_code), checkpoint.read_notes(model)
     target = schedule_named(schedule)
     network = converted(source, output, target, time)
     statistics = {"data_mean": source.data_mean, "data_std": source.data_std}
     checkpoint.save(Denoiser(network, output, target, time, **statistics), out, **about)
     print(f"{out}: {source.output.name} on {source.schedule} -> {output} on {target}, time {time}")
+
+
+def export(
+    model: Positional[Path],
+    out: Positional[Path],
+    /,
+    *,
+    sampler: str | None = None,
+    trust_code: bool = False,
+) -> None:
+    """Write a trained model as a diffusers pipeline, for those who load it with diffusers.
+
+    Args:
+        model: a model's or a run's folder, over diffusers' UNet2DModel.
+        out: the folder to write.
+        sampler: run it with this one, by twosides; by default with diffusers' own of that path.
+        trust_code: import the network's class from outside diffusers and twosides.
+    """
+    from twosides import checkpoint
+    from twosides.integrations.diffusers import save_as_pipeline
+
+    save_as_pipeline(checkpoint.load(model, trust_code=trust_code), out, sampler)
+    print(f"{out}: a diffusers pipeline, DiffusionPipeline.from_pretrained({str(out)!r})")
+
+
+def explain(model: Positional[str], /, *, steps: int = 20, mu: float | None = None) -> None:
+    """Say what a diffusers pipeline's network predicts, at which levels, and what traps it is in.
+
+    Args:
+        model: a pipeline's folder, or its name on the hub; only its configs are read.
+        steps: of its own scheduler.
+        mu: logarithm of the shift, where it depends on the resolution; by default the largest.
+    """
+    from twosides.integrations.diffusers.report import explain as explained
+
+    print(explained(model, steps, mu=mu))
+
+
+def _is_pipeline(model: Path) -> bool:
+    return (model / "model_index.json").is_file()
 
 
 def compare(
@@ -250,7 +325,7 @@ def demo(
     print(run(out, steps=steps, minutes=minutes, seed=seed))
 
 
-COMMANDS = (train, sample, samplers, convert, compare, verify, demo)
+COMMANDS = (train, sample, samplers, convert, export, explain, compare, verify, demo)
 
 
 def main() -> None:

@@ -82,7 +82,9 @@ class Guided(nn.Module):
                 f"such conditioning (it has: {', '.join(sorted(conditioning)) or 'none'})"
             )
         nulls = {
-            name: torch.full_like(conditioning[name], value) if _is_number(value) else value
+            name: torch.full_like(given, value)
+            if _is_number(value) and isinstance(given := conditioning[name], Tensor)
+            else value
             for name, value in self.null.items()
         }
         return {**conditioning, **nulls}

@@ -696,6 +696,28 @@ class Rescaled(Schedule):
         return self.base.rate(t)
 
 
+@dataclass(frozen=True)
+class EDMInput:
+    """The scaling in which EDM's networks see z, `c_in = 1 / sqrt(sigma^2 + sigma_data^2)`.
+
+    For `with_scaling`: the norm is that of x + sigma n, times `gain`. With a gain of sigma_data
+    alpha is 1 at the data.
+
+        >>> import torch
+        >>> level = EDM().with_scaling(EDMInput(0.5)).level(0.0)
+        >>> round(float(level.alpha) * 1.25**0.5, 12)
+        1.0
+    """
+
+    sigma_data: float = 0.5
+    gain: float = 1.0
+
+    def __call__(self, logsnr: Tensor) -> Tensor:
+        """`sqrt(alpha^2 + sigma^2)` at a log-SNR."""
+        noise = torch.sigmoid(-logsnr)  # sigma^2 / (1 + sigma^2)
+        return self.gain * (noise + self.sigma_data**2 * (1 - noise)) ** -0.5
+
+
 # ---------------------------------------------------------------------------- from functions
 
 

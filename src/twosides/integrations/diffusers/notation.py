@@ -17,7 +17,7 @@ Timesteps are real numbers everywhere: what the network is told is the level the
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,15 @@ from twosides.denoiser import Clock, CNoise, Denoiser, Index, Time
 from twosides.naming import unknown
 from twosides.sampling.frames import Array
 from twosides.sampling.grids import Grid, Indices, beta_quantiles
-from twosides.schedules import EDM, Betas, FlowMatching, Schedule, Tabulated, logsnr_of_betas
+from twosides.schedules import (
+    EDM,
+    Betas,
+    EDMInput,
+    FlowMatching,
+    Schedule,
+    Tabulated,
+    logsnr_of_betas,
+)
 
 Config = Mapping[str, Any]
 
@@ -139,12 +147,7 @@ def _edm(config: Config, predicts: str) -> Notation:
     ends = float(config.get("sigma_min") or 0.002), float(config.get("sigma_max") or 80.0)
     base, output = EDM(*ends, rho=float(config.get("rho") or 7.0)), f"{signs[predicts]}F({data})"
 
-    def norm(logsnr: Tensor) -> Tensor:
-        """`sqrt(1 + sigma^2) c_in`, which is 1 at zero SNR and 1 / sigma_data at the data."""
-        tau = torch.sigmoid(-logsnr)  # sigma^2 / (1 + sigma^2)
-        return (tau + data**2 * (1 - tau)) ** -0.5
-
-    shown, kept = base.with_scaling(norm), base.with_scaling(lambda logsnr: data * norm(logsnr))
+    shown, kept = base.with_scaling(EDMInput(data)), base.with_scaling(EDMInput(data, data))
     return Notation("edm", output, shown, CNoise(), kept)
 
 
@@ -239,9 +242,7 @@ def ended(config: Config, grid: Grid, schedule: Schedule, steps: int) -> Tensor:
     return torch.cat([shorter, nodes.new_full((1,), goal)])
 
 
-def from_sigmas(
-    config: Config, notation: Notation, sigmas: Sequence[float], mu: float | None = None
-) -> Tensor:
+def from_sigmas(config: Config, notation: Notation, sigmas: Any, mu: float | None = None) -> Tensor:
     """The nodes of a caller's sigmas: unshifted times for flow, sigma / alpha elsewhere."""
     values = _floats("sigmas", sigmas)
     if notation.path == "flow":
@@ -251,7 +252,7 @@ def from_sigmas(
     return nodes if values[-1] == 0 else _then_data(nodes)
 
 
-def from_timesteps(config: Config, notation: Notation, timesteps: Sequence[float]) -> Tensor:
+def from_timesteps(config: Config, notation: Notation, timesteps: Any) -> Tensor:
     """The nodes at which the network is told these timesteps."""
     told = torch.from_numpy(_floats("timesteps", timesteps, signed=notation.path == "edm"))
     nodes = notation.clock.logsnr(told, notation.schedule)
@@ -268,7 +269,7 @@ def at_indices(schedule: Tabulated, indices: Array, final: str = "data") -> Tens
     return torch.cat([nodes, nodes.new_full((1,), schedule.logsnr_max)])
 
 
-def _floats(name: str, values: Sequence[float], *, signed: bool = False) -> Array:
+def _floats(name: str, values: Any, *, signed: bool = False) -> Array:
     array = np.asarray(torch.as_tensor(values).tolist(), dtype=np.float64)
     if array.ndim != 1 or not array.size or not np.isfinite(array).all():
         raise ValueError(f"{name} must be a list of finite numbers, got {values}")

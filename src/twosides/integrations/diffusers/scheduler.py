@@ -110,7 +110,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         beta_start: float = 0.0001,
         beta_end: float = 0.02,
         beta_schedule: str = "linear",
-        trained_betas: list[float] | None = None,
+        trained_betas: Any = None,
         rescale_betas_zero_snr: bool = False,
         snr_shift_scale: float | None = None,
         timestep_spacing: str = "leading",
@@ -153,8 +153,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         if origin not in (None, *notations.ORIGINS):
             raise unknown("scheduler class", origin, notations.ORIGINS)
         self._forget_runs()
-        self._sampler()
-        self._notation()
+        self._sampler(), self.notation  # now, so that what is wrong is said here
 
     def _forget_runs(self) -> None:
         self._live: list[_Run] = []
@@ -178,10 +177,17 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     ) -> Any:
         """From the config of this class, or of a scheduler of diffusers', with its defaults."""
         known = set(inspect.signature(cls.__init__).parameters) - {"self"}
-        name = config.get("_class_name") or _class_with(config) or cls.__name__
-        if name != cls.__name__:
+        name = config.get("_class_name") or _class_with(config)
+        if known <= config.keys():  # its own; diffusers takes positional arguments for defaults
+            config = {key: v for key, v in config.items() if key != "_use_default_values"}
+        elif name in notations.ORIGINS and "sampler" not in config:
             told = _completed(name, config)
             config = {key: value for key, value in told.items() if key in known} | {"origin": name}
+        elif name not in (None, cls.__name__, *notations.ORIGINS):
+            raise ValueError(
+                f"{name} is not a scheduler of Gaussian diffusion that can be read here; these "
+                f"are: {', '.join(notations.ORIGINS)}"
+            )
         if not return_unused_kwargs and (wrong := options.keys() - known):
             raise TypeError(str(unknown("option", min(wrong), known)))
         if isinstance(options.get("sampler"), Sampler):
@@ -192,10 +198,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
 
     @property
     def notation(self) -> Notation:
-        """What the network predicts, on which path, and how it is told the level."""
-        return self._notation()
-
-    def _notation(self) -> Notation:
+        """What the network predicts, on which path, told how."""
         # Read anew when it changes: pipelines replace the config after construction too.
         if self._read is None or self._read[0] is not self._internal_dict:
             self._read = (self._internal_dict, notations.read(self.config))
@@ -218,7 +221,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         self, sampler: Sampler, steps: int | None, timesteps: Any, sigmas: Any, mu: float | None
     ) -> tuple[float, ...]:
         """log-SNRs from noise to data."""
-        config, notation = self.config, self._notation()
+        config, notation = self.config, self.notation
         own, latents = self._own_grid(sampler), notation.latents
         if timesteps is not None and sigmas is None:
             nodes = notations.from_timesteps(config, notation, timesteps)
@@ -257,9 +260,9 @@ class Scheduler(SchedulerMixin, ConfigMixin):
                 raise ValueError(
                     f"{len(values)} {name} do not make num_inference_steps={num_inference_steps}"
                 )
-        notation, sampler = self._notation(), self._sampler()
+        notation, sampler = self.notation, self._sampler()
         nodes = self._nodes(sampler, num_inference_steps, timesteps, sigmas, mu)
-        walk = Pass(sampler, notation.latents, notation.denoiser(None), nodes)
+        walk = Pass(sampler, notation.latents, notation.denoiser(torch.nn.Identity()), nodes)
         told = torch.cat([call.time for call in walk.calls])
         if timesteps is not None and sigmas is not None:
             told = _interpolated(walk, timesteps)
@@ -304,7 +307,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         """Settle where the run begins, now that the first timestep is known."""
         index = run.begin if run.begin is not None else _position(run, timestep)
         if index is None:
-            own = self._notation()
+            own = self.notation
             told = torch.as_tensor(timestep).cpu().double()
             run.walk = run.whole.at(float(own.clock.logsnr(told, own.schedule)))
             index = int((run.timesteps.cpu() > told).sum())
@@ -408,7 +411,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     @property
     def _training(self) -> tuple[Tensor, Tensor]:
         """The model's own timesteps, falling, and their sigmas: what training scripts index."""
-        notation, count = self._notation(), self.config["num_train_timesteps"]
+        notation, count = self.notation, self.config["num_train_timesteps"]
         if notation.path == "flow":
             t = torch.arange(count, 0, -1, dtype=torch.float64) / count
             shift = 1.0
@@ -456,9 +459,9 @@ class Scheduler(SchedulerMixin, ConfigMixin):
 
     @property
     def init_noise_sigma(self) -> float:
-        """The standard deviation of the initial noise in the latents' coordinates."""
+        """What unit noise is multiplied by to begin with; 1 on flow paths, which start from it."""
         run = self._current()
-        if run is None:
+        if run is None or self.notation.path == "flow":
             return self._data_scale
         plan, pure = run.walk.plan, notations.starts_pure(self.config)
         return float(plan.sigma[0] if pure else np.linalg.norm(plan.noise[0]))
@@ -466,7 +469,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     @property
     def _data_scale(self) -> float:
         """What latents are multiplied by against what the network is shown: EDM's sigma_data."""
-        notation = self._notation()
+        notation = self.notation
         if notation.path != "edm":
             return 1.0
         return float(notation.latents.level(0.0).scale) / float(notation.schedule.level(0.0).scale)
@@ -479,7 +482,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     @property
     def alphas_cumprod(self) -> Tensor:
         """alpha^2 / (alpha^2 + sigma^2) of the training timesteps 0 ... N - 1, float32."""
-        notation, count = self._notation(), self.config["num_train_timesteps"]
+        notation, count = self.notation, self.config["num_train_timesteps"]
         if notation.path in ("edm", "continuous"):
             return torch.sigmoid(-2 * self._training[1].double().log()).flip(0).float()
         count = notation.schedule.count if isinstance(notation.schedule, Tabulated) else count
@@ -509,13 +512,13 @@ class Scheduler(SchedulerMixin, ConfigMixin):
 
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """What a network of velocities predicts: u = n - x on flow paths, else v."""
-        if self._notation().path == "flow":
+        if self.notation.path == "flow":
             return noise - sample
         alpha, sigma = self._coefficients(timesteps, sample)
         return alpha * noise - sigma * sample
 
     def _coefficients(self, timesteps: Any, like: Tensor) -> tuple[Tensor, Tensor]:
-        notation = self._notation()
+        notation = self.notation
         told = torch.as_tensor(timesteps)
         told = told.to("cpu" if told.device.type == "mps" else told.device, torch.float64)
         level = notation.latents.level(notation.clock.logsnr(told, notation.schedule))
@@ -543,11 +546,6 @@ class Scheduler(SchedulerMixin, ConfigMixin):
 
 def _completed(name: str, config: Any) -> dict[str, Any]:
     """A config with the defaults of its class."""
-    if name not in notations.ORIGINS:
-        raise ValueError(
-            f"{name} is not a scheduler of Gaussian diffusion that can be read here; these are: "
-            f"{', '.join(notations.ORIGINS)}"
-        )
     told = _defaults(name) | {key: value for key, value in config.items() if key[0] != "_"}
     if name.startswith("CogVideoX"):
         told["clip_sample"] = False  # an argument of theirs that nothing looks at

@@ -1,0 +1,152 @@
+"""Pictures of a pipeline by names: what `twosides sample` runs on a pipeline's folder."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from torch import Tensor
+
+from twosides import pictures
+from twosides.draw import chosen_sampler
+from twosides.integrations.diffusers.networks import (
+    in_dtype,
+    network_name,
+    present,
+    read_index,
+)
+from twosides.integrations.diffusers.report import stored_dtype
+from twosides.integrations.diffusers.scheduler import Scheduler
+from twosides.storage import write_file
+
+
+def sample_pipeline(
+    folder: Path,
+    *,
+    out: Path,
+    sampler: str,
+    steps: int,
+    noise: str | None,
+    grid: str | None,
+    compat: str | None,
+    count: int,
+    labels: str | None,
+    prompt: str | None,
+    negative_prompt: str | None,
+    guidance: float | None,
+    seed: int,
+) -> Tensor:
+    """Run a pipeline's folder with a sampler and write the pictures, (B, C, H, W) in [-1, 1].
+
+    out: .png for one picture or all in one, .npy for the numbers, or a folder for a PNG of each.
+    Picture i depends on (seed, i) only. ValueError for what the pipeline does not take.
+    """
+    if out.suffix not in ("", ".png", ".npy"):
+        raise ValueError(
+            f"{out}: pictures are written as .png, .npy or into a folder, not {out.suffix!r}"
+        )
+    options = {"sampler": sampler, "compat": compat}
+    if noise is not None or grid is not None:
+        options = {"sampler": chosen_sampler(sampler, noise, grid, compat)}
+    pipe = load_pipeline(folder)
+    pipe.scheduler = Scheduler.from_pipeline(pipe, seed=seed, **options)
+    given = _inputs(pipe, prompt, negative_prompt, guidance, labels, count)
+    rows = given.get("batch_size") or len(given.get("class_labels") or given["prompt"])
+    generators = [_generator(seed, row) for row in range(rows)]
+    answer = pipe(**given, num_inference_steps=steps, generator=generators, output_type="np")
+    x = torch.from_numpy(np.asarray(answer.images)).permute(0, 3, 1, 2) * 2 - 1
+    _write(x, out)
+    return x
+
+
+def load_pipeline(folder: Path) -> Any:
+    """A pipeline from safetensors, on the accelerator if there is one. No code of it is run."""
+    index = read_index(folder)
+    parts = {key: value for key, value in index.items() if isinstance(value, list | tuple)}
+    # diffusers asks again for parts that were saved as absent.
+    absent = {key: None for key, v in parts.items() if len(v) == 2 and not present(v)}
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    name = network_name({key: value for key, value in parts.items() if present(value)})
+    dtype = stored_dtype(folder / name) if accelerator else None
+    pipeline: Any = getattr(diffusers, "DiffusionPipeline")  # noqa: B009 - exported lazily
+    with torch.random.fork_rng(devices=[]):  # some parts are built with random weights first
+        pipe = pipeline.from_pretrained(
+            str(folder), use_safetensors=True, local_files_only=True, **in_dtype(dtype), **absent
+        )
+    return pipe.to(accelerator) if accelerator else pipe
+
+
+def _inputs(
+    pipe: Any,
+    prompt: str | None,
+    negative_prompt: str | None,
+    guidance: float | None,
+    labels: str | None,
+    count: int,
+) -> dict[str, Any]:
+    """What the pipeline is called with."""
+    takes, name = inspect.signature(type(pipe).__call__).parameters, type(pipe).__name__
+    wishes = {
+        "prompt": prompt,
+        "negative_prompt": negative_prompt,
+        "guidance_scale": guidance,
+        "class_labels": labels,
+    }
+    given = {key: value for key, value in wishes.items() if value is not None}
+    if wrong := [key for key in given if key not in takes]:
+        raise ValueError(f"{name} takes no {wrong[0].replace('_', ' ')}; leave it out")
+    if {"image", "num_frames"} & takes.keys():
+        raise ValueError(f"{name} makes or takes more than pictures from noise; run it in Python")
+    if "prompt" in takes:
+        _check_text(pipe, prompt)
+        texts = {key: [given[key]] * count for key in ("prompt", "negative_prompt") if key in given}
+        return given | texts
+    if "class_labels" not in takes:
+        return given | {"batch_size": count}
+    return given | {"class_labels": _numbers(labels, name)}
+
+
+def _check_text(pipe: Any, prompt: str | None) -> None:
+    if getattr(pipe, "tokenizer", None) is None:
+        raise ValueError(
+            "this pipeline has no tokenizer, so it cannot read a prompt; run it in Python with "
+            "prompt_embeds"
+        )
+    if prompt is None:
+        raise ValueError(f"{type(pipe).__name__} needs a prompt: --prompt 'a lighthouse at dusk'")
+
+
+def _numbers(labels: str | None, name: str) -> list[int]:
+    try:
+        return [int(label) for label in (labels or "").split(",")]
+    except ValueError:
+        raise ValueError(
+            f"{name} draws classes by number, --labels 207,360, but got {labels!r}"
+        ) from None
+
+
+def _generator(seed: int, row: int) -> torch.Generator:
+    state = np.random.SeedSequence((seed, row)).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))
+
+
+def _write(x: Tensor, out: Path) -> None:
+    if out.suffix == ".npy":
+        buffer = io.BytesIO()
+        np.save(buffer, x.numpy(), allow_pickle=False)
+        write_file(out, buffer.getvalue())
+    elif out.suffix == ".png":
+        columns = math.ceil(len(x) ** 0.5)
+        gap = 0 if len(x) == 1 else 1
+        write_file(out, pictures.png(pictures.grid(x, columns, zoom=1, gap=gap)))
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        for number, image in enumerate(x):
+            picture = pictures.grid(image[None], 1, zoom=1, gap=0)
+            write_file(out / f"{number:05d}.png", pictures.png(picture))

@@ -1,0 +1,381 @@
+"""The network of a diffusers pipeline as a denoiser.
+
+    denoiser = load_denoiser("path/to/pipeline", encoder_hidden_states=prompt_embeds)
+    x = ts.sample(denoiser, (1, 4, 64, 64), sampler="dpmpp-2m", steps=12)
+    pictures = denoiser.decode(x)
+
+What the network predicts is read from the scheduler's config (`notation`). How it is called differs
+from family to family: `ADAPTERS` has a row for each, and a new family is a new row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import deprecation_utils
+from torch import Tensor, nn
+
+from twosides.checkpoint import build_network, describe_network
+from twosides.denoiser import Denoiser
+from twosides.guidance import Guided
+from twosides.integrations.diffusers.notation import Notation
+from twosides.integrations.diffusers.scheduler import Scheduler
+from twosides.outputs import Estimate
+from twosides.schedules import Level
+
+Conditioning = dict[str, Any]
+Adapter = Callable[[Any, Tensor, Tensor, Conditioning], Tensor]
+"""(network, z, timestep as the scheduler writes it, the network's own keywords) -> output."""
+
+# ---------------------------------------------------------------------------- how each is called
+
+
+def _unet(network: Any, z: Tensor, t: Tensor, given: Conditioning) -> Tensor:
+    return network(z, t, **given).sample
+
+
+def _transformer(network: Any, z: Tensor, t: Tensor, given: Conditioning) -> Tensor:
+    return network(z, timestep=t, **given).sample
+
+
+def _per_mille(network: Any, z: Tensor, t: Tensor, given: Conditioning) -> Tensor:
+    return _transformer(network, z, t / 1000, given)
+
+
+def _pixart(network: Any, z: Tensor, t: Tensor, given: Conditioning) -> Tensor:
+    unsaid = {"added_cond_kwargs": {"resolution": None, "aspect_ratio": None}}
+    return _transformer(network, z, t, unsaid | given)
+
+
+def _sana(network: Any, z: Tensor, t: Tensor, given: Conditioning) -> Tensor:
+    return _transformer(network, z, t * network.config.timestep_scale, given)
+
+
+def _lumina(network: Any, z: Tensor, t: Tensor, given: Conditioning) -> Tensor:
+    """Data at 1, and data minus noise."""
+    return -_transformer(network, z, 1 - t / 1000, given)
+
+
+ADAPTERS: dict[str, Adapter] = {
+    "UNet2DModel": _unet,  # class_labels
+    "UNet2DConditionModel": _unet,  # encoder_hidden_states, added_cond_kwargs
+    "DiTTransformer2DModel": _transformer,  # class_labels
+    "PixArtTransformer2DModel": _pixart,  # encoder_hidden_states, encoder_attention_mask
+    "SD3Transformer2DModel": _transformer,  # encoder_hidden_states, pooled_projections
+    "FluxTransformer2DModel": _per_mille,  # and img_ids, txt_ids, guidance; packed latents
+    "SanaTransformer2DModel": _sana,
+    "Lumina2Transformer2DModel": _lumina,
+    "WanTransformer3DModel": _transformer,
+    "LTXVideoTransformer3DModel": _transformer,  # and num_frames, height, width; packed latents
+    "QwenImageTransformer2DModel": _per_mille,  # and img_shapes, masks; packed latents
+    "CogVideoXTransformer3DModel": _transformer,  # and image_rotary_emb
+}
+
+
+def row_of(network: Any) -> str | None:
+    """The row of ADAPTERS for a network: its class, or else a base class."""
+    return next(
+        (kind.__name__ for kind in type(network).__mro__ if kind.__name__ in ADAPTERS), None
+    )
+
+
+def tells_per_mille(row: str) -> bool:
+    """Whether pipelines of this row round the timestep to the latents' dtype and divide it."""
+    return ADAPTERS.get(row) is _per_mille
+
+
+def _adapter(network: Any) -> Adapter:
+    """How a network is called; TypeError if that is not known."""
+    row = row_of(network)
+    if row is not None:
+        return ADAPTERS[row]
+    raise TypeError(
+        f"it is not known here how {type(network).__name__} is called (known: "
+        f"{', '.join(ADAPTERS)}); wrap it yourself, with its scheduler's notation: "
+        "Scheduler.from_pipeline(pipe).notation.denoiser(lambda z, t, **given: network(...))"
+    )
+
+
+class PipelineNetwork(nn.Module):
+    """A network of diffusers called as `network(z, timestep, **conditioning) -> output`.
+
+    Channels of a learned variance are left out. `config` builds it again.
+    """
+
+    def __init__(self, network: nn.Module | Mapping[str, Any]) -> None:
+        """A network of a known family, or its description; TypeError for unknown families."""
+        super().__init__()
+        self.network = network if isinstance(network, nn.Module) else build_network(dict(network))
+        self.adapter = _adapter(self.network)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What `checkpoint.save` writes."""
+        return {"network": describe_network(self.network)}
+
+    def forward(self, z: Tensor, timestep: Tensor, **conditioning: Any) -> Tensor:
+        """The output, of z's shape."""
+        answer = self.adapter(self.network, z, timestep, conditioning)
+        learned = answer.ndim == z.ndim and answer.shape[1] == 2 * z.shape[1]
+        return answer[:, : z.shape[1]] if learned else answer
+
+
+def _callable(network: Any) -> nn.Module:
+    """The network itself, where that is called as Denoiser calls it."""
+    config = getattr(network, "config", {})
+    plain = _adapter(network) is _unet
+    same = config.get("in_channels") == config.get("out_channels")
+    return network if plain and same else PipelineNetwork(network)
+
+
+# ---------------------------------------------------------------------------- latents
+
+
+@torch.no_grad()
+def to_latents(vae: Any, images: Tensor) -> Tensor:
+    """Images in [-1, 1] as a pipeline's latents: the mean of the VAE's, in the network's units."""
+    answer = _given(vae).encode(images.to(vae.device, vae.dtype))
+    dist = getattr(answer, "latent_dist", None)
+    raw = dist.mode() if dist is not None else answer.latent
+    shift, scale = _units(vae, raw)
+    return ((raw - shift) * scale).to(images.dtype)
+
+
+@torch.no_grad()
+def to_images(vae: Any, latents: Tensor) -> Tensor:
+    """A pipeline's latents (B, C, ...) as images, nothing clamped; ValueError for packed ones."""
+    config = _given(vae).config
+    channels = config.get("latent_channels") or config.get("z_dim")
+    if latents.ndim < 4 or latents.shape[1] != channels:
+        raise ValueError(
+            f"the VAE decodes latents (B, {channels}, ...), got {tuple(latents.shape)}; bring them "
+            "into that form first, packed ones with the pipeline's _unpack_latents"
+        )
+    raw = latents.to(vae.device, vae.dtype)
+    shift, scale = _units(vae, raw)
+    return vae.decode(raw / scale + shift).sample.to(latents.dtype)
+
+
+def _given(vae: Any) -> Any:
+    if vae is None:
+        raise ValueError("this pipeline has no VAE: its network's data are the data themselves")
+    return vae
+
+
+def _units(vae: Any, like: Tensor) -> tuple[Any, Any]:
+    """(shift, scale): the network's latents are `(raw - shift) scale`."""
+    known = {**vae.config, **dict(vae.named_buffers(recurse=False))}
+    scale = known.get("scaling_factor") or 1.0
+    if known.get("latents_mean") is None:
+        return known.get("shift_factor") or 0.0, scale
+    shape = (1, -1, *(1 for _ in like.shape[2:]))
+    mean, std = (
+        torch.as_tensor(known[key]).to(like).reshape(shape)
+        for key in ("latents_mean", "latents_std")
+    )
+    return mean, scale / std
+
+
+# ---------------------------------------------------------------------------- denoisers
+
+
+class PipelineDenoiser(Denoiser):
+    """A pipeline's network as a Denoiser.
+
+    `conditioning` is passed at every call that does not say otherwise. `encode` and `decode` go
+    between images and latents, by the pipeline's VAE, which is no part of the state_dict.
+    """
+
+    def __init__(
+        self, network: Any, notation: Notation, conditioning: Conditioning, vae: Any = None
+    ) -> None:
+        """See `load_denoiser`."""
+        super().__init__(_callable(network), notation.output, notation.schedule, notation.clock)
+        self.conditioning = conditioning
+        self.train(network.training)
+        object.__setattr__(self, "vae", vae)  # past nn.Module: neither trained nor saved with it
+
+    def predict(self, z: Tensor, time: Tensor, **conditioning: Any) -> Tensor:
+        """The network's own answer."""
+        return super().predict(z, time, **{**self.conditioning, **conditioning})
+
+    def encode(self, images: Tensor) -> Tensor:
+        """`to_latents`."""
+        return to_latents(self.vae, images)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """`to_images`."""
+        return to_images(self.vae, latents)
+
+
+class GuidedPipeline(Guided):
+    """A pipeline's network under classifier-free guidance, with conditioning of its own."""
+
+    def __init__(self, denoiser: PipelineDenoiser, scale: float, null: Conditioning) -> None:
+        """See `load_denoiser`."""
+        everywhere = (-float("inf"), float("inf"))
+        super().__init__(denoiser, denoiser, scale, null=null, interval=everywhere, rescale=0.0)
+        self.denoiser = denoiser
+        self.train(denoiser.training)
+
+    def forward(self, z: Tensor, level: Level, **conditioning: Any) -> Estimate:
+        """The guided (x, eps)."""
+        return super().forward(z, level, **{**self.denoiser.conditioning, **conditioning})
+
+    def encode(self, images: Tensor) -> Tensor:
+        """`to_latents`."""
+        return self.denoiser.encode(images)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """`to_images`."""
+        return self.denoiser.decode(latents)
+
+
+def load_denoiser(
+    source: Any,
+    *,
+    scheduler: Any = None,
+    guidance_scale: float | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    allow_pickle: bool = False,
+    **conditioning: Any,
+) -> PipelineDenoiser | GuidedPipeline:
+    """The network of a diffusers pipeline as a denoiser, in the pipeline's own latents.
+
+    source: a pipeline, its folder or its name on the hub; with `scheduler` (an object, its folder
+        or name) a bare network likewise. Only the network, the VAE and configs are loaded.
+    guidance_scale: classifier-free guidance, from `negative_<keyword>` (a number fills the tensor)
+        towards `<keyword>`, affine as in most pipelines; Lumina2's and Qwen's renormalise after.
+    dtype, device: for the network and the VAE; those of a pipeline given as an object move too.
+    allow_pickle: read weights that are not safetensors. Code of a repository is never run.
+    conditioning: under the network's own keywords (`encoder_hidden_states`, `class_labels`, ...),
+        on the network's device, with as many rows as samples will be asked for. The call may give
+        or replace any.
+
+    Nothing is clipped, which a pipeline's scheduler may do (`clip_sample`). TypeError for networks
+    that are not in ADAPTERS.
+    """
+    network, told, vae = _parts(source, scheduler, dtype, allow_pickle)
+    for part in (network, vae):
+        if part is not None and (device is not None or dtype is not None):
+            part.to(device=device, dtype=dtype)
+    prefix = "negative_"
+    null = {k.removeprefix(prefix): v for k, v in conditioning.items() if k.startswith(prefix)}
+    positive = {k: v for k, v in conditioning.items() if not k.startswith(prefix)}
+    if (guidance_scale is None) != (not null):
+        raise ValueError(
+            "guidance takes both guidance_scale=... and what to guide away from, such as "
+            f"negative_encoder_hidden_states=...; got guidance_scale={guidance_scale} and "
+            f"{', '.join(prefix + name for name in null) or 'nothing negative'}"
+        )
+    denoiser = PipelineDenoiser(network, told.notation, positive, vae)
+    return denoiser if guidance_scale is None else GuidedPipeline(denoiser, guidance_scale, null)
+
+
+# ---------------------------------------------------------------------------- loading
+
+
+def _parts(
+    source: Any, scheduler: Any, dtype: torch.dtype | None, allow_pickle: bool
+) -> tuple[Any, Scheduler, Any]:
+    """Network, scheduler, VAE or None."""
+    options = {"use_safetensors": None if allow_pickle else True, **in_dtype(dtype)}
+    if scheduler is not None:
+        named = isinstance(source, str | Path)
+        return _model(source, None, options) if named else source, _scheduler(scheduler), None
+    if not isinstance(source, str | Path):
+        network = network_of(source)
+        return network, Scheduler.from_pipeline(source), getattr(source, "vae", None)
+    index = read_index(source)
+    name = network_name({key: value for key, value in index.items() if present(value)})
+    vae = _model(source, "vae", options, index) if present(index.get("vae")) else None
+    config = Scheduler.load_config(str(source), subfolder="scheduler")
+    return _model(source, name, options, index), Scheduler.from_config(config), vae
+
+
+def network_of(pipe: Any) -> Any:
+    """The network of a pipeline; TypeError where there is none, or more than one."""
+    parts = {
+        name: part
+        for name in ("unet", "transformer", "transformer_2")
+        if (part := getattr(pipe, name, None)) is not None
+    }
+    return parts[network_name(parts)]
+
+
+def network_name(parts: Mapping[str, Any]) -> str:
+    """ "unet" or "transformer"."""
+    found = [name for name in ("unet", "transformer") if name in parts]
+    if len(found) != 1 or "transformer_2" in parts:
+        raise TypeError(
+            f"a pipeline with one network, unet or transformer, is needed, but this has "
+            f"{', '.join(sorted(parts)) or 'neither'}; wrap the network that you mean in Denoiser"
+        )
+    return found[0]
+
+
+def read_index(source: str | Path) -> dict[str, Any]:
+    """model_index.json of a pipeline's folder or name."""
+    folder = Path(source)
+    if not folder.is_dir() and (folder.is_absolute() or len(folder.parts) != 2):
+        raise FileNotFoundError(f"{folder} is neither a folder nor a name on the hub, owner/name")
+    if folder.is_dir() and not (folder / "model_index.json").is_file():
+        raise FileNotFoundError(
+            f"{folder} has no model_index.json, so it is no pipeline; of a bare network, say the "
+            "scheduler's folder too: load_denoiser(folder, scheduler=...)"
+        )
+    config: Any = _of_diffusers("DiffusionPipeline").load_config(str(source))
+    return dict(config)
+
+
+def present(entry: Any) -> bool:
+    """Whether an entry of model_index.json names a part that is there."""
+    return isinstance(entry, list | tuple) and len(entry) == 2 and entry[1] is not None
+
+
+def _model(
+    source: str | Path, part: str | None, options: Conditioning, index: Conditioning | None = None
+) -> Any:
+    """A model of diffusers' by name, in a subfolder if it is a part; nothing else is imported."""
+    if index is None or part is None:
+        config = _of_diffusers("UNet2DModel").load_config(str(source))
+        library, name = "diffusers", config.get("_class_name")
+    else:
+        library, name = index[part]
+    kind = _of_diffusers(str(name))
+    if library != "diffusers" or not (isinstance(kind, type) and issubclass(kind, ModelMixin)):
+        raise ValueError(
+            f"{source} says that its network is {library}.{name}, which is no model of diffusers'; "
+            "load it yourself and pass the pipeline"
+        )
+    try:
+        with torch.random.fork_rng(devices=[]):  # some are built with random weights first
+            return kind.from_pretrained(str(source), subfolder=part, **options)
+    except OSError as error:
+        raise OSError(
+            f"{error} (only safetensors are read; weights of other kinds are unpickled, which you "
+            "may ask for with allow_pickle=True if you trust them)"
+        ) from error
+
+
+def in_dtype(dtype: torch.dtype | None) -> dict[str, torch.dtype]:
+    """from_pretrained's option, which older releases of diffusers call `torch_dtype`."""
+    newer = hasattr(deprecation_utils, "_resolve_dtype")
+    return {"dtype" if newer else "torch_dtype": dtype} if dtype is not None else {}
+
+
+def _of_diffusers(name: str) -> Any:
+    """A class, imported only now; None if there is none."""
+    return getattr(diffusers, name, None)
+
+
+def _scheduler(scheduler: Any) -> Scheduler:
+    if isinstance(scheduler, str | Path):
+        return Scheduler.from_config(Scheduler.load_config(str(scheduler)))
+    return Scheduler.from_config({**scheduler.config, "_class_name": type(scheduler).__name__})

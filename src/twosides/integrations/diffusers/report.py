@@ -1,0 +1,407 @@
+"""What a pipeline's network predicts, at which levels it will be asked, and what is wrong there.
+
+    print(explain("path/to/pipeline", steps=20))
+
+Each trap is found in the settings themselves, or by laying out the pipeline's own scheduler.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import textwrap
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from twosides.integrations.diffusers import notation as notations
+from twosides.integrations.diffusers.networks import (
+    network_name,
+    network_of,
+    present,
+    read_index,
+    row_of,
+    tells_per_mille,
+)
+from twosides.integrations.diffusers.notation import Notation
+from twosides.integrations.diffusers.scheduler import Scheduler
+
+
+@dataclass(frozen=True)
+class Trap:
+    """A setting that does not do what it seems to do."""
+
+    what: str
+    why: str
+    remedy: str
+
+    def __str__(self) -> str:
+        """Three short paragraphs."""
+        parts = (f"- {self.what}", f"  Why: {self.why}", f"  Do: {self.remedy}")
+        return "\n".join(textwrap.fill(part, 96, subsequent_indent="  ") for part in parts)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `explain` found; `print` it.
+
+    timesteps: what the network is told, call by call; sigmas: the levels of the states it is shown
+    with them, flow times or sigma / alpha.
+    """
+
+    network: str
+    scheduler: str
+    notation: Notation
+    steps: int
+    mu: float | None
+    timesteps: tuple[float, ...]
+    sigmas: tuple[float, ...]
+    traps: tuple[Trap, ...]
+
+    def __str__(self) -> str:
+        """As text."""
+        own, flow = self.notation, self.notation.path == "flow"
+        low, high = own.schedule.logsnr_min, own.schedule.logsnr_max
+        path = getattr(own.schedule, "base", own.schedule)
+        shift = "" if self.mu is None else f", mu = {self.mu:g}"
+        lines = [
+            f"{self.network} predicts {own.output} on {path}, told {own.clock}",
+            f"log-SNR from {low:.4g} (noise) to {high:.4g} (data)",
+            f"{self.scheduler}, {self.steps} steps{shift}:",
+            _row("timesteps", self.timesteps),
+            _row("sigma" if flow else "sigma / alpha", self.sigmas),
+            f"traps: {len(self.traps) or 'none found'}",
+            *map(str, self.traps),
+        ]
+        return "\n".join(lines)
+
+
+def _row(name: str, values: tuple[float, ...]) -> str:
+    text = " ".join(f"{value:.4g}" for value in values)
+    return textwrap.fill(f"{name:>14}  {text}", 96, subsequent_indent=" " * 16)
+
+
+def explain(source: Any, steps: int = 20, *, mu: float | None = None) -> Report:
+    """What a pipeline does in `steps` steps, with the traps it is in.
+
+    source: a pipeline, its folder or its name on the hub (then only configs are read), or a
+        scheduler alone.
+    mu: the logarithm of the shift, where it depends on the resolution; by default the config's
+        max_shift, that of large pictures.
+
+    ValueError for schedulers that are not of Gaussian diffusion.
+    """
+    facts = _facts(source, steps, mu)
+    found = (trap(facts) for trap in TRAPS)
+    return Report(
+        facts.network or "the network",
+        type(facts.scheduler).__name__,
+        facts.notation,
+        steps,
+        facts.mu,
+        tuple(facts.timesteps.tolist()),
+        tuple(facts.sigmas.tolist()),
+        tuple(trap for trap in found if trap is not None),
+    )
+
+
+# ---------------------------------------------------------------------------- facts
+
+
+# Networks whose pipelines pass the sigmas 1 ... 1 / n, and others the number of steps.
+_PASS_SIGMAS = ("Flux", "LTXVideo", "QwenImage", "Lumina2")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a pipeline: its parts' classes, and its scheduler laid out."""
+
+    scheduler: Any
+    steps: int
+    mu: float | None
+    network: str
+    dtype: torch.dtype | None
+    latent: bool
+
+    @property
+    def ours(self) -> bool:
+        """Whether its scheduler is this library's already."""
+        return isinstance(self.scheduler, Scheduler)
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """The scheduler's config in this library's words."""
+        return self._reader.config
+
+    @cached_property
+    def notation(self) -> Notation:
+        """The network's."""
+        return self._reader.notation
+
+    @cached_property
+    def _reader(self) -> Scheduler:
+        return Scheduler.from_config(_named(self.scheduler))
+
+    @cached_property
+    def run(self) -> Any:
+        """The pipeline's own scheduler, laid out as the pipeline does."""
+        laid = type(self.scheduler).from_config(self.scheduler.config)
+        takes = inspect.signature(laid.set_timesteps).parameters
+        given: dict[str, Any] = {"mu": self.mu} if "mu" in takes and self.mu is not None else {}
+        generic = self.config.get("use_flow_sigmas")
+        if "sigmas" in takes and self.network.startswith(_PASS_SIGMAS) and not generic:
+            given["sigmas"] = np.linspace(1, 1 / self.steps, self.steps)
+        else:
+            given["num_inference_steps"] = self.steps
+        laid.set_timesteps(**given)
+        return laid
+
+    @cached_property
+    def timesteps(self) -> Tensor:
+        """What the network is told, float64."""
+        return self.run.timesteps.double()
+
+    @cached_property
+    def sigmas(self) -> Tensor:
+        """The levels of the states, float64: flow times, or sigma / alpha."""
+        if hasattr(self.run, "sigmas"):
+            return self.run.sigmas.double()[: len(self.timesteps)]
+        own = self.notation
+        logsnr = own.clock.logsnr(self.timesteps, own.schedule)
+        return (-0.5 * logsnr).exp()
+
+    @cached_property
+    def meant(self) -> Tensor:
+        """The timesteps of the states' true levels."""
+        own, sigma = self.notation, self.sigmas
+        ratio = sigma / (1 - sigma) if own.path == "flow" else sigma
+        if own.path == "vp":  # where some schedulers write 2^12 for infinity
+            ratio = torch.where(ratio > 4000, math.inf, ratio)
+        logsnr = (-2 * ratio.log()).clamp(own.schedule.logsnr_min, own.schedule.logsnr_max)
+        return own.clock.read(logsnr, own.schedule)
+
+
+def _facts(source: Any, steps: int, mu: float | None) -> Facts:
+    if isinstance(source, str | Path):
+        network, scheduler, dtype, latent = _of_folder(source)
+    elif hasattr(source, "set_timesteps"):
+        network, scheduler, dtype, latent = "", source, None, False
+    else:
+        part = network_of(source)
+        network, scheduler, dtype = (
+            row_of(part) or type(part).__name__,
+            source.scheduler,
+            part.dtype,
+        )
+        latent = getattr(source, "vae", None) is not None
+    config = scheduler.config
+    if mu is None and config.get("use_dynamic_shifting"):
+        mu = float(config.get("max_shift") or 1.15)
+    return Facts(scheduler, steps, mu, network, dtype, latent)
+
+
+def _of_folder(source: str | Path) -> tuple[str, Any, torch.dtype | None, bool]:
+    index = read_index(source)
+    name = network_name({key: value for key, value in index.items() if present(value)})
+    config: Any = Scheduler.load_config(str(source), subfolder="scheduler")
+    kind = str(config.get("_class_name"))
+    if kind == Scheduler.__name__:
+        scheduler = Scheduler.from_config(config)
+    elif kind in notations.ORIGINS:
+        scheduler = getattr(import_module("diffusers"), kind).from_config(config)
+    else:
+        raise ValueError(f"{kind} is not a scheduler of Gaussian diffusion that can be read here")
+    return index[name][1], scheduler, stored_dtype(Path(source) / name), present(index.get("vae"))
+
+
+def stored_dtype(folder: Path) -> torch.dtype | None:
+    """The dtype of the first weight in a model's folder."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():
+                return file.get_tensor(name).dtype
+    return None
+
+
+def _named(scheduler: Any) -> dict[str, Any]:
+    return {**scheduler.config, "_class_name": type(scheduler).__name__}
+
+
+# ---------------------------------------------------------------------------- traps
+
+_OURS = "Scheduler.from_pipeline(pipe)"
+
+
+def _double_shift(facts: Facts) -> Trap | None:
+    if facts.ours or facts.notation.path != "flow" or facts.config.get("use_dynamic_shifting"):
+        return None
+    shift = notations.shift_of(facts.config, None)
+    if shift == 1.0 or not str(type(facts.scheduler).__name__).startswith("FlowMatch"):
+        return None
+    once = notations.native(facts.config, facts.notation, facts.steps)[-2]
+    wanted, last = float(torch.sigmoid(-0.5 * once)), float(facts.sigmas[-1])
+    if abs(last - wanted) <= 1e-3 * wanted:
+        return None
+    return Trap(
+        f"the shift of {shift:g} is applied twice: the last sigma is {last:.4g}, not {wanted:.4g}",
+        "set_timesteps(n) alone spaces sigmas between ends that are shifted already, and shifts "
+        "them again; the step to the data then starts from more noise",
+        f"pass sigmas=np.linspace(1, 1 / n, n), which is shifted once, or use {_OURS}",
+    )
+
+
+def _clipped(facts: Facts) -> Trap | None:
+    if not (facts.latent and facts.config.get("clip_sample")):
+        return None
+    return Trap(
+        "clip_sample=True clips predicted latents to [-1, 1]",
+        "it is the default of DDPM's and DDIM's schedulers and meant for pixels; latents of a VAE "
+        "have unit variance and reach +-4, so the pictures lose contrast and detail",
+        "set clip_sample=False in the scheduler's config",
+    )
+
+
+def _f_is_not_eps(facts: Facts) -> Trap | None:
+    if facts.notation.path != "edm":
+        return None
+    told = facts.scheduler.config.get("prediction_type")
+    return Trap(
+        f"prediction_type={told!r} here means EDM's network output {facts.notation.output}",
+        "the EDM schedulers give 'epsilon' a meaning of their own, so another scheduler that is "
+        "made from this config runs silently and takes F for eps",
+        f"change samplers with {_OURS}, or only among the EDM schedulers",
+    )
+
+
+def _rounded(facts: Facts) -> Trap | None:
+    off = float((facts.timesteps - facts.meant).abs().max())
+    if facts.ours or facts.notation.path not in ("flow", "vp") or off < 0.01:
+        return None
+    return Trap(
+        f"timesteps are whole numbers, up to {off:.3g} off the levels of the states",
+        "the network is told another noise level than that of the latents it is shown, which "
+        "limits the accuracy of solvers of higher order",
+        f"use {_OURS}, which tells the network fractions",
+    )
+
+
+def _rounded_to_bf16(facts: Facts) -> Trap | None:
+    if facts.dtype != torch.bfloat16 or not tells_per_mille(facts.network):
+        return None
+    off = float((facts.timesteps - facts.timesteps.bfloat16().double()).abs().max())
+    if off < 0.01:
+        return None
+    return Trap(
+        f"the pipeline rounds timesteps to bfloat16, by up to {off:.3g} of 1000",
+        "bfloat16 has 8 significant bits, and the solver keeps the sigma that was not rounded; "
+        "with many steps two of them are told the same timestep",
+        "keep latents in float32, or sample load_denoiser(pipe), which tells the time in float32",
+    )
+
+
+def _nothing_to_say(facts: Facts) -> Trap | None:
+    zero = facts.notation.schedule.logsnr_min == -math.inf
+    if not zero or facts.notation.output != "eps":
+        return None
+    return Trap(
+        "the network predicts epsilon at zero SNR (rescale_betas_zero_snr=True)",
+        "pure noise is all that it can answer there, whatever the data: diffusers divides by zero "
+        "or by 2^-12 and shows black or burnt pictures",
+        "use rescale_betas_zero_snr=False, or a network trained on v_prediction",
+    )
+
+
+def _starts_late(facts: Facts) -> Trap | None:
+    if facts.notation.path != "vp":
+        return None
+    first, last = float(facts.timesteps[0]), float(facts.config["num_train_timesteps"]) - 1
+    if first >= last - 0.5:
+        return None
+    logsnr = -2 * math.log(float(facts.sigmas[0]))
+    spacing, offset = facts.config["timestep_spacing"], facts.config["steps_offset"]
+    return Trap(
+        f"sampling starts at timestep {first:g}, not at {last:g} "
+        f"(timestep_spacing={spacing!r}, steps_offset={offset})",
+        f"the pipeline starts from pure noise, but tells the network that logsnr is {logsnr:.3g}, "
+        f"where the data are {math.exp(0.5 * logsnr):.2g} times as large as the noise: mean "
+        "brightness stays near grey [Lin+ 2023]",
+        "set timestep_spacing='trailing'",
+    )
+
+
+def _collapses(facts: Facts) -> Trap | None:
+    name = type(facts.scheduler).__name__
+    renoises = facts.scheduler.config.get("stochastic_sampling") or name.startswith("FlowMatchLCM")
+    if facts.ours or facts.notation.path != "flow" or not renoises:
+        return None
+    return Trap(
+        f"{name} draws all of the noise anew at every step",
+        "this is meant for distilled few-step models; on others the samples lose variance however "
+        "many steps there are (a standard deviation of 0.5 becomes 0.35)",
+        "set stochastic_sampling=False, or use a sampler with noise, "
+        "Scheduler.from_pipeline(pipe, sampler='ddpm')",
+    )
+
+
+# Networks that were only ever trained on one of the paths.
+_ONLY = {
+    "flow": ("SD3", "Flux", "Wan", "LTXVideo", "QwenImage", "Sana", "Lumina2"),
+    "vp": ("DiT", "PixArt", "CogVideoX"),
+}
+
+
+def _of_another_path(facts: Facts) -> Trap | None:
+    path = facts.notation.path
+    known = (p for p, kinds in _ONLY.items() if facts.network.startswith(kinds))
+    wanted = next(known, path)
+    if wanted == path:
+        return None
+    name = {"flow": "flow matching", "vp": "variance-preserving diffusion", "edm": "EDM"}
+    return Trap(
+        f"{facts.network} is a network of {name[wanted]}, but the scheduler's config says "
+        f"{name.get(path, path)}, prediction {facts.notation.output}",
+        "a scheduler of the other kind runs without an error and makes noise, because it takes one "
+        "prediction for another",
+        "restore the scheduler the model was published with; for another sampler use "
+        f"{_OURS} on that",
+    )
+
+
+def _missteps(facts: Facts) -> Trap | None:
+    if type(facts.scheduler).__name__ not in ("DDIMScheduler", "DDIMParallelScheduler"):
+        return None
+    stride = facts.config["num_train_timesteps"] // facts.steps
+    reached = facts.timesteps[:-1] - stride
+    off = float((reached - facts.timesteps[1:]).abs().max()) if facts.steps > 1 else 0.0
+    if off == 0:
+        return None
+    return Trap(
+        f"steps end up to {off:g} timesteps away from where the next one begins",
+        f"DDIMScheduler always steps by {stride}, whatever timestep_spacing="
+        f"{facts.config['timestep_spacing']!r} says, so the noise level drifts from what the "
+        "network is told",
+        f"take a number of steps that divides {facts.config['num_train_timesteps']} with "
+        f"'trailing', or use {_OURS}",
+    )
+
+
+TRAPS: tuple[Callable[[Facts], Trap | None], ...] = (
+    _of_another_path,
+    _double_shift,
+    _clipped,
+    _f_is_not_eps,
+    _nothing_to_say,
+    _starts_late,
+    _collapses,
+    _rounded,
+    _rounded_to_bf16,
+    _missteps,
+)
