@@ -91,11 +91,43 @@ def sampling_alone_does_not_import_the_compiler():
     assert "torch._dynamo" not in sys.modules
 
 
+def one_graph_serves_all_steps_of_the_drop_in_scheduler():
+    """One for the first step, which has no past, one for the others; new runs add two at most."""
+    from torch._dynamo.testing import CompileCounter
+
+    from twosides.integrations.diffusers import Scheduler
+
+    noise = torch.randn(13, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def driven(scheduler, step, steps, begin):
+        scheduler.set_timesteps(steps)
+        scheduler.set_begin_index(begin)
+        z = noise[0]
+        for t, fresh in zip(scheduler.timesteps[begin:], noise[1:], strict=False):
+            answer = torch.tanh(0.7 * z + t / 1000)
+            z = step(answer, t, z, variance_noise=fresh, return_dict=False)[0]
+        return z
+
+    for name in ("ddim", "unipc", "dpmpp-2m-sde"):
+        torch._dynamo.reset()
+        counter = CompileCounter()
+        scheduler = Scheduler(name, prediction_type="flow_prediction", shift=3.0)
+        compiled = torch.compile(scheduler.step, backend=counter, fullgraph=True)
+        counts = []
+        for steps, begin in ((12, 0), (12, 3), (9, 0), (7, 2), (12, 0)):
+            got = driven(scheduler, compiled, steps, begin)
+            expected = driven(scheduler, scheduler.step, steps, begin)
+            assert torch.allclose(got, expected, atol=1e-5), name
+            counts.append(counter.frame_count)
+        assert counts[0] <= 2 and counts[-1] == counts[-2] <= 4, (name, counts)
+
+
 CHECKS = (
     sampling_alone_does_not_import_the_compiler,
     the_network_is_compiled_once,
     a_whole_run_is_one_graph,
     gradients_go_through_a_compiled_run,
+    one_graph_serves_all_steps_of_the_drop_in_scheduler,
 )
 
 

@@ -19,7 +19,7 @@ SHELL = [
 
 
 def test_the_readmes_python_runs_and_prints_what_it_says(capsys):
-    assert len(PYTHON) == 6
+    assert len(PYTHON) == 7
     import torch
 
     with torch.random.fork_rng(devices=[]):
@@ -37,6 +37,20 @@ def test_the_samplers_pages_python_runs():
     text = (ROOT / "docs/samplers.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.S)
     exec(code, {})
+
+
+def test_the_diffusers_pages_python_runs(capsys):
+    """On the smallest pipeline; its commands run in test_cli_pipelines."""
+    import torch
+
+    from pipelines import CASES
+
+    text = (ROOT / "docs/diffusers.md").read_text(encoding="utf-8")
+    code = re.findall(r"```python\n(.*?)```", text, flags=re.S)
+    assert len(code) == 3
+    with torch.random.fork_rng(devices=[]):
+        exec("\n".join(code), {"pipe": CASES["ddpm"].build()})
+    assert "predicts eps" in capsys.readouterr().out
 
 
 def test_the_readmes_commands_run(tmp_path):

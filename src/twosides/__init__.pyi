@@ -1,6 +1,7 @@
 from twosides import data as data
 from twosides import dynamics as dynamics
 from twosides import guidance as guidance
+from twosides import integrations as integrations
 from twosides import oracle as oracle
 from twosides import outputs as outputs
 from twosides import schedules as schedules

@@ -140,6 +140,52 @@ class Pass:
         return x_z * z + x_o * answer
 
 
+class Band:
+    """A pass for compilers, whose graph must not depend on the number of the step.
+
+    Each call's group is what it leaves behind: its input, its answer, and the noises drawn for the
+    state after it. A row of `table` combines the last `depth` groups, zeros where a plan needs
+    fewer; the row's number is a tensor too. The last two columns are the call's (x_z, x_o).
+    """
+
+    def __init__(self, walk: Pass, device: Any) -> None:
+        """From the start of a pass."""
+        calls, rows = walk.plan.nfe, walk.program.rows
+        owner = {2 * k + part: (k, part) for k in range(calls) for part in (0, 1)}
+        self.draws = 0
+        for k, row in enumerate(rows[1:]):
+            fresh = sorted(slot for slot, _ in row.terms if slot not in owner)
+            owner |= {slot: (k, 2 + number) for number, slot in enumerate(fresh)}
+            self.draws = max(self.draws, len(fresh))
+        places = [
+            [(k - owner[slot][0], owner[slot][1], value) for slot, value in row.terms]
+            for k, row in enumerate(rows[1:])
+        ]
+        self.width = 2 + self.draws
+        self.depth = 1 + max(lag for row in places for lag, _, _ in row)
+        table = torch.zeros(calls, self.depth * self.width + 2, dtype=torch.float64)
+        for k, row in enumerate(places):
+            for lag, part, value in row:
+                table[k, lag * self.width + part] = value
+            table[k, -2:] = torch.tensor(walk.calls[k].solution[:2])
+        self.table = table.to(device, torch.float32)
+        self.place = torch.zeros(1, dtype=torch.int64, device=device)
+        self.past: tuple[Tensor, ...] = ()
+
+    def row(self) -> Tensor:
+        """The coefficients of the next state, and of x."""
+        return self.table.index_select(0, self.place)[0]
+
+    def advance(self, row: Tensor, z: Tensor, answer: Tensor, noises: list[Tensor]) -> Tensor:
+        """The next state."""
+        size = (self.depth - 1) * self.width
+        past = self.past or tuple(torch.zeros_like(z) for _ in range(size))
+        parts = (z, answer, *noises, *past)
+        self.past = parts[:size]
+        self.place = self.place + 1
+        return sum((row[i] * part for i, part in enumerate(parts)), torch.zeros_like(z))
+
+
 def _rising(nodes: Sequence[float]) -> list[int]:
     """The nodes at which steps begin; a fall is a jump back to noise, without a call."""
     return [i for i, (here, there) in enumerate(pairwise(nodes)) if there > here]

@@ -27,7 +27,7 @@ from torch import Tensor
 from twosides.checkpoint import describe, restore
 from twosides.integrations.diffusers import notation as notations
 from twosides.integrations.diffusers.notation import Notation
-from twosides.integrations.diffusers.passes import Pass
+from twosides.integrations.diffusers.passes import Band, Pass
 from twosides.naming import unknown
 from twosides.randomness import PerSample
 from twosides.sampling.grids import GRIDS, Given, Grid
@@ -55,6 +55,8 @@ class _Run:
     sigmas: Tensor
     walk: Pass  # what is left of the whole where the run begins later
     order: int
+    band: Band
+    eager: str  # why it cannot be compiled, if it cannot
     begin: int | None = None
     index: int | None = None
     eta: float = 0.0
@@ -153,9 +155,10 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         if origin not in (None, *notations.ORIGINS):
             raise unknown("scheduler class", origin, notations.ORIGINS)
         self._forget_runs()
-        self._sampler(), self.notation  # now, so that what is wrong is said here
+        _ = self._sampler(), self.notation  # now, so that what is wrong is said here
 
     def _forget_runs(self) -> None:
+        self._last: _Run | None = None
         self._live: list[_Run] = []
         self._latest: dict[int, _Run] = {}  # by thread
         self._read: tuple[Any, Notation] | None = None
@@ -274,9 +277,10 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         counted = timesteps is None and sigmas is None
         order = sampler.nfe_per_step if counted else 1
         told, sigmas = told.to(device or "cpu"), torch.from_numpy(ratio).float()
-        self._enter(_Run(walk, told, sigmas, walk, order))
+        self._enter(_Run(walk, told, sigmas, walk, order, Band(walk, told.device), self._eager()))
 
     def _enter(self, run: _Run) -> None:
+        self._last = run
         self._live = [*self._live[1 - _MOST :], run]
         self._latest[threading.get_ident()] = run
         if len(self._latest) > _MOST:
@@ -302,6 +306,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         run = self._current()
         if run is not None:
             run.begin = begin_index
+            if begin_index:
+                run.band = Band(run.whole.after(begin_index), run.timesteps.device)
 
     def _begin(self, run: _Run, timestep: Any, eta: float) -> None:
         """Settle where the run begins, now that the first timestep is known."""
@@ -335,7 +341,13 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         of a run says where it begins; later ones only whose run it is. A tuple (latents,) if not
         return_dict, with the predicted data too where the run is a single step. The data are
         clipped (`clip_sample`) consistently, which use_clipped_model_output asks for.
+
+        Under torch.compile a graph serves all steps, of the run that was laid out last, from
+        set_begin_index on; noise is torch's or variance_noise, eta and generator are refused.
         """
+        if torch.compiler.is_compiling():
+            plain = not eta and generator is None
+            return self._compiled_step(model_output, sample, variance_noise, return_dict, plain)
         run = self._run_of(timestep)
         if run.index is None:
             self._begin(run, timestep, eta)
@@ -360,6 +372,30 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             return (state,)
         x = x.to(sample.dtype)
         return SchedulerOutput(state, x) if return_dict else (state, x)
+
+    def _compiled_step(
+        self, answer: Tensor, sample: Tensor, noise: Tensor | None, return_dict: bool, plain: bool
+    ) -> Any:
+        run = self._last
+        if run is None or run.eager or not plain:
+            why = "call set_timesteps first" if run is None else run.eager
+            raise ValueError(f"not under torch.compile: {why or 'eta and generator'}")
+        band, z, answer = run.band, _wide(sample), _wide(answer)
+        row = band.row()
+        x = row[-2] * z + row[-1] * answer
+        noises = [torch.randn_like(z) if noise is None else _wide(noise)] * min(band.draws, 1)
+        noises += [torch.randn_like(z) for _ in range(band.draws - 1)]
+        state = band.advance(row, z, answer, noises).to(sample.dtype)
+        x = x.to(sample.dtype)
+        return SchedulerOutput(state, x) if return_dict else (state,)
+
+    def _eager(self) -> str:
+        """What of this config only the eager step does."""
+        config = self.config
+        learned = (config["variance_type"] or "").startswith("learned")
+        own = {"a seed": config["seed"] is not None, "a learned variance": learned}
+        own |= {name: config[name] for name in ("clip_sample", "thresholding")}
+        return ", ".join(name for name, asked in own.items() if asked)
 
     def _noise(self, run: _Run, like: Tensor, generator: Any) -> Tensor:
         seed = self.config["seed"]
