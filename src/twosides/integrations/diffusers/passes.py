@@ -10,6 +10,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -163,12 +164,12 @@ class Band:
         ]
         self.width = 2 + self.draws
         self.depth = 1 + max(lag for row in places for lag, _, _ in row)
-        table = torch.zeros(calls, self.depth * self.width + 2, dtype=torch.float64)
+        table = np.zeros((calls, self.depth * self.width + 2))
         for k, row in enumerate(places):
             for lag, part, value in row:
                 table[k, lag * self.width + part] = value
-            table[k, -2:] = torch.tensor(walk.calls[k].solution[:2])
-        self.table = table.to(device, torch.float32)
+            table[k, -2:] = walk.calls[k].solution[:2]
+        self.table = torch.from_numpy(table).to(device, torch.float32)
         self.place = torch.zeros(1, dtype=torch.int64, device=device)
         self.past: tuple[Tensor, ...] = ()
 

@@ -6,6 +6,7 @@ A pipeline asks its scheduler for `timesteps`, calls its network at each and han
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import threading
@@ -35,7 +36,7 @@ from twosides.sampling.samplers import Sampler, sampler_named
 from twosides.sampling.stochasticity import DDIMEta
 from twosides.schedules import Tabulated, along_batch
 
-_MOST = 32  # runs that are remembered at once
+_MOST = 8  # unfinished runs that are remembered besides each thread's last: they keep latents
 
 
 @dataclass
@@ -46,7 +47,7 @@ class SchedulerOutput(BaseOutput):
     pred_original_sample: Tensor
 
 
-@dataclass
+@dataclass(eq=False)
 class _Run:
     """A pass over `timesteps`: `index` is the next one's number, None before the first step."""
 
@@ -281,15 +282,18 @@ class Scheduler(SchedulerMixin, ConfigMixin):
 
     def _enter(self, run: _Run) -> None:
         self._last = run
-        self._live = [*self._live[1 - _MOST :], run]
+        # Changed in place: other threads may be doing the same.
+        self._live.append(run)
+        del self._live[:-_MOST]
         self._latest[threading.get_ident()] = run
-        if len(self._latest) > _MOST:
-            del self._latest[next(iter(self._latest))]
+        alive = {thread.ident for thread in threading.enumerate()}
+        for key in [key for key in list(self._latest) if key not in alive]:
+            self._latest.pop(key, None)
 
     def _current(self) -> _Run | None:
         """The run that this thread laid out last, or else the last of all."""
         latest = self._latest.get(threading.get_ident())
-        return latest or next(reversed(self._latest.values()), None)
+        return latest or self._last
 
     def _run_of(self, timestep: Any) -> _Run:
         """Whose timestep it is, so that interleaved runs do not disturb each other."""
@@ -297,7 +301,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         if run is None:
             raise ValueError("call set_timesteps before step")
         if run.position(timestep) is None:
-            owners = (r for r in self._live if r.position(timestep) is not None)
+            owners = (r for r in self._live[:] if r.position(timestep) is not None)
             return next(owners, run)
         return run
 
@@ -337,10 +341,10 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         """The next latents, from the network's answer to `sample` at `timestep`.
 
         eta: DDIM's, instead of the sampler's noise; 0 leaves the sampler's. generator: one, or one
-        per sample. variance_noise: the noise to inject, instead of drawing it. The first timestep
-        of a run says where it begins; later ones only whose run it is. A tuple (latents,) if not
-        return_dict, with the predicted data too where the run is a single step. The data are
-        clipped (`clip_sample`) consistently, which use_clipped_model_output asks for.
+        per sample. variance_noise: the first noise of the step, instead of drawing it. The first
+        timestep of a run says where it begins; later ones only whose run it is. A tuple (latents,)
+        if not return_dict, with the predicted data too where the run is a single step. The data
+        are clipped (`clip_sample`) consistently, which use_clipped_model_output asks for.
 
         Under torch.compile a graph serves all steps, of the run that was laid out last, from
         set_begin_index on; noise is torch's or variance_noise, eta and generator are refused.
@@ -358,16 +362,16 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         x = walk.predicted(z, answer) if return_dict or len(walk.calls) == 1 else None
 
         def noise() -> Tensor:
-            if variance_noise is not None:
-                return variance_noise.to(z)
-            return self._noise(run, z, generator)
+            return given.pop().to(z) if given else self._noise(run, z, generator)
 
+        given = [] if variance_noise is None else [variance_noise]
         state = walk.advance(z, answer, noise)
         state = state if z is sample else state.to(sample.dtype)
         run.index = (run.index or 0) + 1
         if walk.row == len(walk.calls):  # done: another step would begin the run anew
             run.index = run.begin = None
-            self._live = [other for other in self._live if other is not run]
+            with contextlib.suppress(ValueError):
+                self._live.remove(run)
         if x is None:
             return (state,)
         x = x.to(sample.dtype)
