@@ -17,11 +17,13 @@ lint: $(VENV)/ready
 types: $(VENV)/ready
 	$(BIN)/pyright
 
+# One process per core, a file at a time: torch's own threads would only be in each other's way.
 tests: $(VENV)/ready
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
 bench: $(VENV)/ready
 	$(BIN)/python benchmarks/step_overhead.py
+	$(BIN)/python benchmarks/scheduler_cost.py
 	$(BIN)/python benchmarks/brownian.py
 	$(BIN)/python benchmarks/quality_per_nfe.py --quick
 
