@@ -15,6 +15,11 @@ encoders nor files are needed. What makes the networks fit to compare samplers w
                             and nothing after the first steps would be seen in it
     outputs are moderate    the last layer has a gain
 
+A `Trial` runs a case with its own scheduler and with samplers in its place:
+
+    trial = Trial(CASES["flux"])
+    difference(trial.latents(100, "kab2c"), trial.limit((250, 500)))
+
 The global generator is as it was after `build` and `run`.
 """
 
@@ -29,6 +34,9 @@ from diffusers import ModelMixin
 from diffusers.models.embeddings import TimestepEmbedding
 from torch import Tensor, nn
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from twosides.integrations.diffusers import Scheduler
+from twosides.sampling.samplers import Sampler, samplers
 
 diffusers.logging.set_verbosity_error()
 
@@ -642,3 +650,78 @@ SINGLE = [
 ]
 
 CASES: dict[str, Case] = {case.name: case for case in (*FAMILIES, *SINGLE)}
+
+# ---------------------------------------------------------------------------- samplers on them
+
+ALIASES = ("euler-ancestral", "lcm", "ipndm-v")
+PRESETS = [name for name in samplers if name not in ALIASES]
+QUIET = [name for name in PRESETS if not samplers[name].stochastic]
+NOISY = [name for name in PRESETS if samplers[name].stochastic]
+
+
+def difference(got: Tensor, expected: Tensor) -> float:
+    """|got - expected| / |expected|."""
+    return float((got - expected).norm() / expected.norm())
+
+
+def noisy_steps(sampler: str, steps: int = 10) -> int:
+    """At least 40 where noise comes late: Restart needs nodes at little noise to go back from."""
+    return max(steps, 40) if samplers[sampler].grid.renoises else steps
+
+
+class Trial:
+    """A case with its own scheduler, and with samplers in its place.
+
+    `native` is deterministic: for DDPM's pipeline it is DDIM, without clipping, whose limit is the
+    ODE's.
+    """
+
+    def __init__(self, case: Case) -> None:
+        self.case, self.pipe = case, case.build()
+        self.native = self.pipe.scheduler
+        if isinstance(self.native, diffusers.DDPMScheduler):
+            config = self.native.config
+            self.native = diffusers.DDIMScheduler.from_config(config, clip_sample=False)
+
+    def latents(
+        self,
+        steps: int,
+        sampler: str | Sampler | None = None,
+        seed: int | None = None,
+        **extra: Any,
+    ) -> Tensor:
+        """By a sampler, or by the native scheduler; `seed` is our Scheduler's."""
+        self.pipe.scheduler = self.native
+        if sampler is not None:
+            self.pipe.scheduler = Scheduler.from_pipeline(self.pipe, sampler, seed=seed)
+        return self.case.run(self.pipe, steps, **extra)
+
+    def limit(self, steps: tuple[int, int], sampler: str | Sampler | None = None) -> Tensor:
+        """Of infinitely many steps, from the results of two numbers of steps: without c / steps.
+
+        That is the error of first-order samplers, and of runs that begin a little later the fewer
+        steps they have ("leading" spacing).
+        """
+        few, many = (self.latents(count, sampler) for count in steps)
+        return many + (many - few) / (steps[1] / steps[0] - 1)
+
+    def fault(self, sampler: str, steps: int, like: Tensor) -> str:
+        """What is wrong with a stochastic sampler; "" if nothing.
+
+        The initial noise is the same in three runs, that of the steps in two: without a generator
+        it depends on `seed`. `like` has the size that results should have, within a factor of 4.
+        """
+        runs = []
+        for seed in (1, 1, 2):
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                runs.append(self.latents(steps, sampler, seed, generator=None))
+        first, again, other = runs
+        if not first.isfinite().all():
+            return "not finite"
+        if not torch.equal(first, again):
+            return "another result with the same seed"
+        if difference(other, first) < 1e-3:
+            return "the same result with another seed"
+        size = float(first.norm() / like.norm())
+        return "" if 0.25 < size < 4 else f"{size:.2g} times as large as without noise"

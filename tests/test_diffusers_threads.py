@@ -6,7 +6,6 @@ N(0.3, 0.5^2) the exact network, hence the probability-flow ODE's map and every 
 
 import copy
 import inspect
-import itertools
 import json
 import math
 import sys
@@ -23,8 +22,8 @@ from diffusers.modular_pipelines.flux.modular_blocks_flux import FluxCoreDenoise
 from diffusers.training_utils import compute_density_for_timestep_sampling, compute_snr
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipelines import CASES, network, sd3, unet, vae
-from test_scheduler import DATA, MODES, NOT_HERE, SD, exact_velocity, far, loop, normal, ours
+from pipelines import CASES, SHIFTED, Case, inputs, network, of, sd3, square, tame, text, unet, vae
+from test_scheduler import DATA, MODES, SD, exact_velocity, far, loop, normal, ours
 from twosides.integrations.diffusers import Scheduler
 from twosides.sampling.grids import GRIDS, Karras
 from twosides.sampling.samplers import Sampler, samplers
@@ -99,7 +98,7 @@ def mismatch(scheduler, steps, step=None):
         gaps.append(float(z.std()) / math.hypot(0.5 * (1 - time), time) - 1)
         return exact_velocity(z, t)
 
-    loop(scheduler, normal(20_000, 1, dtype=FLOAT64), steps, watched, step=step)
+    loop(scheduler, normal(5_000, 1, dtype=FLOAT64), steps, watched, step=step)
     return max(map(abs, gaps))
 
 
@@ -110,8 +109,8 @@ def test_8549_sd3_churn_evaluates_the_network_where_the_state_is():
     """
     generator = torch.Generator().manual_seed(1)
     native = FlowMatchEuler(shift=3.0)
-    for name in ("edm(40)", "churn"):
-        assert mismatch(ours(native, name), 100, {"generator": generator}) < 0.03
+    for name in ("edm(40)", "churn"):  # what is left is the steps' error
+        assert mismatch(ours(native, name), 100, {"generator": generator}) < 0.08
     heun = diffusers.FlowMatchHeunDiscreteScheduler(shift=3.0)
     assert mismatch(heun, 100, {"s_churn": 40.0, "generator": generator}) > 0.3
     noise = normal(8, 1, dtype=FLOAT64)
@@ -127,12 +126,12 @@ def pipeline_arguments(steps):
 @pytest.mark.parametrize("name", ODE)
 def test_9607_every_sampler_on_a_flow_model(name):
     """FlowMatch schedulers: Euler is all there is, Heun takes neither mu nor sigmas."""
-    native = FlowMatchEuler(use_dynamic_shifting=True)
-    scheduler = ours(native, name)
-    assert error(scheduler, **pipeline_arguments(40)) < 0.035
-    native.set_timesteps(**pipeline_arguments(40))
-    if scheduler.order == 1 and not samplers[name].solver.even:
-        assert torch.allclose(scheduler.timesteps, native.timesteps.double().float(), rtol=1e-5)
+    native, made = FlowMatchEuler(use_dynamic_shifting=True), samplers[name]
+    scheduler, arguments = ours(native, name), pipeline_arguments(16)
+    euler, reached = flow_error(native, None, **arguments), error(scheduler, **arguments)
+    assert reached == pytest.approx(euler, rel=1e-3) if made.order == 1 else reached < euler / 2
+    if made.nfe_per_step == 1 and not made.solver.even:
+        assert torch.allclose(scheduler.timesteps, native.timesteps, rtol=1e-5)
 
 
 def test_9607_sigmas_and_shift_of_the_caller():
@@ -176,13 +175,22 @@ def test_9971_deis_on_flux_with_sigmas():
         case.run(deis, 20)
 
 
+INDEXED = {"leading", "trailing", "linspace"}
+REFUSED = {(grid, mode) for grid in INDEXED for mode in ("flow", "edm")}
+REFUSED |= {("uniform-logsnr", "flow"), ("ays-svd", "vp"), ("ays-svd", "edm")}  # beyond its ends
+
+
 @pytest.mark.parametrize("mode", ["vp", "flow", "edm"])
-@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("grid", sorted({*GRIDS} - {"restart"}))
 def test_10511_every_sigma_schedule_with_every_scheduler(grid, mode):
     """Sigma schedules are written into each scheduler anew, or missing from it."""
-    for name in ("ddim", "unipc", "heun"):
-        scheduler = Scheduler(name, grid=grid, **MODES[mode])
-        assert error(scheduler, 30) < 0.06, name
+    made = [Scheduler(name, grid=grid, **MODES[mode]) for name in ("ddim", "unipc", "heun")]
+    if (grid, mode) in REFUSED:
+        with pytest.raises(ValueError, match="has no indices|is infinite at its end|which covers"):
+            made[0].set_timesteps(12)
+    else:
+        first, *higher = (error(scheduler, 12) for scheduler in made)
+        assert first < 0.3 and max(higher) < first
 
 
 def test_10511_diffusers_has_them_here_and_there():
@@ -231,6 +239,42 @@ def test_12108_qwen_with_schedulers_that_are_told_to_flow(kind):
             case.run(swapped("qwen", lambda _: native), 12)
 
 
+def chroma():
+    model = diffusers.ChromaTransformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        axes_dims_rope=(2, 2, 4),
+        approximator_num_channels=16,
+        approximator_hidden_dim=16,
+        approximator_layers=1,
+    )
+    return tame(model, "proj_out", 1.0)
+
+
+# Its own module imports FluxPosEmbed from where diffusers deprecates it.
+@pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
+def test_12108_chroma_too():
+    """The levels that its pipeline asks for, shifted as the scheduler's config says."""
+    build = of(diffusers.ChromaPipeline, "sd3", transformer=chroma, vae=SHIFTED)
+    names = ("prompt_attention_mask", "negative_prompt_attention_mask")
+    masks = dict.fromkeys(names, torch.ones(1, 4))
+    case = Case("chroma", build, inputs(text, lambda: masks, guidance_scale=2.0, **square(16)))
+    pipe = case.build()
+    euler = case.run(pipe, 6)
+    native = diffusers.DPMSolverMultistepScheduler(**FLOW_FLAGS, flow_shift=3.0)
+    pipe.scheduler = ours(native, "flow-euler")
+    assert far(case.run(pipe, 6), euler) < 1e-3
+    pipe.scheduler = ours(native, "dpmpp-2m")
+    assert case.run(pipe, 6).isfinite().all()
+    pipe.scheduler = native
+    with pytest.raises(ValueError, match="does not support custom sigmas"):
+        case.run(pipe, 6)
+
+
 # ---------------------------------------------------------------------------- levels
 
 
@@ -266,10 +310,10 @@ def test_12771_cosine_betas_with_karras_sigmas():
     """IndexError: several of DPM-Solver's timesteps, rounded, are one."""
     config = {"beta_schedule": "squaredcos_cap_v2", "use_karras_sigmas": True}
     native = diffusers.DPMSolverMultistepScheduler(**config)
-    for steps in (20, 50):
-        assert error(ours(native, "dpmpp-2m"), steps) < 0.02
-        with pytest.raises(IndexError):
-            loop(native, normal(4, 1), steps)
+    errors = [error(ours(native, "dpmpp-2m"), steps) for steps in (20, 50, 100)]
+    assert errors == sorted(errors, reverse=True) and errors[-1] < 0.02
+    with pytest.raises(IndexError):
+        loop(native, normal(4, 1), 20)
 
 
 @pytest.mark.parametrize("kind", ["DDIM", "DDPM"])
@@ -294,7 +338,7 @@ def test_9007_singlestep_order_3_in_3n_minus_1_steps(steps):
     assert not loop(native, normal(4, 1), steps).isfinite().any()
     for origin in (native, diffusers.DPMSolverSinglestepScheduler(**SD, solver_order=3)):
         for name in ("dpm-3", "dpmpp-3m"):
-            assert error(ours(origin, name), steps) < 0.2
+            assert error(ours(origin, name), steps) < error(ours(origin, "ddim"), steps)
 
 
 # ---------------------------------------------------------------------------- forward diffusion
@@ -333,7 +377,7 @@ def test_9417_noise_is_added_without_a_search(kind):
     native = getattr(diffusers, f"{kind}Scheduler")()
     mine = ours(native)
     few, many = noised(mine, 2), noised(mine, 64)
-    assert few == many and not SEARCHES & many.keys()
+    assert few == many and "nonzero" not in many
     assert noised(native, 64)["nonzero"] - noised(native, 2)["nonzero"] == 62
     x, noise, told = normal(3, 1), normal(3, 1, seed=1), torch.tensor([0.5, 500.5, 998.25])
     below, got, above = (mine.add_noise(x, noise, told + shift) for shift in (-0.5, 0.0, 0.5))
@@ -367,8 +411,7 @@ def test_steps_do_not_look_at_values(name, mode):
     scheduler.set_timesteps(6)
     with Ops() as seen:
         for t in scheduler.timesteps:
-            answer = scheduler.scale_model_input(0.1 * z, t)
-            z = scheduler.step(answer, t, z, return_dict=False)[0]
+            z = scheduler.step(0.1 * z, t, z, return_dict=False)[0]
     assert z.isfinite().all() and not SEARCHES & seen.counts.keys()
 
 
@@ -520,7 +563,7 @@ def stock(kind):
         return pipeline(**parts, **absent, scheduler=made, **flags), absent
 
 
-WHOLE = Sampler(Karras(7.0, 0.02, 60.0), Adams(3, "eps", "logsnr"), Churn(0.2))
+WHOLE = Sampler(Karras(5.0, 0.03, 14.0), Adams(3, "eps", "logsnr"), Churn(0.2))
 
 
 @pytest.mark.parametrize("kind", ["ddpm", "sd", "sd3"])
@@ -544,7 +587,7 @@ def test_pipelines_are_saved_and_loaded_with_the_scheduler(kind, sampler, tmp_pa
     for one in (pipe, again):
         one.set_progress_bar_config(disable=True)
         outcomes.append(case.run(one, 4))
-    assert outcomes[0].isfinite().all() and torch.equal(*outcomes)
+    assert outcomes[0].isfinite().all() and torch.allclose(*outcomes, atol=1e-5)
 
 
 def modular(pipe):

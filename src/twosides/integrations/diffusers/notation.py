@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,13 @@ class Notation:
     schedule: Schedule
     clock: Clock
     latents: Schedule
+
+    @cached_property
+    def data_scale(self) -> float:
+        """What latents are multiplied by against what the network is shown: EDM's sigma_data."""
+        if self.path != "edm":
+            return 1.0
+        return float(self.latents.level(0.0).scale) / float(self.schedule.level(0.0).scale)
 
     def denoiser(self, network: Any) -> Denoiser:
         """The network as a Denoiser."""

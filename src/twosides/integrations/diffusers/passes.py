@@ -8,19 +8,19 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from twosides.denoiser import Call, Denoiser
+from twosides.denoiser import Call
+from twosides.integrations.diffusers.notation import Notation
 from twosides.sampling.plan import Plan, Program, combine, lower, trace
 from twosides.sampling.samplers import Sampler
 from twosides.sampling.solvers import DDIM
 from twosides.sampling.steps import Asks, Solver, Step
 from twosides.sampling.stochasticity import Deterministic, Interval, Stochasticity
-from twosides.schedules import Schedule
 
 
 class _Counted(Solver):
@@ -43,15 +43,24 @@ class _Counted(Solver):
             answer = yield ask
 
 
+class Layout(NamedTuple):
+    """A plan, the calls at which its steps begin, and its rows for raw answers of the network."""
+
+    plan: Plan
+    starts: tuple[int, ...]
+    program: Program
+
+
 @lru_cache(maxsize=64)
 def laid_out(
-    sampler: Sampler, schedule: Schedule, nodes: tuple[float, ...], begun: tuple[float, ...] = ()
-) -> tuple[Plan, tuple[int, ...]]:
-    """The plan through these nodes (log-SNRs), and the calls at which its steps begin.
+    sampler: Sampler, notation: Notation, nodes: tuple[float, ...], begun: tuple[float, ...] = ()
+) -> Layout:
+    """The plan through these nodes (log-SNRs).
 
     begun: levels of calls before the first node, inside a step that was begun elsewhere. DDIM goes
     from each to the next, which is nothing at all where two are equal.
     """
+    schedule = notation.latents
     levels = [schedule.level(value).floats() for value in (*begun, *nodes)]
     counted = _Counted(sampler.solver, len(begun))
     walked = replace(sampler, solver=counted, published=None)
@@ -64,19 +73,21 @@ def laid_out(
         return (yield from walked.steps(z, schedule, levels[len(begun) :], noise))
 
     title = f"{type(sampler.solver).__name__}, {len(nodes) - 1} steps on {schedule}"
-    return trace(whole, levels[-1], title), tuple(counted.starts)
+    plan = trace(whole, levels[-1], title)
+    elsewhere = notation.denoiser(torch.nn.Identity())  # the pipeline calls the network
+    program = lower(plan, elsewhere, torch.float32, torch.device("cpu"))
+    return Layout(plan, tuple(counted.starts), program)
 
 
 @dataclass
 class Pass:
-    """One pass of a sampler through `nodes`, in the scaling of `latents`.
+    """One pass of a sampler through `nodes`, in the notation's latents.
 
     `row` is the number of network calls that have been answered, `kept` what later rows need.
     """
 
     sampler: Sampler
-    latents: Schedule
-    network: Denoiser
+    notation: Notation
     nodes: tuple[float, ...]
     begun: tuple[float, ...] = ()
     row: int = 0
@@ -84,8 +95,8 @@ class Pass:
 
     def __post_init__(self) -> None:
         """ValueError for impossible pairs, such as eps-prediction at zero SNR."""
-        self.plan, self._starts = laid_out(self.sampler, self.latents, self.nodes, self.begun)
-        self.program: Program = lower(self.plan, self.network, torch.float32, torch.device("cpu"))
+        layout = laid_out(self.sampler, self.notation, self.nodes, self.begun)
+        self.plan, self._starts, self.program = layout
 
     @property
     def calls(self) -> list[Call]:

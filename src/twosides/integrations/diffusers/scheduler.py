@@ -266,7 +266,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
                 )
         notation, sampler = self.notation, self._sampler()
         nodes = self._nodes(sampler, num_inference_steps, timesteps, sigmas, mu)
-        walk = Pass(sampler, notation.latents, notation.denoiser(torch.nn.Identity()), nodes)
+        walk = Pass(sampler, notation, nodes)
         told = torch.cat([call.time for call in walk.calls])
         if timesteps is not None and sigmas is not None:
             told = _interpolated(walk, timesteps)
@@ -466,7 +466,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             t = torch.linspace(1, 0, count, dtype=torch.float64)
             logsnrs = notation.schedule.logsnr(t)
             told = notation.clock.read(logsnrs, notation.schedule).float()
-        return told, (-0.5 * logsnrs).exp().float()
+        sigmas = (-0.5 * logsnrs).exp().float()
+        return told, torch.cat([sigmas, sigmas.new_zeros(1)])
 
     @property
     def num_inference_steps(self) -> int | None:
@@ -502,21 +503,13 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         """What unit noise is multiplied by to begin with; 1 on flow paths, which start from it."""
         run = self._current()
         if run is None or self.notation.path == "flow":
-            return self._data_scale
+            return self.notation.data_scale
         plan, pure = run.walk.plan, notations.starts_pure(self.config)
         return float(plan.sigma[0] if pure else np.linalg.norm(plan.noise[0]))
 
-    @property
-    def _data_scale(self) -> float:
-        """What latents are multiplied by against what the network is shown: EDM's sigma_data."""
-        notation = self.notation
-        if notation.path != "edm":
-            return 1.0
-        return float(notation.latents.level(0.0).scale) / float(notation.schedule.level(0.0).scale)
-
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """What the network is shown: the latents, divided by sigma_data for EDM."""
-        scale = self._data_scale
+        scale = self.notation.data_scale
         return sample if scale == 1.0 else sample / scale
 
     @property
@@ -524,7 +517,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         """alpha^2 / (alpha^2 + sigma^2) of the training timesteps 0 ... N - 1, float32."""
         notation, count = self.notation, self.config["num_train_timesteps"]
         if notation.path in ("edm", "continuous"):
-            return torch.sigmoid(-2 * self._training[1].double().log()).flip(0).float()
+            return torch.sigmoid(-2 * self._training[1][:-1].double().log()).flip(0).float()
         count = notation.schedule.count if isinstance(notation.schedule, Tabulated) else count
         told = torch.arange(count, dtype=torch.float64)
         return torch.sigmoid(notation.clock.logsnr(told, notation.schedule)).float()
