@@ -3,13 +3,19 @@
 A density draws by its inverse distribution function, so that stratified points u in (0, 1) give
 stratified levels. Given the weighting w, p only changes the variance of the loss.
 
-| density        | p(logsnr)               | recipes                                      |
-|----------------|-------------------------|----------------------------------------------|
-| `FromSchedule` | abs(dt/dlogsnr)         | uniform time: DDPM, flow matching, v-cosine  |
-| `Normal`       | N(mean, std^2)          | EDM (log-normal sigma), SD3 (logit-normal t) |
-| `Uniform`      | constant on [low, high] | VDM                                          |
+| density        | p(logsnr)                      | recipes                                      |
+|----------------|--------------------------------|----------------------------------------------|
+| `FromSchedule` | abs(dt/dlogsnr)                | uniform time: DDPM, flow matching, v-cosine  |
+| `Normal`       | N(mean, std^2)                 | EDM (log-normal sigma), SD3 (logit-normal t) |
+| `Uniform`      | constant on [low, high]        | VDM                                          |
+| `Laplace`      | exp(-abs(logsnr - mean)/b)/2b  | Hang & Gu 2024                               |
+| `Mode`         | t = u + s (u - sin^2(pi u/2))  | SD3's heavy tails                            |
+| `UShape`       | exp(a t) + exp(a (1 - t))      | rectified flow ++, reflow                    |
+| `Shifted`      | p(logsnr + 2 log s)            | SD3 and FLUX at high resolution              |
+| `Table`        | constant in bins               | measured ones                                |
 
-Flow matching's uniform time is sech^2(logsnr/4)/8, the cosine's sech(logsnr/2)/(2 pi).
+Flow matching's uniform time is sech^2(logsnr/4)/8, the cosine's sech(logsnr/2)/(2 pi). SD3's cosmap
+is the cosine's: a time on the flow-matching schedule with `t/(1 - t) = tan(pi u/2)`.
 """
 
 from __future__ import annotations
@@ -17,11 +23,12 @@ from __future__ import annotations
 import abc
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from twosides.schedules import Schedule
+from twosides.schedules import Cosine, Schedule
 
 
 class Density(abc.ABC):
@@ -34,6 +41,16 @@ class Density(abc.ABC):
     @abc.abstractmethod
     def log_prob(self, logsnr: Tensor) -> Tensor:
         """log p(logsnr); -inf outside the support."""
+
+    def shifted(self, factor: float) -> Density:
+        """`logsnr - 2 log(factor)`: levels drawn as on a shifted schedule; > 1 is noisier."""
+        return Shifted(self, factor)
+
+
+def _log_dtau(logsnr: Tensor) -> Tensor:
+    """`log |dtau/dlogsnr| = log(tau (1 - tau) / 2)` of the flow time tau = sigmoid(-logsnr/2)."""
+    spread = torch.nn.functional.logsigmoid
+    return spread(0.5 * logsnr) + spread(-0.5 * logsnr) - math.log(2)
 
 
 @dataclass(frozen=True)
@@ -50,9 +67,11 @@ class FromSchedule(Density):
         """`log(tau (1 - tau) / 2) - log(dtau/dt)`, from logsnr itself so that tails are exact."""
         low, high = self.schedule.logsnr_min, self.schedule.logsnr_max
         rate = self.schedule.rate(self.schedule.time(logsnr.clamp(low, high)))
-        spread = torch.nn.functional.logsigmoid
-        inside = spread(0.5 * logsnr) + spread(-0.5 * logsnr) - math.log(2) - rate.log()
+        inside = _log_dtau(logsnr) - rate.log()
         return torch.where((logsnr >= low) & (logsnr <= high), inside, -math.inf)
+
+    def __str__(self) -> str:
+        return f"uniform t of {self.schedule}"
 
 
 @dataclass(frozen=True)
@@ -86,6 +105,9 @@ class Normal(Density):
         scaled = (logsnr - self.mean) / self.std
         return -0.5 * scaled**2 - math.log(self.std * math.sqrt(2 * math.pi))
 
+    def __str__(self) -> str:
+        return f"N({self.mean:.4g}, {self.std:.4g}^2)"
+
 
 @dataclass(frozen=True)
 class Uniform(Density):
@@ -101,4 +123,207 @@ class Uniform(Density):
     def log_prob(self, logsnr: Tensor) -> Tensor:
         """`-log(high - low)` inside."""
         inside = (logsnr >= self.low) & (logsnr <= self.high)
-        return torch.where(inside, -math.log(self.high - self.low), -math.inf).to(logsnr.dtype)
+        return torch.where(
+            inside, torch.full_like(logsnr, -math.log(self.high - self.low)), -math.inf
+        )
+
+    def __str__(self) -> str:
+        return f"uniform on [{self.low:.4g}, {self.high:.4g}]"
+
+
+@dataclass(frozen=True)
+class Laplace(Density):
+    """`p = exp(-|logsnr - mean| / scale) / (2 scale)` [Hang & Gu 2024, scale 0.5]."""
+
+    mean: float = 0.0
+    scale: float = 0.5
+
+    def __post_init__(self) -> None:
+        """ValueError for a scale that is not positive."""
+        if not (self.scale > 0 and math.isfinite(self.mean + self.scale)):
+            raise ValueError(f"a Laplace density needs a finite mean and scale > 0, got {self}")
+
+    def logsnr(self, u: Tensor) -> Tensor:
+        """`mean -+ scale log(2 min(u, 1 - u))`."""
+        away = -self.scale * (2 * torch.minimum(u, 1 - u)).log()
+        return self.mean + torch.where(u < 0.5, away, -away)
+
+    def log_prob(self, logsnr: Tensor) -> Tensor:
+        """The Laplace log-density."""
+        return -(logsnr - self.mean).abs() / self.scale - math.log(2 * self.scale)
+
+    def __str__(self) -> str:
+        return f"Laplace({self.mean:.4g}, {self.scale:.4g})"
+
+
+class Symmetric(Density):
+    """A density of flow matching's time with `p(t) = p(1 - t)`, stated on the half near the data.
+
+    Both halves are computed from the end they are near, so that tails are exact.
+    """
+
+    @abc.abstractmethod
+    def _time(self, u: Tensor) -> Tensor:
+        """t <= 1/2 at u <= 1/2."""
+
+    @abc.abstractmethod
+    def _log_prob(self, t: Tensor) -> Tensor:
+        """log p(t) of t <= 1/2."""
+
+    def logsnr(self, u: Tensor) -> Tensor:
+        """`2 log((1 - t) / t)`, and its mirror image."""
+        t = self._time(torch.minimum(u, 1 - u))
+        logsnr = 2 * (torch.log1p(-t) - t.log())
+        return torch.where(u < 0.5, logsnr, -logsnr)
+
+    def log_prob(self, logsnr: Tensor) -> Tensor:
+        """`log p(t) + log |dt/dlogsnr|`."""
+        return self._log_prob(torch.sigmoid(-0.5 * logsnr.abs())) + _log_dtau(logsnr)
+
+
+@dataclass(frozen=True)
+class Mode(Symmetric):
+    """SD3's mode sampling, `t = u + scale (u - sin^2(pi u / 2))` [Esser+ 2024].
+
+    scale in [-1, 2/(pi - 2)]: 0 is uniform time, 1.29 is the paper's, favouring the middle; below
+    0 the ends are favoured. log_prob inverts the map by Newton's method from the side where every
+    step stays on its side.
+    """
+
+    scale: float = 1.29
+
+    def __post_init__(self) -> None:
+        """ValueError where the map would not be monotone."""
+        if not -1 <= self.scale <= 2 / (math.pi - 2):
+            raise ValueError(f"mode's scale is in [-1, 2/(pi - 2)] = [-1, 1.752], got {self.scale}")
+
+    def _time(self, u: Tensor) -> Tensor:
+        return u + self.scale * (u - (0.5 * math.pi * u).sin() ** 2)
+
+    def _slope(self, u: Tensor) -> Tensor:
+        return 1 + self.scale * (1 - 0.5 * math.pi * (math.pi * u).sin())
+
+    def _log_prob(self, t: Tensor) -> Tensor:
+        u = torch.zeros_like(t) if self.scale > 0 else torch.full_like(t, 0.5)
+        for _ in range(64):
+            step = (t - self._time(u)) / self._slope(u)
+            step = torch.where(t == self._time(u), 0.0, step)
+            if bool((step.abs() <= 1e-15).all()):
+                break
+            u = u + step
+        return -self._slope(u).log()
+
+    def __str__(self) -> str:
+        return f"mode({self.scale:.4g})"
+
+
+@dataclass(frozen=True)
+class UShape(Symmetric):
+    """`p(t) = C (exp(a t) + exp(a (1 - t)))`, for reflow [Lee+ 2024, a = 4].
+
+    C = a / (2 (exp(a) - 1)); sinh(a/2) - sinh(a (1/2 - t)) = 2 u sinh(a/2).
+    """
+
+    a: float = 4.0
+
+    def __post_init__(self) -> None:
+        """ValueError for an a that is not positive."""
+        if not 0 < self.a < math.inf:
+            raise ValueError(
+                f"a U shape needs a finite a > 0, got {self.a}; uniform is the limit 0"
+            )
+
+    def _time(self, u: Tensor) -> Tensor:
+        # asinh(p) - asinh(q) = asinh((p^2 - q^2) / (p sqrt(1 + q^2) + q sqrt(1 + p^2))).
+        p, left = math.sinh(0.5 * self.a), 1 - 2 * u
+        rise = (1 + (left * p) ** 2).sqrt() + left * math.cosh(0.5 * self.a)
+        return torch.asinh(4 * u * (1 - u) * p / rise) / self.a
+
+    def _log_prob(self, t: Tensor) -> Tensor:
+        peak = math.log(0.5 * self.a) - math.log(-math.expm1(-self.a))
+        return peak + torch.logaddexp(-self.a * t, self.a * (t - 1))
+
+    def __str__(self) -> str:
+        return f"U shape({self.a:.4g})"
+
+
+@dataclass(frozen=True)
+class Shifted(Density):
+    """`base` with every level moved by -2 log(factor), as SD3 and FLUX do at high resolution.
+
+    A shift moves p and not kappa: the plain error of u is then not weighted as before, moved.
+    """
+
+    base: Density
+    factor: float
+
+    def __post_init__(self) -> None:
+        """ValueError for factors that are not positive."""
+        if not 0 < self.factor < math.inf:
+            raise ValueError(f"a density is shifted by a positive factor, got {self.factor}")
+
+    def logsnr(self, u: Tensor) -> Tensor:
+        """`base - 2 log(factor)`."""
+        return self.base.logsnr(u) - 2 * math.log(self.factor)
+
+    def log_prob(self, logsnr: Tensor) -> Tensor:
+        """The base's at `logsnr + 2 log(factor)`."""
+        return self.base.log_prob(logsnr + 2 * math.log(self.factor))
+
+    def __str__(self) -> str:
+        return f"{self.base}, shifted by {self.factor:.4g}"
+
+
+@dataclass(frozen=True)
+class Table(Density):
+    """A histogram: masses of the bins between edges, in any unit; constant inside a bin.
+
+    >>> Table((-8.0, 0.0, 4.0), (1.0, 3.0)).log_prob(torch.tensor([-1.0, 1.0])).exp()
+    tensor([0.0312, 0.1875], dtype=torch.float64)
+    """
+
+    edges: tuple[float, ...]
+    masses: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        """ValueError for edges that do not rise, or masses that are no distribution."""
+        edges, masses = (tuple(map(float, part)) for part in (self.edges, self.masses))
+        object.__setattr__(self, "edges", edges)
+        object.__setattr__(self, "masses", masses)
+        rising = len(edges) == len(masses) + 1 and all(a < b for a, b in pairwise(edges))
+        total = sum(masses)
+        if not (rising and all(m >= 0 for m in masses) and 0 < total < math.inf):
+            raise ValueError(
+                "a table needs rising edges, one more than masses >= 0 with a positive sum; got "
+                f"{len(edges)} edges and {len(masses)} masses"
+            )
+
+    def _parts(self) -> tuple[Tensor, Tensor]:
+        edges, masses = (torch.tensor(p, dtype=torch.float64) for p in (self.edges, self.masses))
+        return edges, masses / masses.sum()
+
+    def logsnr(self, u: Tensor) -> Tensor:
+        """By linear interpolation of the distribution function, from the top edge down."""
+        edges, masses = self._parts()
+        below = torch.cat([masses.new_zeros(1), masses.cumsum(0)])
+        target = (1 - u) * below[-1]
+        index = (torch.searchsorted(below, target.contiguous()) - 1).clamp(0, len(masses) - 1)
+        part = (target - below[index]) / masses[index]
+        return torch.lerp(edges[index], edges[index + 1], part)
+
+    def log_prob(self, logsnr: Tensor) -> Tensor:
+        """`log(mass / width)` of the bin."""
+        edges, masses = self._parts()
+        heights = (masses / edges.diff()).log()
+        logsnr = logsnr.to(torch.float64)
+        index = (torch.searchsorted(edges, logsnr.contiguous()) - 1).clamp(0, len(masses) - 1)
+        inside = (logsnr >= edges[0]) & (logsnr <= edges[-1])
+        return torch.where(inside, heights[index], -math.inf)
+
+    def __str__(self) -> str:
+        return f"table of {len(self.masses)} bins"
+
+
+def cosmap() -> FromSchedule:
+    """SD3's cosmap: uniform time on the cosine schedule, the same thing [Esser+ 2024]."""
+    return FromSchedule(Cosine())
