@@ -19,7 +19,7 @@ from torch import Tensor
 from twosides.sampling.plan import Plan
 from twosides.training.recipes import Recipe
 
-RANGE = 15.0  # of logsnr on which recipes are compared
+RANGE, AXIS = 15.0, "logsnr"  # on which recipes are compared
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Comparison:
     verdict: str
     difference: float
     where: str
+    factor: float = 1.0  # of proportional weightings, a's over b's
+    measure: str = "max |difference|"
 
     @property
     def same(self) -> bool:
@@ -37,7 +39,8 @@ class Comparison:
 
     def __str__(self) -> str:
         """One line."""
-        return f"{self.verdict}: max |difference| {self.difference:.2g} ({self.where})"
+        digits = 2 if self.same else 3
+        return f"{self.verdict}: {self.measure} {self.difference:.{digits}g} ({self.where})"
 
     __repr__ = __str__
 
@@ -45,9 +48,21 @@ class Comparison:
 @overload
 def compare(a: Plan, b: Plan, *, tolerance: float = ...) -> Comparison: ...
 @overload
-def compare(a: Recipe, b: Recipe, *, tolerance: float = ...) -> Comparison: ...
-def compare(a: Plan | Recipe, b: Plan | Recipe, *, tolerance: float = 1e-10) -> Comparison:
+def compare(
+    a: Recipe, b: Recipe, *, tolerance: float = ..., data_std: tuple[float, float] = ...
+) -> Comparison: ...
+def compare(
+    a: Plan | Recipe,
+    b: Plan | Recipe,
+    *,
+    tolerance: float = 1e-10,
+    data_std: tuple[float, float] = (1.0, 1.0),
+) -> Comparison:
     """Compare two plans or two recipes; TypeError for anything else.
+
+    data_std: for recipes, the standard deviations of the data a and b are made for, to compare
+    them where these data are equally hard to see: at the same `logsnr + 2 log(data_std)`. EDM is
+    made for images of 0.5, latent models for 1.
 
     >>> import twosides as ts
     >>> ts.compare(ts.plan("ddim", ts.Cosine(), 9), ts.plan("flow-euler", ts.Cosine(), 9)).same
@@ -56,7 +71,7 @@ def compare(a: Plan | Recipe, b: Plan | Recipe, *, tolerance: float = 1e-10) -> 
     if isinstance(a, Plan) and isinstance(b, Plan):
         return _plans(a, b, tolerance)
     if isinstance(a, Recipe) and isinstance(b, Recipe):
-        return _recipes(a, b, tolerance)
+        return _recipes(a, b, tolerance, data_std)
     raise TypeError(
         f"compare takes two plans or two recipes, got {type(a).__name__} and {type(b).__name__}; "
         "make plans with twosides.plan(sampler, schedule, steps)"
@@ -110,31 +125,38 @@ def _state(row: int, calls: int) -> str:
     return "the result" if row == calls else f"the input of call {row + 1}"
 
 
-def _recipes(a: Recipe, b: Recipe, tolerance: float) -> Comparison:
-    grid = torch.linspace(-RANGE, RANGE, 3001, dtype=torch.float64)
-    p, q = a.density.log_prob(grid), b.density.log_prob(grid)
+def curves(recipe: Recipe, grid: Tensor, data_std: float = 1.0) -> tuple[Tensor, Tensor]:
+    """(log w, log p) at the log-SNR of data normalised to unit variance."""
+    if not 0 < data_std < math.inf:
+        raise ValueError(f"data_std is a standard deviation, finite and > 0, got {data_std}")
+    logsnr = grid - 2 * math.log(data_std)
+    p = recipe.density.log_prob(logsnr)
     # A level that is never drawn has no weight, whatever the weighting says.
-    v, w = (
-        torch.where(torch.isfinite(drawn), recipe.weighting.log(grid), -math.inf)
-        for recipe, drawn in ((a, p), (b, q))
-    )
+    return torch.where(torch.isfinite(p), recipe.weighting.log(logsnr), -math.inf), p
+
+
+def _recipes(a: Recipe, b: Recipe, tolerance: float, data_std: tuple[float, float]) -> Comparison:
+    grid = torch.linspace(-RANGE, RANGE, 3001, dtype=torch.float64)
+    (v, p), (w, q) = (curves(*each) for each in ((a, grid, data_std[0]), (b, grid, data_std[1])))
     both = torch.isfinite(v) & torch.isfinite(w)
     apart = total_variation(p, q, grid)
     levels = (
         "levels drawn alike" if apart < 1e-9 else f"levels drawn {apart:.3f} apart in variation"
     )
+    axis = AXIS if data_std == (1.0, 1.0) else f"{AXIS} of unit-variance data"
     if not bool((torch.isfinite(v) ^ torch.isfinite(w)).any()) and bool(both.any()):
         ratio = (v - w)[both]
         centre = float(ratio.median())
         spread = float(torch.expm1((ratio - centre).abs()).max())
         if spread <= tolerance:
+            factor, reach = math.exp(centre), grid[both]
             alike = abs(math.expm1(centre)) <= tolerance
-            factor = f"same weighting up to the factor {math.exp(centre):.6g}"
-            reach = f"logsnr in [{float(grid[both][0]):.3g}, {float(grid[both][-1]):.3g}]"
-            verdict = "identical weighting" if alike else factor
-            return Comparison(verdict, spread, f"{reach}; {levels}")
-    where = f"total variation of the weightings on logsnr in [{-RANGE:g}, {RANGE:g}]; {levels}"
-    return Comparison("different", total_variation(v, w, grid), where)
+            proportional = f"same weighting up to the factor {factor:.6g}"
+            verdict = "identical weighting" if alike else proportional
+            where = f"{axis} in [{float(reach[0]):.3g}, {float(reach[-1]):.3g}]; {levels}"
+            return Comparison(verdict, spread, where, factor)
+    where, far = f"{axis} in [{-RANGE:g}, {RANGE:g}]; {levels}", total_variation(v, w, grid)
+    return Comparison("different", far, where, measure="total variation of w")
 
 
 def total_variation(a: Tensor, b: Tensor, grid: Tensor) -> float:

@@ -34,6 +34,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from twosides.naming import split_call, unknown
@@ -109,6 +110,15 @@ class Output:
         """`|o_hat - o|^2 / |eps_hat - eps|^2 = (b - a sigma / alpha)^2`."""
         a, b = self.coefficients(level)
         return (b - a * (level.sigma / level.alpha)) ** 2
+
+    def log_kappa(self, level: Level) -> Tensor:
+        """`log kappa` of tensors, where kappa itself would overflow."""
+        like = torch.as_tensor(level.logsnr, dtype=torch.float64)
+        a, b = (torch.as_tensor(c, dtype=torch.float64) for c in self.coefficients(level))
+        noise, data = b.abs().log(), a.abs().log() - 0.5 * like
+        high, low = torch.maximum(noise, data), torch.minimum(noise, data)
+        ratio = torch.where(torch.isneginf(low), 0.0, (low - high).exp())
+        return 2 * (high + torch.log1p(torch.where(a * b > 0, -ratio, ratio)))
 
     def __neg__(self) -> Output:
         """The same form with the other sign."""

@@ -90,7 +90,7 @@ class Objective:
             time = time.to(x.device, denoiser.time_dtype(x.dtype))
             answer = denoiser.predict(level.mix(x, eps), time, **conditioning)
             target = denoiser.output.of(x, eps, level)
-            log_weight = log_weight - denoiser.output.kappa(level).log()
+            log_weight = log_weight - denoiser.output.log_kappa(level)
         else:
             answer, target = denoiser(level.mix(x, eps), level, **conditioning).eps, eps
         error = ((answer - target) ** 2).reshape(len(x), -1).mean(1)
