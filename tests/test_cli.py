@@ -34,7 +34,7 @@ def test_help_does_not_wait_for_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for command in ("train", "sample", "convert", "compare", "verify", "demo"):
+    for command in ("train", "sample", "recipes", "convert", "compare", "verify", "demo"):
         assert command in done.stdout
 
 
@@ -47,6 +47,19 @@ def test_compare(cli):
     assert code == 0 and "different" in out
 
 
+def test_compare_recipes_for_their_data_and_draw_them(cli, tmp_path):
+    from PIL import Image
+
+    code, out, _ = cli("compare", "sd3", "edm", "--data-std", 1, 0.5)
+    assert code == 0 and "total variation of w 0.21" in out and "unit-variance" in out
+    for other in ("edm", "flow-matching"):
+        path = tmp_path / f"{other}.png"
+        code, out, err = cli("compare", "sd3", other, "--plot", path)
+        assert code == 0 and str(path) in out, err
+        with Image.open(path) as picture:
+            assert picture.width > 1000 and len(picture.convert("RGB").getcolors(1 << 20)) > 50
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -56,6 +69,8 @@ def test_compare(cli):
         (("compare", "ddim", "ddpm", "--schedule", "cosine(1,x)"), "must be numbers"),
         (("compare", "ddim", "ddpm", "--step", "3"), "--step"),
         (("compare", "ddim", "ddpm", "--steps", "0"), "steps must be"),
+        (("compare", "ddim", "ddpm", "--plot", "x.png"), "are for recipes"),
+        (("compare", "sd3", "edm", "--data-std", "0", "1"), "standard deviation"),
         (("sample", "/nowhere"), "holds no config.json"),
         (("sample", "/nowhere", "--out", "x.gif"), "not '.gif'"),
         (("train", "glyfs", "--out", "x"), "did you mean 'glyphs'"),

@@ -1,4 +1,4 @@
-"""The command line: `twosides train | sample | samplers | convert | explain | compare | ...`.
+"""The command line: `twosides train | sample | samplers | recipes | convert | compare | ...`.
 
 Signatures are the options and docstrings the help. Nothing heavy is imported before a command runs,
 so that `--help` answers at once.
@@ -40,7 +40,7 @@ def train(
     Args:
         data: glyphs, glyphs-32, ring, or package.module:function returning a Task.
         out: the run's folder (checkpoints, logs, samples, and at the end the model).
-        recipe: flow-matching, v-cosine, eps-cosine, eps-linear, edm, sd3.
+        recipe: flow-matching, v-cosine, edm, sd3, min-snr, ...: see `twosides recipes`.
         network: JSON file {"class": "diffusers.UNet2DModel" or "module:Class", "config": {...}}.
         time: how the network is told the level: t, 1000t, 1-t, index, c_noise, logsnr.
         steps: optimizer steps.
@@ -247,14 +247,19 @@ def compare(
     *,
     steps: int = 10,
     schedule: str = "flow-matching",
+    data_std: tuple[float, float] | None = None,
+    plot: Path | None = None,
 ) -> None:
-    """Say whether two samplers, or two training recipes, are the same thing.
+    """Say whether two samplers, or two training recipes, are the same thing, or how far apart.
 
     Args:
         a: a sampler or a recipe.
         b: another of the same kind.
         steps: for samplers.
         schedule: for samplers: flow-matching, cosine, "cosine(-15, 15)", ...
+        data_std: for recipes: the standard deviations of the data that a and b are made for, to
+            compare them where these are equally noisy: "sd3 edm --data-std 1 0.5".
+        plot: for recipes: a picture to write, .png, of their weightings and levels.
     """
     from twosides.comparison import compare as compared
     from twosides.naming import unknown
@@ -268,8 +273,16 @@ def compare(
         if not sampler and name not in recipes:
             raise unknown("sampler or recipe", name, [*presets, *recipes])
     if a in recipes and b in recipes:
-        print(f"{a} and {b}: {compared(recipes[a], recipes[b])}")
+        stds = data_std or (1.0, 1.0)
+        print(f"{a} and {b}: {compared(recipes[a], recipes[b], data_std=stds)}")
+        if plot is not None:
+            from twosides.catalogue import picture
+
+            picture([(a, recipes[a]), (b, recipes[b])], plot, stds)
+            print(plot)
     elif all(kinds):
+        if plot is not None or data_std is not None:
+            raise ValueError("--plot and --data-std are for recipes; leave them out for samplers")
         where = schedule_named(schedule)
         result = compared(plan(a, where, steps), plan(b, where, steps))
         print(f"{a} and {b}, {steps} steps on {where}: {result}")
@@ -292,6 +305,18 @@ def samplers(*, measure: bool = False, markdown: bool = False) -> None:
     with bar("measuring", 1) if measure else contextlib.nullcontext() as tell:
         table = list(orders.rows(measure, tell))
     print((orders.markdown if markdown else orders.text)(table), end="")
+
+
+def recipes(*, markdown: bool = False) -> None:
+    """List the training recipes: output, schedule, weighting, levels, what is equal, source.
+
+    Args:
+        markdown: as a Markdown table.
+    """
+    from twosides import catalogue
+
+    table = catalogue.rows()
+    print((catalogue.markdown if markdown else catalogue.text)(table), end="")
 
 
 def verify() -> None:
@@ -325,7 +350,7 @@ def demo(
     print(run(out, steps=steps, minutes=minutes, seed=seed))
 
 
-COMMANDS = (train, sample, samplers, convert, export, explain, compare, verify, demo)
+COMMANDS = (train, sample, samplers, recipes, convert, export, explain, compare, verify, demo)
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import Tensor
 
+from twosides import tables
 from twosides.oracle import GaussianMixture
 from twosides.outputs import Output
 from twosides.sampling.grids import Given, UniformTime
@@ -173,17 +174,9 @@ def cells(table: Iterable[Row]) -> list[tuple[str, ...]]:
 
 def markdown(table: Iterable[Row]) -> str:
     """The rows as a Markdown table."""
-    lines = [HEADS, ("---",) * len(HEADS), *cells(table)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return tables.markdown([HEADS, *cells(table)])
 
 
 def text(table: Iterable[Row]) -> str:
-    """The rows in columns, for a terminal; empty columns are left out."""
-    lines = [HEADS, *cells(table)]
-    columns = [column for column in zip(*lines, strict=True) if any(column[1:])]
-    widths = [max(map(len, column)) for column in columns]
-    padded = (
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        for line in zip(*columns, strict=True)
-    )
-    return "".join(f"{line.rstrip()}\n" for line in padded)
+    """The rows in columns, for a terminal."""
+    return tables.text([HEADS, *cells(table)])
