@@ -13,7 +13,16 @@ from twosides.denoiser import convert
 from twosides.oracle import GaussianMixture
 from twosides.outputs import output_named
 from twosides.schedules import EDM, Cosine, FlowMatching, ScaledLinear, VPLinear
-from twosides.training.densities import FromSchedule, Normal, Uniform, cosmap
+from twosides.training.densities import (
+    FromSchedule,
+    Laplace,
+    Mode,
+    Normal,
+    Table,
+    Uniform,
+    UShape,
+    cosmap,
+)
 from twosides.training.recipes import Recipe, recipes
 from twosides.training.weightings import (
     ELBO,
@@ -362,7 +371,8 @@ def test_a_model_of_any_recipe_can_be_saved(name):
 def test_sd3_and_edm_as_the_post_plots_them_and_for_their_data():
     raw = compare(recipes["sd3"], recipes["edm"])
     assert raw.difference == pytest.approx(0.093, abs=1e-3)
-    assert "total variation of w 0.09" in str(raw)
+    assert "total variation of w 0.09" in str(raw) and "depends on" not in str(raw)
+    assert "which it depends on" in str(compare(recipes["sd3"], recipes["flow-matching"]))
     normalised = compare(recipes["sd3"], recipes["edm"], data_std=(1.0, 0.5))
     assert normalised.difference == pytest.approx(0.213, abs=1e-3)
     assert "unit-variance data" in str(normalised)
@@ -389,6 +399,26 @@ def test_the_elbo_has_one_weight_for_every_density():
 
 
 def test_bad_numbers_are_refused():
-    for make in (lambda: MinSNR(0), lambda: P2(-1), lambda: Sigmoid().shifted(0)):
-        with pytest.raises(ValueError, match="> 0|positive"):
+    for make, message in (
+        (lambda: MinSNR(0), "gamma > 0"),
+        (lambda: P2(-1), "k > 0"),
+        (lambda: Sigmoid().shifted(0), "positive factor"),
+        (lambda: Normal(0, 1).shifted(-1), "positive factor"),
+        (lambda: Laplace(0, 0), "scale > 0"),
+        (lambda: Mode(1.8), "1.752"),
+        (lambda: UShape(0), "a > 0"),
+        (lambda: Table((0, 1), (1.0, 2.0)), "2 edges and 2 masses"),
+        (lambda: Table((0, 0), (1.0,)), "rising edges"),
+        (lambda: Table((0, 1), (0.0,)), "positive sum"),
+    ):
+        with pytest.raises(ValueError, match=message):
             make()
+
+
+@pytest.mark.parametrize("name", recipes)
+def test_the_clock_of_a_recipe_tells_all_its_levels(name):
+    recipe = recipes[name]
+    ends = recipe.density.logsnr(torch.tensor([1e-9, 0.5, 1 - 1e-9], dtype=FLOAT64))
+    clock = recipe.denoiser(torch.nn.Identity()).clock
+    back = clock.logsnr(clock.read(ends, recipe.schedule), recipe.schedule)
+    assert torch.allclose(back, ends, rtol=1e-6)

@@ -5,7 +5,6 @@ What a recipe is equal to, and which one is nearest, is computed by `compare`, n
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from twosides import tables
-from twosides.comparison import AXIS, RANGE, compare, curves
+from twosides.comparison import AXIS, RANGE, compare, curves, falls_off
 from twosides.schedules import Rescaled, Schedule, Shifted
 from twosides.training.densities import FromSchedule
 from twosides.training.recipes import Recipe, recipes
@@ -55,8 +54,9 @@ def _row(name: str, distinct: dict[str, Recipe]) -> Row:
     names = [name, *(n for n in recipes if recipes[n] is recipe and n != name)]
     found = {other: compare(recipe, distinct[other]) for other in distinct if other != name}
     equal = {other: result.factor for other, result in found.items() if result.same}
-    far = {other: r.difference for other, r in found.items() if _bounded(distinct[other])}
-    nearest = min(far, key=far.__getitem__) if _bounded(recipe) and not equal else ""
+    ends = {other: falls_off(_weights(distinct[other])) for other in distinct}
+    far = {other: found[other].difference for other in found if ends[other]}
+    nearest = min(far, key=far.__getitem__) if ends[name] and not equal else ""
     return Row(", ".join(names), recipe, _falling(recipe), equal, nearest, far.get(nearest, 0.0))
 
 
@@ -68,12 +68,6 @@ def _falling(recipe: Recipe) -> bool:
     """Whether w never rises with logsnr, so that the loss is a variational bound."""
     w = _weights(recipe)
     return bool((w[torch.isfinite(w)].diff() <= 1e-9).all())
-
-
-def _bounded(recipe: Recipe) -> bool:
-    """Whether w has fallen at both ends of the range; a distance hangs on the range otherwise."""
-    w = _weights(recipe)
-    return float(torch.maximum(w[0], w[-1]) - w.max()) < math.log(1e-2)
 
 
 def brief(schedule: Schedule) -> str:
@@ -150,6 +144,6 @@ def picture(named: list[tuple[str, Recipe]], path: Path, data_std: tuple[float, 
         axes.set(title=title, xlabel=label)
         axes.grid(alpha=0.25, lw=0.5)
         axes.legend(frameon=False)
-    if not all(_bounded(recipe) for _, recipe in named):
+    if not all(falls_off(_weights(recipe)) for _, recipe in named):
         panels[0].set(yscale="log", ylim=(1e-5, 2))
     figure.savefig(path, dpi=130)

@@ -155,8 +155,16 @@ def _recipes(a: Recipe, b: Recipe, tolerance: float, data_std: tuple[float, floa
             verdict = "identical weighting" if alike else proportional
             where = f"{axis} in [{float(reach[0]):.3g}, {float(reach[-1]):.3g}]; {levels}"
             return Comparison(verdict, spread, where, factor)
-    where, far = f"{axis} in [{-RANGE:g}, {RANGE:g}]; {levels}", total_variation(v, w, grid)
-    return Comparison("different", far, where, measure="total variation of w")
+    ends = "" if falls_off(v) and falls_off(w) else ", which it depends on"
+    where = f"{axis} in [{-RANGE:g}, {RANGE:g}]{ends}; {levels}"
+    return Comparison(
+        "different", total_variation(v, w, grid), where, measure="total variation of w"
+    )
+
+
+def falls_off(log_weight: Tensor) -> bool:
+    """Whether a weighting has fallen at both ends; distances hang on the range otherwise."""
+    return float(torch.maximum(log_weight[0], log_weight[-1]) - log_weight.max()) < math.log(1e-2)
 
 
 def total_variation(a: Tensor, b: Tensor, grid: Tensor) -> float:
