@@ -591,6 +591,16 @@ class Betas(Tabulated):
     betas: tuple[float, ...]
     zero_terminal_snr: bool = False
 
+    @classmethod
+    def squared_cosine(cls, steps: int = 1000) -> Betas:
+        """iDDPM's, diffusers' "squaredcos_cap_v2" [Nichol & Dhariwal 2021, eq. 17].
+
+        alpha_bar = cos^2(pi/2 (t + 0.008) / 1.008), with betas of at most 0.999.
+        """
+        t = torch.arange(steps + 1, dtype=torch.float64) / steps
+        kept = torch.cos(0.5 * math.pi * (t + 0.008) / 1.008) ** 2
+        return cls(tuple((1 - kept[1:] / kept[:-1]).clamp(max=0.999).tolist()))
+
     def __post_init__(self) -> None:
         """ValueError for betas that are not probabilities; lists become tuples."""
         object.__setattr__(self, "betas", tuple(float(beta) for beta in self.betas))

@@ -12,8 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from twosides.denoiser import Clock, Denoiser
 from twosides.naming import Table, named
 from twosides.schedules import (
@@ -107,15 +105,8 @@ class Recipe:
         return Denoiser(network, self.output, self.schedule, **{"time": self.time, **options})
 
 
-def _improved() -> Betas:
-    """iDDPM's thousand steps: the cosine with offset 0.008, betas at most 0.999."""
-    t = torch.linspace(0, 1, 1001, dtype=torch.float64)
-    kept = torch.cos(0.5 * math.pi * (t + 0.008) / 1.008) ** 2
-    return Betas(tuple((1 - kept[1:] / kept[:-1]).clamp(max=0.999).tolist()))
-
-
 _FLOW, _COSINE, _RANGED, _VP = FlowMatching(), Cosine(), Cosine(-15, 15), VPLinear()
-_DDPM, _IDDPM, _SD = ScaledLinear(1e-4, 0.02, power=1), _improved(), ScaledLinear()
+_DDPM, _IDDPM, _SD = ScaledLinear(1e-4, 0.02, power=1), Betas.squared_cosine(), ScaledLinear()
 _GEOMETRIC = Geometric()
 _VDM = Geometric(math.exp(-13.3 / 2), math.exp(5 / 2)).with_scaling("vp")
 _KD = Cosine(-2 * math.log(2000), 2 * math.log(500)).shifted(0.5)

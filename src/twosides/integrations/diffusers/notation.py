@@ -186,9 +186,7 @@ def _betas(config: Config) -> Tensor:
     if name == "sigmoid":
         return low + torch.sigmoid(12 * line - 6) * (high - low)
     if name == "squaredcos_cap_v2":
-        edges = torch.arange(count + 1, dtype=torch.float64) / count
-        kept = torch.cos((edges + 0.008) / 1.008 * math.pi / 2) ** 2
-        return (1 - kept[1:] / kept[:-1]).clamp(max=0.999)
+        return torch.tensor(Betas.squared_cosine(count).betas, dtype=torch.float64)
     if name == "exp":
         return torch.full((count,), -math.expm1(-12 / count), dtype=torch.float64)
     known = ("linear", "scaled_linear", "sigmoid", "squaredcos_cap_v2", "exp")
