@@ -159,6 +159,36 @@ def sample(
     print(f"{out}: {tuple(numbers.shape)}, {sampler}, {steps} steps, seed {seed}")
 
 
+def ema(
+    run: Positional[Path],
+    /,
+    *,
+    out: Path,
+    sigma_rel: tuple[float, ...],
+    step: int | None = None,
+    trust_code: bool = False,
+) -> None:
+    """Make models with averages of other widths from the snapshots that training stored.
+
+    Args:
+        run: the folder of a finished run that was trained with --snapshot-every.
+        out: the model's folder to write; of several widths, one in it for each.
+        sigma_rel: relative widths of the averages, in (0, 0.288): --sigma-rel 0.05 0.1 0.15.
+        step: the step at which the averages end, by default the newest snapshot's.
+        trust_code: import the network's class from outside diffusers and twosides.
+    """
+    import warnings
+
+    from twosides.training.posthoc import save_averages
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        lines = save_averages(run, out, sigma_rel, step=step, trust_code=trust_code)
+    for warning in caught:
+        print(f"twosides: {warning.message}", file=sys.stderr)
+    print("\n".join(lines))
+
+
 def convert(
     model: Positional[Path],
     out: Positional[Path],
@@ -350,7 +380,7 @@ def demo(
     print(run(out, steps=steps, minutes=minutes, seed=seed))
 
 
-COMMANDS = (train, sample, samplers, recipes, convert, export, explain, compare, verify, demo)
+COMMANDS = (train, sample, ema, samplers, recipes, convert, export, explain, compare, verify, demo)
 
 
 def main() -> None:

@@ -1,0 +1,279 @@
+"""Averages of any width, after training [Karras+ 2024, EDM2, section 3.2 and appendix C].
+
+The power-function average at step t weighs the weights of step tau by the profile
+
+    p(tau; gamma, t) = (gamma + 1) tau^gamma / t^(gamma + 1)    on (0, t),
+
+and is linear in it: if p = sum x_i p_i, the average of profile p is sum x_i average_i. Training
+stores two averages every so many steps (`twosides.training.snapshots`); x is the least-squares fit
+of the wanted profile by the stored ones under sum x_i = 1, from the inner products
+
+    <p_a, p_b> = (gamma_a + 1) (gamma_b + 1) / (gamma_a + gamma_b + 1) * r^gamma / max(t_a, t_b),
+
+where r = min(t_a, t_b) / max(t_a, t_b) and gamma is that of the later one. Where weights change
+once per step, as they do, an average's weight of step s is the integral of its profile over
+(s - 1, s) exactly, so what holds for the profiles holds for the averages.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from safetensors import safe_open
+from torch import Tensor
+
+from twosides import checkpoint
+from twosides.denoiser import Denoiser
+from twosides.storage import CorruptFolder, verify_folder
+from twosides.training.ema import gamma_of
+
+FOLDER, ABOUT = "snapshots", "snapshot.json"
+TOLERANCE = 0.01
+"""The largest relative residual of a profile that is taken without a warning."""
+
+
+# ---------------------------------------------------------------------------- profiles
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The power function of relative width sigma_rel, in (0, 0.288), that ends at step t > 0."""
+
+    sigma_rel: float
+    t: float
+
+    @cached_property
+    def gamma(self) -> float:
+        """Its exponent."""
+        return _gamma(self.sigma_rel)
+
+
+@lru_cache
+def _gamma(sigma_rel: float) -> float:
+    return gamma_of(sigma_rel)
+
+
+def inner_products(
+    a: Sequence[Profile], b: Sequence[Profile]
+) -> Float64[np.ndarray, "{len(a)} {len(b)}"]:
+    """The integrals of p_a p_b, for each pair.
+
+    >>> inner_products([Profile(0.1, 1.0)], [Profile(0.1, 1.0), Profile(0.1, 2.0)]).round(4)
+    array([[4.2354, 0.0173]])
+    """
+    gamma_a, t_a = np.array([(p.gamma, p.t) for p in a], dtype=np.float64).T[:, :, None]
+    gamma_b, t_b = np.array([(p.gamma, p.t) for p in b], dtype=np.float64).T[:, None, :]
+    early, late = np.minimum(t_a, t_b), np.maximum(t_a, t_b)
+    fall = (early / late) ** np.where(t_a < t_b, gamma_b, gamma_a)
+    return (gamma_a + 1) * (gamma_b + 1) / (gamma_a + gamma_b + 1) * fall / late
+
+
+@dataclass(frozen=True)
+class Combination:
+    """The wanted profile as a sum of stored ones, and how well that went.
+
+    residual: |p - sum x_i p_i| / |p|, the norm of L2; below 1e-8 it is rounding.
+    amplification: sum |x_i|, by which errors of the stored averages, such as rounding, grow.
+    """
+
+    x: Float64[np.ndarray, " snapshots"]
+    residual: float
+    amplification: float
+
+
+def combine(stored: Sequence[Profile], wanted: Profile) -> Combination:
+    """The best x with sum x_i = 1, in float64.
+
+    Profiles are scaled to norm one and singular directions below 1e-14 are left out, so that many
+    snapshots, which are nearly dependent, do not blow up x.
+
+    >>> combine([Profile(0.05, 8.0), Profile(0.1, 8.0)], Profile(0.1, 8.0)).x.round(9) + 0.0
+    array([0., 1.])
+    """
+    gram, right = inner_products(stored, stored), inner_products(stored, [wanted])[:, 0]
+    norms, own = np.sqrt(np.diag(gram)), inner_products([wanted], [wanted])[0, 0]
+    count = len(stored)
+    matrix = np.zeros((count + 1, count + 1))  # of the Lagrangian: the last row is the constraint
+    matrix[:count, :count] = gram / np.outer(norms, norms)
+    matrix[:count, count] = matrix[count, :count] = norms.min() / norms
+    sides = np.append(right / (norms * np.sqrt(own)), norms.min() / np.sqrt(own))
+    scaled = np.linalg.lstsq(matrix, sides, rcond=1e-14)[0][:count]
+    x = scaled * np.sqrt(own) / norms
+    x /= x.sum()
+    missed = max(float(own - 2 * x @ right + x @ gram @ x), 0.0)
+    return Combination(x, float(np.sqrt(missed / own)), float(np.abs(x).sum()))
+
+
+# ---------------------------------------------------------------------------- snapshots on disk
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A folder with one file of averaged weights for each sigma_rel, after `step` updates.
+
+    `run` is the fingerprint of the weights that training started from.
+    """
+
+    folder: Path
+    step: int
+    sigma_rels: tuple[float, ...]
+    run: str
+
+    def profiles(self) -> list[Profile]:
+        """Those of its files, in order."""
+        return [Profile(sigma_rel, float(self.step)) for sigma_rel in self.sigma_rels]
+
+    def files(self) -> list[Path]:
+        """One for each profile."""
+        return [self.folder / average_file(number) for number in range(len(self.sigma_rels))]
+
+
+def average_file(number: int) -> str:
+    """The name of the file of the number-th profile in a snapshot."""
+    return f"average-{number}.safetensors"
+
+
+def read_snapshot(folder: Path) -> Snapshot:
+    """Verify and describe one; `CorruptFolder` says what is wrong with it."""
+    verify_folder(folder)
+    try:
+        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        if (about["format"], about["version"]) != ("twosides snapshot", 1):
+            raise ValueError("it is not version 1 of a twosides snapshot")
+        sigma_rels = tuple(float(value) for value in about["sigma_rels"])
+        return Snapshot(folder, int(about["step"]), sigma_rels, str(about["run"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CorruptFolder(folder, ABOUT, f"describes no snapshot: {error!r}") from None
+
+
+def snapshots_of(run: str | Path) -> list[Snapshot]:
+    """All snapshots of a run's folder, verified, in order.
+
+    ValueError if there is none, if one is damaged, or if they are not of one run.
+    """
+    root = Path(run) / FOLDER
+    folders = sorted(root.glob("step-*"))
+    if not folders:
+        raise ValueError(
+            f"{root} holds no snapshots; train with --snapshot-every, 32 to 64 of them are enough"
+        )
+    found: list[Snapshot] = []
+    for folder in folders:
+        try:
+            found.append(read_snapshot(folder))
+        except CorruptFolder as error:
+            advice = f"; remove {folder} to do without that snapshot"
+            raise CorruptFolder(error.folder, error.file, error.reason + advice) from None
+    for other in found[1:]:
+        if other.run != found[0].run:
+            raise ValueError(
+                f"{found[0].folder} and {other.folder} are of two runs, which began with other "
+                f"weights ({found[0].run} and {other.run}); keep those of one"
+            )
+    return sorted(found, key=lambda snapshot: snapshot.step)
+
+
+# ---------------------------------------------------------------------------- reconstruction
+
+
+def reconstruct(
+    run: str | Path, sigma_rel: float, *, step: int | None = None, trust_code: bool = False
+) -> tuple[Denoiser, dict[str, Any]]:
+    """The model with the average of relative width `sigma_rel` at a step, and notes on how.
+
+    step: where the profile ends, by default at the newest snapshot. The network, its buffers and
+    notation are those of the run's model. One tensor of one snapshot is in memory at a time.
+
+    Warns when the snapshots do not span the profile: residual above 0.01. ValueError names a
+    damaged snapshot, or snapshots of another network or of several runs.
+    """
+    snapshots = snapshots_of(run)
+    newest = snapshots[-1].step
+    end = newest if step is None else step
+    if not 0 < end <= newest:
+        raise ValueError(f"step {end} was asked, but the snapshots end at step {newest}")
+    stored = [profile for snapshot in snapshots for profile in snapshot.profiles()]
+    found = combine(stored, Profile(sigma_rel, float(end)))
+    if found.residual > TOLERANCE:
+        warnings.warn(
+            f"the {len(snapshots)} snapshots do not span sigma_rel {sigma_rel} at step {end}: "
+            f"{found.residual:.1%} of the profile is missed; more snapshots, or a width between "
+            f"the stored {', '.join(map(str, snapshots[0].sigma_rels))} and twice that, do better",
+            stacklevel=2,
+        )
+    denoiser = checkpoint.load(run, trust_code=trust_code)
+    _average_into(denoiser, [file for snapshot in snapshots for file in snapshot.files()], found.x)
+    notes = {
+        "sigma_rel": sigma_rel,
+        "step": end,
+        "residual": found.residual,
+        "amplification": found.amplification,
+        "snapshots": [snapshot.folder.name for snapshot in snapshots],
+        "of": list(snapshots[0].sigma_rels),
+    }
+    return denoiser, notes
+
+
+@torch.no_grad()
+def _average_into(
+    denoiser: Denoiser, files: Sequence[Path], x: Float64[np.ndarray, " snapshots"]
+) -> None:
+    """Overwrite the parameters by the sum of x_i times those in the files, summed in float64."""
+    targets: dict[str, Tensor] = dict(denoiser.named_parameters())
+    with ExitStack() as stack:
+        opened = [
+            stack.enter_context(cast(Any, safe_open(file, framework="pt", device="cpu")))
+            for file in files
+        ]
+        for path, file in zip(files, opened, strict=True):
+            if set(file.keys()) != targets.keys():
+                raise ValueError(f"{path} holds the weights of another network than the model's")
+        for name, target in targets.items():
+            total = torch.zeros(target.shape, dtype=torch.float64)
+            for factor, path, file in zip(x.tolist(), files, opened, strict=True):
+                value = file.get_tensor(name)
+                if value.shape != total.shape:
+                    raise ValueError(
+                        f"{path}: {name} has shape {tuple(value.shape)}, not the model's"
+                    )
+                total.add_(value.double(), alpha=factor)
+            target.copy_(total)
+
+
+def save_averages(
+    run: str | Path,
+    out: str | Path,
+    sigma_rels: Sequence[float],
+    *,
+    step: int | None = None,
+    trust_code: bool = False,
+) -> list[str]:
+    """Write a model folder for each sigma_rel, and say how good each is.
+
+    One is written to `out`, several to `out/ema-0.05`, `out/ema-0.1`, ...
+    """
+    if not sigma_rels or len(set(sigma_rels)) < len(sigma_rels):
+        raise ValueError(f"one or more different values of sigma_rel are needed, got {sigma_rels}")
+    for sigma_rel in sigma_rels:
+        gamma_of(sigma_rel)
+    about, lines = checkpoint.read_notes(run), []
+    for sigma_rel in sigma_rels:
+        folder = Path(out) / f"ema-{sigma_rel:g}" if len(sigma_rels) > 1 else Path(out)
+        denoiser, notes = reconstruct(run, sigma_rel, step=step, trust_code=trust_code)
+        checkpoint.save(denoiser, folder, **{**about, "ema": notes})
+        lines.append(
+            f"{folder}: sigma_rel {sigma_rel:g} at step {notes['step']} from "
+            f"{len(notes['snapshots'])} snapshots, residual {notes['residual']:.1e}, "
+            f"sum |x| {notes['amplification']:.3g}"
+        )
+    return lines
