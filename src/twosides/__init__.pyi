@@ -6,6 +6,7 @@ from twosides import oracle as oracle
 from twosides import outputs as outputs
 from twosides import schedules as schedules
 from twosides import training as training
+from twosides.atscale import sample_shards as sample_shards
 from twosides.checkpoint import load as load
 from twosides.checkpoint import save as save
 from twosides.comparison import compare as compare

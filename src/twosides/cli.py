@@ -93,13 +93,17 @@ def sample(
     negative_prompt: str | None = None,
     guidance: Annotated[float | None, tyro.conf.arg(aliases=["--guidance-scale"])] = None,
     seed: int = 0,
+    devices: int | None = None,
+    batch: int | None = None,
+    shard: int | None = None,
     trust_code: bool = False,
 ) -> None:
     """Draw samples from a trained model, or from a diffusers pipeline with any sampler.
 
     Args:
         model: a model's or a run's folder, or a pipeline's (only safetensors are read).
-        out: .png for a picture, .npy for the numbers; of a pipeline also a folder for PNGs.
+        out: .png for a picture, .npy for the numbers, or a folder: of a model for any number of
+            samples in .npy files, which the same command continues; of a pipeline for PNGs.
         sampler: ddim, dpmpp-2m, unipc, kab2c, ddpm, ...: see `twosides samplers`.
         steps: of the sampler.
         schedule: where to sample, by default the model's own: cosine, "cosine(-15, 15)", ...
@@ -113,8 +117,16 @@ def sample(
         negative_prompt: what to guide away from, for pipelines that read text.
         guidance: classifier-free guidance scale, by default 1, none, or the pipeline's own.
         seed: sample i depends on (seed, i) only.
+        devices: into a folder: processes, by default one for each GPU, or one on the CPU; under
+            torchrun or srun their processes share the work.
+        batch: into a folder: samples per network call, by default 256.
+        shard: into a folder: samples per file, by default 1000.
         trust_code: import the network's class from outside diffusers and twosides.
     """
+    many = {"devices": devices, "batch": batch, "shard": shard}
+    many = {name: value for name, value in many.items() if value is not None}
+    if many and (out.suffix or _is_pipeline(model)):
+        raise ValueError(f"--{', --'.join(many)} are for a model's samples and a folder as --out")
     if _is_pipeline(model):
         from twosides.integrations.diffusers.draw import sample_pipeline
 
@@ -137,10 +149,29 @@ def sample(
         )
         print(f"{out}: {tuple(numbers.shape)}, {sampler}, {steps} steps, seed {seed}")
         return
-    from twosides.draw import sample_model
+    from twosides.draw import chosen_sampler, sample_model
 
     if prompt is not None or negative_prompt is not None:
         raise ValueError(f"{model} takes no prompt: it is no diffusers pipeline; leave it out")
+    if not out.suffix:
+        from twosides.atscale import sample_shards
+
+        result = sample_shards(
+            model,
+            out,
+            count or len(labels or "") or 26,
+            sampler=chosen_sampler(sampler, noise, grid, compat),
+            steps=steps,
+            schedule=schedule,
+            guidance=1.0 if guidance is None else guidance,
+            labels=labels,
+            seed=seed,
+            trust_code=trust_code,
+            progress=True,
+            **many,
+        )
+        print(f"{result}; {sampler}, {steps} steps, seed {seed}")
+        return
     numbers = sample_model(
         model,
         sampler=sampler,

@@ -119,6 +119,11 @@ def draw_classes(
 def _encoded(x: Tensor, out: Path) -> bytes:
     if out.suffix == ".png":
         return pictures.png(pictures.grid(x, columns=13))
+    return npy(x)
+
+
+def npy(x: Tensor) -> bytes:
+    """The numbers as a .npy file."""
     buffer = io.BytesIO()
     np.save(buffer, x.cpu().numpy(), allow_pickle=False)
     return buffer.getvalue()
