@@ -221,6 +221,7 @@ def train(folder, steps=40, every=5, *, resume=True, seed=0, rate=0.02, more=(),
         trainer = lightning.Trainer(
             max_steps=steps,
             logger=False,
+            default_root_dir=folder,  # the Trainer leaves a checkpoint of its own there
             callbacks=[snapshots, *more, SaveCheckpoints(checkpoints, every=10)],
             plugins=[TreeCheckpointIO()],
             enable_progress_bar=False,
