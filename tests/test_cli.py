@@ -196,7 +196,8 @@ def test_demo(cli, tmp_path, monkeypatch):
     code, out, err = cli(*words)
     assert code == 0 and "0 of 6656 pixels differ" in out, out + err
     page = Path("run/report.html").read_text()
-    assert page.count("data:image/png;base64,") == 5 and "{{" not in page and "http" not in page
+    assert page.count("data:image/png;base64,") == 4 and page.count("<svg") == 1
+    assert "{{" not in page and "http" not in page
     code, again, _ = cli(*words)
     assert code == 0 and "made before" in again and "training" not in again
     assert again.splitlines()[:2] == [

@@ -33,7 +33,7 @@ def test_the_readmes_python_runs_and_prints_what_it_says(capsys):
     assert [words(line) for line in printed] == [words(line) for line in said]
 
 
-@pytest.mark.parametrize("page", ["samplers", "recipes"])
+@pytest.mark.parametrize("page", ["samplers", "recipes", "metrics"])
 def test_the_pages_python_runs(page, capsys):
     text = (ROOT / f"docs/{page}.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.S)

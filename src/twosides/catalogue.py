@@ -5,7 +5,9 @@ What a recipe is equal to, and which one is nearest, is computed by `compare`, n
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +44,11 @@ class Row:
     distance: float
 
 
-def rows() -> list[Row]:
-    """One row per recipe, other names for it included."""
+def rows(names: Iterable[str] | None = None) -> list[Row]:
+    """One row per recipe, other names for it included; or of those named, among themselves."""
+    if names is not None:
+        chosen = {name: recipes[name] for name in names}
+        return [_row(name, chosen) for name in chosen]
     others = {id(recipe): name for name, recipe in reversed(recipes.items())}
     distinct = {name: recipes[name] for name in recipes if others[id(recipes[name])] == name}
     return [_row(name, distinct) for name in distinct]
@@ -56,7 +61,7 @@ def _row(name: str, distinct: dict[str, Recipe]) -> Row:
     equal = {other: result.factor for other, result in found.items() if result.same}
     ends = {other: falls_off(_weights(distinct[other])) for other in distinct}
     far = {other: found[other].difference for other in found if ends[other]}
-    nearest = min(far, key=far.__getitem__) if ends[name] and not equal else ""
+    nearest = min(far, key=far.__getitem__) if far and ends[name] and not equal else ""
     return Row(", ".join(names), recipe, _falling(recipe), equal, nearest, far.get(nearest, 0.0))
 
 
@@ -127,7 +132,12 @@ def text(table: list[Row]) -> str:
 
 
 def picture(named: list[tuple[str, Recipe]], path: Path, data_std: tuple[float, ...]) -> None:
-    """w and p of recipes against logsnr, each divided by its largest value, as a picture."""
+    """w and p of recipes against logsnr, each divided by its largest value, as a PNG file."""
+    drawn(named, data_std).savefig(path, dpi=130)
+
+
+def drawn(named: list[tuple[str, Recipe]], data_std: tuple[float, ...]) -> Any:
+    """The picture as a matplotlib figure."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -135,7 +145,8 @@ def picture(named: list[tuple[str, Recipe]], path: Path, data_std: tuple[float, 
     figure = Figure(figsize=(9.0, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     panels: Any = figure.subplots(1, 2)
-    for (name, recipe), std, style in zip(named, data_std, ("-", "--"), strict=True):
+    styles = cycle(("-", "--"))
+    for (name, recipe), std, style in zip(named, data_std, styles, strict=False):
         for axes, curve in zip(panels, curves(recipe, grid, std), strict=True):
             shown = (curve - curve.max()).exp()
             axes.plot(grid.numpy(), shown.numpy(), style, lw=1.8, label=name)
@@ -143,7 +154,8 @@ def picture(named: list[tuple[str, Recipe]], path: Path, data_std: tuple[float, 
     for axes, title in zip(panels, ("weighting w / max", "density of levels p / max"), strict=True):
         axes.set(title=title, xlabel=label)
         axes.grid(alpha=0.25, lw=0.5)
-        axes.legend(frameon=False)
     if not all(falls_off(_weights(recipe)) for _, recipe in named):
         panels[0].set(yscale="log", ylim=(1e-5, 2))
-    figure.savefig(path, dpi=130)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
+    return figure

@@ -220,6 +220,107 @@ def ema(
     print("\n".join(lines))
 
 
+def evaluate(
+    source: Positional[Path],
+    /,
+    *,
+    data: str,
+    count: int | None = None,
+    metrics: tuple[str, ...] = (),
+    extractor: str | None = None,
+    sampler: str = "ddim",
+    steps: int = 20,
+    schedule: str | None = None,
+    guidance: float = 1.0,
+    seed: int = 0,
+    json: Path | None = None,
+    trust_code: bool = False,
+) -> None:
+    """Measure how far samples are from data, beside other data's distance, with standard errors.
+
+    Args:
+        source: a model's or a run's folder, or samples: .npy, .safetensors, or a folder of them.
+        data: glyphs, glyphs-32, ring, or package.module:function returning a Task.
+        count: samples, and as many rows of data; by default 1000 of a model, or all in the files.
+        metrics: some of frechet, kid, mmd, sliced-w2, precision, recall, density, coverage.
+        extractor: pixels, reader (letters), the folder of a transformers vision model, or
+            package.module:function; by default reader for letters and pixels for all else.
+        sampler: of a model: ddim, dpmpp-2m, ...: see `twosides samplers`.
+        steps: of the sampler.
+        schedule: where to sample a model, by default its own.
+        guidance: classifier-free guidance scale of a model.
+        seed: of the samples, the reference rows, and the groups that give the errors.
+        json: a file to write the numbers to.
+        trust_code: import a network's class, or an extractor, from outside diffusers and twosides.
+    """
+    from twosides.metrics.command import evaluate as run
+
+    found = run(
+        source,
+        data,
+        count=count,
+        metrics=metrics,
+        extractor=extractor,
+        json_file=json,
+        sampler=sampler,
+        steps=steps,
+        schedule=schedule,
+        guidance=guidance,
+        seed=seed,
+        trust_code=trust_code,
+    )
+    print(found, end="")
+
+
+def report(
+    runs: Positional[tuple[Path, ...]],
+    /,
+    *,
+    out: Path = Path("report.html"),
+    data: str | None = None,
+    count: int = 520,
+    extractor: str | None = None,
+    sampler: str = "ddim",
+    steps: int = 20,
+    schedule: str | None = None,
+    guidance: float = 1.0,
+    seed: int = 0,
+    trust_code: bool = False,
+) -> None:
+    """Put training runs side by side on one page: recipes, losses, weightings, samples, metrics.
+
+    Args:
+        runs: the folders of finished runs.
+        out: the page to write; one file that needs no network.
+        data: what to measure against: glyphs, glyphs-32, ring, or package.module:function; by
+            default nothing is measured.
+        count: samples of each run, and rows of data.
+        extractor: pixels, reader, ...: see `twosides evaluate`.
+        sampler: for all of them: ddim, dpmpp-2m, ...
+        steps: of the sampler.
+        schedule: where to sample, by default each run's own.
+        guidance: classifier-free guidance scale.
+        seed: of the samples, the same noise for all runs.
+        trust_code: import networks' classes, or an extractor, from outside diffusers and twosides.
+    """
+    from twosides.sidebyside import report as run
+
+    run(
+        runs,
+        out,
+        data=data,
+        count=count,
+        extractor=extractor,
+        sampler=sampler,
+        steps=steps,
+        schedule=schedule,
+        guidance=guidance,
+        seed=seed,
+        trust_code=trust_code,
+    )
+    print(f"{out}: {len(runs)} runs side by side")
+
+
 def convert(
     model: Positional[Path],
     out: Positional[Path],
@@ -411,7 +512,21 @@ def demo(
     print(run(out, steps=steps, minutes=minutes, seed=seed))
 
 
-COMMANDS = (train, sample, ema, samplers, recipes, convert, export, explain, compare, verify, demo)
+COMMANDS = (
+    train,
+    sample,
+    ema,
+    evaluate,
+    report,
+    samplers,
+    recipes,
+    convert,
+    export,
+    explain,
+    compare,
+    verify,
+    demo,
+)
 
 
 def main() -> None:

@@ -8,20 +8,17 @@ trained on real letters can read.
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import json
 import time
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from twosides import __version__, checkpoint, pictures
+from twosides import __version__, checkpoint, page, pictures
 from twosides.data.reader import accuracy, train_reader
 from twosides.data.tasks import task_named
 from twosides.denoiser import Denoises
@@ -38,6 +35,7 @@ from twosides.training.run import train_task
 GUIDANCE = 1.5
 COPIES = 10  # letters drawn of each class
 TASK = "glyphs"
+HEADS = ("sampler", "steps", "legible", "max |difference| to the first", "time")
 
 
 @dataclass(frozen=True)
@@ -150,7 +148,6 @@ def _headline(folder: Path, outcomes: list[Outcome]) -> str:
 
 
 def _report(folder: Path, outcomes: list[Outcome]) -> str:
-    page = resources.files("twosides").joinpath("report.html").read_text(encoding="utf-8")
     flow, diffusion = outcomes[0], outcomes[1]
     trained = int(checkpoint.read_notes(folder)["training"]["steps"])
     parts = {
@@ -161,13 +158,11 @@ def _report(folder: Path, outcomes: list[Outcome]) -> str:
         "flow": _picture(flow.x[:52]),
         "diffusion": _picture(diffusion.x[:52]),
         "gap": _picture(_magnified(flow.x, diffusion.x)[:52]),
-        "rows": "\n".join(map(_row, outcomes)),
+        "table": page.table([HEADS, *map(_row, outcomes)]),
         "gallery": "\n".join(map(_figure, outcomes[2:])),
-        "loss": _loss_picture(*loss_curve(folder)),
+        "loss": _loss_chart(*loss_curve(folder)),
     }
-    for name, value in parts.items():
-        page = page.replace("{{" + name + "}}", value)
-    return page
+    return page.page("twosides: one network, sampled both ways", "demo.html", parts)
 
 
 def _magnified(a: Tensor, b: Tensor) -> Tensor:
@@ -175,17 +170,11 @@ def _magnified(a: Tensor, b: Tensor) -> Tensor:
     return ((a - b).abs() * 1e6 - 1).clamp(max=1)
 
 
-def _row(outcome: Outcome) -> str:
+def _row(outcome: Outcome) -> tuple[str, ...]:
     setup = outcome.setup
     difference = "-" if outcome.difference == 0 else f"{outcome.difference:.1e}"
-    cells = (
-        setup.title,
-        setup.steps,
-        f"{outcome.legible:.1%}",
-        difference,
-        f"{outcome.seconds:.1f} s",
-    )
-    return "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells) + "</tr>"
+    legible, seconds = f"{outcome.legible:.1%}", f"{outcome.seconds:.1f} s"
+    return setup.title, str(setup.steps), legible, difference, seconds
 
 
 def _figure(outcome: Outcome) -> str:
@@ -195,22 +184,10 @@ def _figure(outcome: Outcome) -> str:
 
 
 def _picture(x: Tensor) -> str:
-    return _embedded(pictures.png(pictures.grid(x, columns=13)), "letters drawn by the network")
+    return page.image(pictures.png(pictures.grid(x, columns=13)), "letters drawn by the network")
 
 
-def _embedded(data: bytes, alt: str) -> str:
-    return f'<img alt="{alt}" src="data:image/png;base64,{base64.b64encode(data).decode()}">'
-
-
-def _loss_picture(steps: list[int], losses: list[float]) -> str:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 2.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot(xlabel="step", ylabel="loss", yscale="log")
+def _loss_chart(steps: list[int], losses: list[float]) -> str:
+    figure, axes = page.axes(xlabel="step", ylabel="loss", yscale="log")
     axes.plot(steps, losses, color="#3366cc", linewidth=1.2)
-    axes.grid(alpha=0.3)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    return _embedded(buffer.getvalue(), "training loss against step")
+    return page.chart(figure, "training loss against step")

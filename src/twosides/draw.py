@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,15 @@ from twosides import checkpoint, pictures
 from twosides.denoiser import Denoiser, Denoises
 from twosides.guidance import classifier_free
 from twosides.naming import named, unknown
+from twosides.progress import bar
 from twosides.sampling.grids import GRIDS
 from twosides.sampling.sample import sample
 from twosides.sampling.samplers import Sampler, sampler_named
 from twosides.sampling.stochasticity import STOCHASTICITIES
-from twosides.schedules import schedule_named
+from twosides.schedules import Schedule, schedule_named
 from twosides.storage import write_file
+
+BATCH = 250  # samples that are drawn at once
 
 
 def chosen_sampler(
@@ -68,33 +72,80 @@ def sample_model(
         raise ValueError(f"{out}: samples are written as .png or .npy, not {out.suffix!r}")
     chosen = chosen_sampler(sampler, noise, grid, compat)
     where = schedule_named(schedule) if schedule else None
-    denoiser, config = (
-        checkpoint.load(folder, trust_code=trust_code),
-        checkpoint.read_config(folder),
+    shape = sample_shape(folder)
+    if out.suffix == ".png" and (len(shape) != 3 or shape[0] not in (1, 3)):
+        raise ValueError(f"samples of shape {shape} are no pictures; write them as .npy")
+    x = model_samples(
+        folder,
+        count,
+        sampler=chosen,
+        steps=steps,
+        schedule=where,
+        labels=labels,
+        guidance=guidance,
+        seed=seed,
+        trust_code=trust_code,
     )
-    shape, classes = config.get("shape"), config.get("classes", "")
+    write_file(out, _encoded(x, out))
+    return x
+
+
+def sample_shape(folder: Path) -> tuple[int, ...]:
+    """Shape of one sample of a model folder; ValueError if it does not say."""
+    shape = checkpoint.read_config(folder).get("shape")
     if not shape:
         raise ValueError(f"{folder} does not say the shape of its samples; use twosides.sample")
-    if out.suffix == ".png" and (len(shape) != 3 or shape[0] not in (1, 3)):
-        raise ValueError(f"samples of shape {tuple(shape)} are no pictures; write them as .npy")
+    return tuple(shape)
+
+
+def model_samples(
+    folder: Path,
+    count: int,
+    *,
+    sampler: str | Sampler = "ddim",
+    steps: int = 20,
+    schedule: Schedule | None = None,
+    labels: str | None = None,
+    guidance: float = 1.0,
+    seed: int = 0,
+    trust_code: bool = False,
+    batch: int = BATCH,
+) -> Tensor:
+    """Samples of a model folder, of all classes in turn unless labels are given; shows a bar."""
+    denoiser = checkpoint.load(folder, trust_code=trust_code)
+    config, shape = checkpoint.read_config(folder), sample_shape(folder)
+    classes = config.get("classes", "")
     if labels is None and classes:
         labels = "".join(classes[i % len(classes)] for i in range(count))
     conditioning: dict[str, Any] = {}
     if labels is not None:
         conditioning["class_labels"] = label_tensor(labels, classes)
     count = len(labels) if labels is not None else count
-    x = sample(
-        guided(denoiser, guidance, config.get("null", {})),
-        (count, *shape),
-        sampler=chosen,
-        steps=steps,
-        schedule=where,
-        seed=seed,
-        progress=True,
-        **conditioning,
-    )
-    write_file(out, _encoded(x, out))
-    return x
+    steered = guided(denoiser, guidance, config.get("null", {}))
+    parts: list[Tensor] = []
+    # Sample i depends on (seed, i) only, so batches change nothing but the memory they need.
+    with bar("sampling", count) as tell:
+        for start in range(0, count, batch):
+            rows = range(start, min(start + batch, count))
+            x = sample(
+                steered,
+                (len(rows), *shape),
+                sampler=sampler,
+                steps=steps,
+                schedule=schedule,
+                seed=seed,
+                indices=rows,
+                progress=_part_of(tell, rows, count),
+                **{name: value[start : rows.stop] for name, value in conditioning.items()},
+            )
+            parts.append(x)
+    return torch.cat(parts)
+
+
+def _part_of(
+    tell: Callable[[int, int], None], rows: range, count: int
+) -> Callable[[int, int], None]:
+    return lambda done, total: tell(rows.start + len(rows) * done // total, count)
 
 
 def guided(denoiser: Denoiser, scale: float, null: dict[str, Any]) -> Denoises:

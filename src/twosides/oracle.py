@@ -100,6 +100,12 @@ class GaussianMixture(_Exact):
         """Exact log-density of z at a level, in nats."""
         return torch.logsumexp(self._posterior(z, level)[3], 1)
 
+    def responsibilities(
+        self, z: Float[Tensor, " batch *event"], level: Level
+    ) -> Float[Tensor, " batch k"]:
+        """Exact posterior of the component z comes from, at a level."""
+        return torch.softmax(self._posterior(z, level)[3], 1)
+
     def sample(self, count: int, *, seed: int, level: Level | None = None) -> Tensor:
         """Exact samples (count, D) in float64, of the data or of z at a level."""
         generator = torch.Generator().manual_seed(seed)

@@ -1,0 +1,36 @@
+"""How far samples are from data: distances of features, with a pluggable extractor.
+
+`distances` and `manifolds` hold the metrics as functions of features x (N, D), y (M, D);
+`extractors` makes features; `measures` compares samples against data, with standard errors. Nothing
+is downloaded, and torchvision is never imported.
+"""
+
+from .distances import (
+    frechet,
+    frechet_of_gaussians,
+    kernel_distance,
+    mmd,
+    mode_masses,
+    sliced_wasserstein,
+)
+from .extractors import Extractor, extract, extractor_named
+from .manifolds import Neighbours, neighbours
+from .measures import METRICS, Measured, evaluate, measure
+
+__all__ = [
+    "METRICS",
+    "Extractor",
+    "Measured",
+    "Neighbours",
+    "evaluate",
+    "extract",
+    "extractor_named",
+    "frechet",
+    "frechet_of_gaussians",
+    "kernel_distance",
+    "measure",
+    "mmd",
+    "mode_masses",
+    "neighbours",
+    "sliced_wasserstein",
+]
