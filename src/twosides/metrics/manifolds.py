@@ -37,9 +37,9 @@ def neighbours(x: Float[Tensor, " n d"], y: Float[Tensor, " m d"], k: int = 5) -
     the dimension; density has mean 1; coverage has mean 1 - prod_{i=1..k} (M - i) / (M + N - i),
     near 1 - 2^-k at N = M, in any dimension. [Kynkaanniemi+ 2019; Naeem+ 2020]
 
-    >>> x = torch.tensor([[0.0], [1.0], [2.0]])
+    >>> x = torch.tensor([[0.0], [1.0]])
     >>> neighbours(x + 0.1, x, k=1)
-    Neighbours(precision=1.0, recall=1.0, density=2.0, coverage=1.0)
+    Neighbours(precision=1.0, recall=1.0, density=1.5, coverage=1.0)
     """
     if k < 1:
         raise ValueError(f"neighbours was asked for the k-th neighbour with k={k}; pass k >= 1")

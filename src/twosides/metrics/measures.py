@@ -90,7 +90,7 @@ def evaluate(
     seed: of the groups that the standard error leaves out.
 
     >>> x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
-    >>> found = evaluate(x[:100], x[100:] + 3, metrics=["frechet", "recall"])
+    >>> found = evaluate(x[:100], x[100:] + 9, metrics=["frechet", "recall"])
     >>> found["frechet"].value > 10 * found["frechet"].error, found["recall"].value
     (True, 0.0)
     """
