@@ -37,14 +37,15 @@ def test_every_recipe_has_one_row_and_a_source(rows):
 
 def test_equals_are_equal(rows):
     assert rows["flow-matching"].equal["v-cosine"] == pytest.approx(math.pi / 2, rel=1e-12)
-    assert "v-cosine x 1.571" in catalogue.cells(rows["flow-matching"])[6]
+    assert "v-cosine x 1.571" in catalogue.cells(rows["flow-matching"])[7]
     assert rows["sit-vp-score"].equal == {"eps-linear": pytest.approx(1)}
     for name, row in rows.items():
         for other, factor in row.equal.items():
             assert rows[other].equal[name] == pytest.approx(1 / factor, rel=1e-9)
         if row.nearest:
             assert row.distance == compare(recipes[name], recipes[row.nearest]).difference > 0
-    assert rows["edm"].nearest == "sd3" and rows["sd3"].nearest == "edm2"
+    assert rows["edm"].nearest == "sd3" and rows["sd3"].nearest == "edm"
+    assert all(not row.equal and not row.nearest for row in rows.values() if row.recipe.reweights)
     assert rows["indi"].nearest == ""  # its weight has no end towards noise
 
 

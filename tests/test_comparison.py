@@ -86,6 +86,22 @@ def test_recipes():
     assert compare(same, recipes["v-cosine"]).verdict == "identical weighting"
 
 
+def test_learned_weightings_are_not_fixed_ones():
+    """EDM, InfoNoise and learned uncertainty start alike; levels that adapt train the same."""
+    edm = recipes["edm"]
+    assert compare(edm, edm.learning("adaptive")).verdict == "identical weighting"
+    for what in ("entropy-rate", "uncertainty"):
+        learned = compare(edm, edm.learning(what))
+        assert not learned.same and f"before learning ({what})" in str(learned)
+        assert compare(edm.learning(what), edm.learning(what)).verdict == "identical weighting"
+    assert not compare(edm.learning("entropy-rate"), edm.learning("uncertainty")).same
+    velocity, v, flow = (
+        recipes[name].learning("uncertainty") for name in ("sit-gvp", "v-cosine", "flow-matching")
+    )
+    assert compare(velocity, v).same  # the same levels and weights, up to a factor
+    assert not compare(v, flow).same  # of the same weights, but p / E[e] of other levels
+
+
 def test_only_like_is_compared():
     with pytest.raises(TypeError, match="two plans or two recipes"):
         compare(plan("ddim", Cosine(), 3), recipes["sd3"])

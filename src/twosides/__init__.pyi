@@ -62,6 +62,9 @@ from twosides.schedules import Schedule as Schedule
 from twosides.schedules import VPLinear as VPLinear
 from twosides.training import densities as densities
 from twosides.training import weightings as weightings
+from twosides.training.adaptive import Adaptive as Adaptive
+from twosides.training.adaptive import LevelBins as LevelBins
+from twosides.training.adaptive import Uncertainty as Uncertainty
 from twosides.training.objective import Objective as Objective
 from twosides.training.recipes import Recipe as Recipe
 from twosides.training.recipes import recipes as recipes

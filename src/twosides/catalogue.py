@@ -26,6 +26,7 @@ HEADS = (
     "schedule",
     "w",
     "p",
+    "learned",
     "bound",
     "same weighting as (or nearest)",
     "source",
@@ -59,7 +60,7 @@ def _row(name: str, distinct: dict[str, Recipe]) -> Row:
     names = [name, *(n for n in recipes if recipes[n] is recipe and n != name)]
     found = {other: compare(recipe, distinct[other]) for other in distinct if other != name}
     equal = {other: result.factor for other, result in found.items() if result.same}
-    ends = {other: falls_off(_weights(distinct[other])) for other in distinct}
+    ends = {name: not r.reweights and falls_off(_weights(r)) for name, r in distinct.items()}
     far = {other: found[other].difference for other in found if ends[other]}
     nearest = min(far, key=far.__getitem__) if far and ends[name] and not equal else ""
     return Row(", ".join(names), recipe, _falling(recipe), equal, nearest, far.get(nearest, 0.0))
@@ -72,7 +73,7 @@ def _weights(recipe: Recipe) -> Tensor:
 def _falling(recipe: Recipe) -> bool:
     """Whether w never rises with logsnr, so that the loss is a variational bound."""
     w = _weights(recipe)
-    return bool((w[torch.isfinite(w)].diff() <= 1e-9).all())
+    return not recipe.reweights and bool((w[torch.isfinite(w)].diff() <= 1e-9).all())
 
 
 def brief(schedule: Schedule) -> str:
@@ -115,6 +116,7 @@ def cells(row: Row) -> tuple[str, ...]:
         brief(recipe.schedule),
         w,
         p,
+        recipe.learns,
         bound,
         same or near,
         recipe.paper,

@@ -108,8 +108,9 @@ def sample(
         steps: of the sampler.
         schedule: where to sample, by default the model's own: cosine, "cosine(-15, 15)", ...
         noise: other noise for the sampler: "churn(0.3)", "eta(1)", "ddim-eta(0.5)", deterministic.
-        grid: another grid: karras, "karras(5)", uniform-logsnr, beta, ays-sdxl, ... A pipeline's is
-            its own, but with --noise the sampler's.
+        grid: another grid: karras, "karras(5)", uniform-logsnr, beta, ays-sdxl, ...; "entropic" is
+            the one measured in training with a recipe that learns. A pipeline's is its own, but
+            with --noise the sampler's.
         compat: "published" for the sampler as its authors' code has it, known errors included.
         count: number of samples, by default 26, or 1 of a pipeline (with labels: their number).
         labels: classes to draw, one letter each, by default all in turn; of a pipeline 207,360.

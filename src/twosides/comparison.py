@@ -60,6 +60,9 @@ def compare(
 ) -> Comparison:
     """Compare two plans or two recipes; TypeError for anything else.
 
+    Weightings that are learned while training are compared as they start, and are the same only if
+    they learn alike from the same weights and levels.
+
     data_std: for recipes, the standard deviations of the data a and b are made for, to compare
     them where these data are equally hard to see: at the same `logsnr + 2 log(data_std)`. EDM is
     made for images of 0.5, latent models for 1.
@@ -144,18 +147,22 @@ def _recipes(a: Recipe, b: Recipe, tolerance: float, data_std: tuple[float, floa
         "levels drawn alike" if apart < 1e-9 else f"levels drawn {apart:.3f} apart in variation"
     )
     axis = AXIS if data_std == (1.0, 1.0) else f"{AXIS} of unit-variance data"
-    if not bool((torch.isfinite(v) ^ torch.isfinite(w)).any()) and bool(both.any()):
+    learned = {recipe.learns for recipe in (a, b) if recipe.reweights}
+    alike = not learned or (a.learns == b.learns and apart < 1e-9)
+    if alike and not bool((torch.isfinite(v) ^ torch.isfinite(w)).any()) and bool(both.any()):
         ratio = (v - w)[both]
         centre = float(ratio.median())
         spread = float(torch.expm1((ratio - centre).abs()).max())
         if spread <= tolerance:
             factor, reach = math.exp(centre), grid[both]
-            alike = abs(math.expm1(centre)) <= tolerance
+            equal = abs(math.expm1(centre)) <= tolerance
             proportional = f"same weighting up to the factor {factor:.6g}"
-            verdict = "identical weighting" if alike else proportional
+            verdict = "identical weighting" if equal else proportional
             where = f"{axis} in [{float(reach[0]):.3g}, {float(reach[-1]):.3g}]; {levels}"
             return Comparison(verdict, spread, where, factor)
     ends = "" if falls_off(v) and falls_off(w) else ", which it depends on"
+    if learned:
+        ends += f"; before learning ({', '.join(sorted(learned))})"
     where = f"{axis} in [{-RANGE:g}, {RANGE:g}]{ends}; {levels}"
     return Comparison(
         "different", total_variation(v, w, grid), where, measure="total variation of w"

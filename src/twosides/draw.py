@@ -17,7 +17,7 @@ from twosides.denoiser import Denoiser, Denoises
 from twosides.guidance import classifier_free
 from twosides.naming import named, unknown
 from twosides.progress import bar
-from twosides.sampling.grids import GRIDS
+from twosides.sampling.grids import GRIDS, Grid
 from twosides.sampling.sample import sample
 from twosides.sampling.samplers import Sampler, sampler_named
 from twosides.sampling.stochasticity import STOCHASTICITIES
@@ -28,15 +28,34 @@ BATCH = 250  # samples that are drawn at once
 
 
 def chosen_sampler(
-    sampler: str, noise: str | None = None, grid: str | None = None, compat: str | None = None
+    sampler: str,
+    noise: str | None = None,
+    grid: str | Grid | None = None,
+    compat: str | None = None,
 ) -> Sampler:
     """A preset, with other noise or another grid if named: "churn(0.3)", "karras(7)"."""
     chosen = sampler_named(sampler, compat)
     if noise is not None:
         chosen = replace(chosen, stochasticity=named("noise", noise, STOCHASTICITIES))
     if grid is not None:
-        chosen = replace(chosen, grid=named("grid", grid, GRIDS))
+        found = grid if isinstance(grid, Grid) else named("grid", grid, GRIDS)
+        chosen = replace(chosen, grid=found)
     return chosen
+
+
+def measured_grid(folder: Path) -> Grid:
+    """The grid that a model's training has measured, "entropic" in its notes."""
+    notes = checkpoint.read_notes(folder)
+    if "entropic" not in notes:
+        raise ValueError(
+            f"{folder} holds no measured grid, because its training kept no errors by level; train "
+            "with a recipe that learns, such as sd3+adaptive, or measure one on data with "
+            "twosides.grids.Entropic.measure"
+        )
+    grid = checkpoint.restore(notes["entropic"])
+    if not isinstance(grid, Grid):
+        raise ValueError(f'"entropic" in the notes of {folder} is no grid: {grid!r}')
+    return grid
 
 
 def label_tensor(labels: str, classes: str) -> Tensor:
@@ -70,7 +89,8 @@ def sample_model(
     """Sample a model folder and write the samples to a .png or .npy file."""
     if out.suffix not in (".png", ".npy"):
         raise ValueError(f"{out}: samples are written as .png or .npy, not {out.suffix!r}")
-    chosen = chosen_sampler(sampler, noise, grid, compat)
+    measured = measured_grid(folder) if grid == "entropic" else grid
+    chosen = chosen_sampler(sampler, noise, measured, compat)
     where = schedule_named(schedule) if schedule else None
     shape = sample_shape(folder)
     if out.suffix == ".png" and (len(shape) != 3 or shape[0] not in (1, 3)):

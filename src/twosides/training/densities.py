@@ -13,6 +13,7 @@ stratified levels. Given the weighting w, p only changes the variance of the los
 | `UShape`       | exp(a t) + exp(a (1 - t))      | rectified flow ++, reflow                    |
 | `Shifted`      | p(logsnr + 2 log s)            | SD3 and FLUX at high resolution              |
 | `Table`        | constant in bins               | measured ones                                |
+| `Adaptive`     | the error, while training      | VDM++, InfoNoise: `training.adaptive`        |
 
 Flow matching's uniform time is sech^2(logsnr/4)/8, the cosine's sech(logsnr/2)/(2 pi). SD3's cosmap
 is the cosine's: a time on the flow-matching schedule with `t/(1 - t) = tan(pi u/2)`.
@@ -41,6 +42,10 @@ class Density(abc.ABC):
     @abc.abstractmethod
     def log_prob(self, logsnr: Tensor) -> Tensor:
         """log p(logsnr); -inf outside the support."""
+
+    def log_divisor(self, logsnr: Tensor) -> Tensor:
+        """The logarithm of what a sample's loss is divided by: p, so that p does not matter."""
+        return self.log_prob(logsnr)
 
     def shifted(self, factor: float) -> Density:
         """`logsnr - 2 log(factor)`: levels drawn as on a shifted schedule; > 1 is noisier."""

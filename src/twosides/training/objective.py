@@ -4,12 +4,16 @@ Levels are drawn from p, the error is measured on whatever the network outputs, 
 
     w / (p kappa),   computed as exp(log w - log p - log kappa)
 
-which is 1 when the recipe is "plain mean squared error of the output at its own levels".
+which is 1 when the recipe is "plain mean squared error of the output at its own levels". Densities
+and weightings that adapt learn from the losses by `observe`, which a training loop calls after each
+step.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +22,7 @@ from torch import Tensor
 
 from twosides.denoiser import Denoiser, Denoises, describes
 from twosides.randomness import PerSample, Shared, fresh_seed
-from twosides.schedules import along_batch
+from twosides.training.adaptive import LevelBins, Uncertainty
 from twosides.training.densities import Density
 from twosides.training.weightings import Weighting
 
@@ -26,11 +30,15 @@ Randomness = torch.Generator | PerSample | None
 
 
 class Losses(NamedTuple):
-    """Per sample: the weighted loss, the logsnr it was measured at (CPU), the plain error."""
+    """Per sample: the weighted loss, the logsnr it was measured at (CPU), the plain error.
+
+    `error` is that of the network's output, `eps_error` that of eps, both means over elements.
+    """
 
     loss: Tensor
     logsnr: Tensor
     error: Tensor
+    eps_error: Tensor
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,28 @@ class Objective:
     weighting: Weighting
     density: Density
     stratified: bool = True
+
+    def __post_init__(self) -> None:
+        """ValueError for parts that learn from different bins."""
+        if len(set(_bins((self.weighting, self.density)))) > 1:
+            raise ValueError(
+                f"{self.weighting} and {self.density} learn from different bins; share one"
+            )
+
+    @functools.cached_property
+    def bins(self) -> LevelBins | None:
+        """What is learned beside the network, a module to checkpoint; None if nothing is."""
+        return next(_bins((self.weighting, self.density)), None)
+
+    def observe(self, losses: Losses) -> None:
+        """Learn from one step's losses, after it: those of the whole batch, on every process."""
+        if self.bins is None:
+            return
+        stated = self.weighting
+        stated = stated.base if isinstance(stated, Uncertainty) else stated
+        logsnr = losses.logsnr.to("cpu", torch.float64)
+        error = losses.eps_error.to("cpu", torch.float64)
+        self.bins.update(logsnr, loss=stated.log(logsnr).exp() * error, error=error)
 
     def __call__(
         self,
@@ -82,7 +112,8 @@ class Objective:
         logsnr = self.density.logsnr(u)
         level = describes(denoiser).level(logsnr)
         eps = draw.normal(x.shape[1:], x.dtype, x.device)
-        log_weight = self.weighting.log(logsnr) - self.density.log_prob(logsnr)
+        log_weight = self.weighting.log(logsnr) - self.density.log_divisor(logsnr)
+        log_kappa = torch.zeros_like(logsnr)
         standardise = getattr(denoiser, "standardise", None)
         x = standardise(x) if standardise else x
         if isinstance(denoiser, Denoiser):
@@ -90,11 +121,23 @@ class Objective:
             time = time.to(x.device, denoiser.time_dtype(x.dtype))
             answer = denoiser.predict(level.mix(x, eps), time, **conditioning)
             target = denoiser.output.of(x, eps, level)
-            log_weight = log_weight - denoiser.output.log_kappa(level)
+            log_kappa = denoiser.output.log_kappa(level)
         else:
             answer, target = denoiser(level.mix(x, eps), level, **conditioning).eps, eps
         error = ((answer - target) ** 2).reshape(len(x), -1).mean(1)
-        return Losses(along_batch(log_weight.exp(), error) * error, logsnr, error)
+        factors = torch.stack([log_weight - log_kappa, -log_kappa]).exp()
+        to_loss, to_eps = factors.to(error.device, error.dtype)
+        return Losses(to_loss * error, logsnr, error, to_eps * error.detach())
+
+
+def _bins(part: Any) -> Iterator[LevelBins]:
+    """All that a weighting or a density is made of, searched."""
+    if isinstance(part, LevelBins):
+        yield part
+    elif isinstance(part, tuple) or is_dataclass(part):
+        inner = part if isinstance(part, tuple) else [getattr(part, f.name) for f in fields(part)]
+        for each in inner:
+            yield from _bins(each)
 
 
 def _randomness(generator: Randomness, x: Tensor) -> PerSample | Shared:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from twosides.denoiser import Clock, Denoiser
-from twosides.naming import Table, named
+from twosides.naming import Table, named, unknown
 from twosides.schedules import (
     EDM,
     Betas,
@@ -24,6 +24,7 @@ from twosides.schedules import (
     Schedule,
     VPLinear,
 )
+from twosides.training.adaptive import LEARNERS
 from twosides.training.densities import (
     Density,
     FromSchedule,
@@ -54,6 +55,9 @@ from twosides.training.weightings import (
 class Recipe:
     """How a model is trained: what it predicts, on which schedule, at which levels, weighted how.
 
+    `learns` names what follows the error while training: "adaptive" levels, "entropy-rate",
+    "uncertainty", or nothing.
+
     >>> recipes["edm"].output, recipes["edm"].density
     ('F(0.5)', Normal(mean=2.4, std=2.4))
     """
@@ -64,6 +68,12 @@ class Recipe:
     weighting: Weighting
     time: str | Clock = "t"
     paper: str = ""
+    learns: str = ""
+
+    def __post_init__(self) -> None:
+        """ValueError for an unknown thing to learn."""
+        if self.learns and self.learns not in LEARNERS:
+            raise unknown("thing to learn beside the network", self.learns, LEARNERS)
 
     @classmethod
     def plain(
@@ -96,9 +106,25 @@ class Recipe:
         weighting = Product((error, *factors)) if factors else error
         return cls(output, schedule, density, weighting, time, paper)
 
+    def learning(self, what: str = "adaptive") -> Recipe:
+        """This recipe with levels or weights that follow the error; see `training.adaptive`.
+
+        "adaptive" trains the same objective with less variance; "entropy-rate" and "uncertainty"
+        train another one. "" learns nothing.
+        """
+        return replace(self, learns=what)
+
+    @property
+    def reweights(self) -> bool:
+        """Whether the weighting that is trained is learned, and only starts as `weighting`."""
+        return bool(self.learns) and LEARNERS[self.learns].reweights
+
     def objective(self, *, stratified: bool = True) -> Objective:
-        """The loss."""
-        return Objective(self.weighting, self.density, stratified)
+        """The loss; one that learns has statistics of its own, see `Objective.observe`."""
+        weighting, density = self.weighting, self.density
+        if self.learns:
+            weighting, density = LEARNERS[self.learns].make(weighting, density)
+        return Objective(weighting, density, stratified)
 
     def denoiser(self, network: Callable[..., Any], **options: Any) -> Denoiser:
         """A network as this recipe's denoiser; options are Denoiser's (time, data_mean, ...)."""
@@ -121,6 +147,7 @@ _LIPMAN = Recipe.plain("u", _FLOW, paper="Lipman+ 2022, arXiv 2210.02747")
 _SD3 = Recipe.plain("u", _FLOW, Normal.logit_normal(0, 1), paper="Esser+ 2024, arXiv 2403.03206")
 _LDM = Recipe.plain("eps", _SD, paper="Rombach+ 2022, arXiv 2112.10752")
 _SIT = "Ma+ 2024, arXiv 2401.08740"
+_EDM2 = "Karras+ 2024, arXiv 2312.02696"
 
 recipes: Table[Recipe] = Table(
     "recipe",
@@ -148,7 +175,8 @@ recipes: Table[Recipe] = Table(
             _RANGED,
             FromSchedule(_RANGED),
             Sigmoid(2),
-            paper="Kingma & Gao 2023, arXiv 2303.00848; its levels adapt",
+            paper="Kingma & Gao 2023, arXiv 2303.00848",
+            learns="adaptive",
         ),
         "sid2": Recipe(
             "v",
@@ -161,22 +189,28 @@ recipes: Table[Recipe] = Table(
         "edm-monotonic": replace(
             _EDM,
             weighting=Monotonic(_EDM.weighting),
-            paper="Kingma & Gao 2023, arXiv 2303.00848; its levels adapt",
+            paper="Kingma & Gao 2023, arXiv 2303.00848",
+            learns="adaptive",
+        ),
+        "infonoise": replace(
+            _EDM,
+            paper="Raya+ 2026, arXiv 2602.18647; started from EDM's levels",
+            learns="entropy-rate",
         ),
         "edm2": Recipe.plain(
             "F(0.5)",
             EDM(),
             Normal.log_normal_sigma(-0.4, 1.0),
             time="c_noise",
-            paper="Karras+ 2024, arXiv 2312.02696; without its learned weights",
-        ),
+            paper=_EDM2,
+        ).learning("uncertainty"),
         "edm2-img64": Recipe.plain(
             "F(0.5)",
             EDM(),
             Normal.log_normal_sigma(-0.8, 1.6),
             time="c_noise",
-            paper="Karras+ 2024, arXiv 2312.02696; without its learned weights",
-        ),
+            paper=_EDM2,
+        ).learning("uncertainty"),
         "sit-gvp": Recipe.plain("velocity", _COSINE, paper=_SIT),
         "sit-vp": Recipe.plain("velocity", _VP, paper=_SIT),
         "sit-linear-score": Recipe.weighted("score", _FLOW, paper=_SIT),
@@ -235,7 +269,16 @@ recipes: Table[Recipe] = Table(
 
 
 def recipe_named(recipe: str | Recipe) -> Recipe:
-    """A recipe by name, or the Recipe itself."""
+    """A recipe by name, with "+" and what it learns if wanted, or the Recipe itself.
+
+    >>> recipe_named("sd3+adaptive") == recipes["sd3"].learning("adaptive")
+    True
+    """
     if isinstance(recipe, Recipe):
         return recipe
-    return named("recipe", recipe, recipes)
+    if recipe in recipes:
+        return recipes[recipe]
+    name, _, learns = recipe.rpartition("+")
+    if learns and name in recipes:
+        return recipes[name].learning(learns)
+    return named("recipe", name if learns and name else recipe, recipes)
