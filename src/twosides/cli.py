@@ -161,7 +161,7 @@ def sample(
             model,
             out,
             count or len(labels or "") or 26,
-            sampler=chosen_sampler(sampler, noise, grid, compat),
+            sampler=chosen_sampler(sampler, noise, grid, compat, model),
             steps=steps,
             schedule=schedule,
             guidance=1.0 if guidance is None else guidance,

@@ -30,15 +30,20 @@ BATCH = 250  # samples that are drawn at once
 def chosen_sampler(
     sampler: str,
     noise: str | None = None,
-    grid: str | Grid | None = None,
+    grid: str | None = None,
     compat: str | None = None,
+    model: Path | None = None,
 ) -> Sampler:
-    """A preset, with other noise or another grid if named: "churn(0.3)", "karras(7)"."""
+    """A preset, with other noise or another grid if named: "churn(0.3)", "karras(7)".
+
+    The grid "entropic" is the one that the training of `model`, its folder, has measured.
+    """
     chosen = sampler_named(sampler, compat)
     if noise is not None:
         chosen = replace(chosen, stochasticity=named("noise", noise, STOCHASTICITIES))
     if grid is not None:
-        found = grid if isinstance(grid, Grid) else named("grid", grid, GRIDS)
+        own = model is not None and grid == "entropic"
+        found = measured_grid(model) if own else named("grid", grid, GRIDS)
         chosen = replace(chosen, grid=found)
     return chosen
 
@@ -89,8 +94,7 @@ def sample_model(
     """Sample a model folder and write the samples to a .png or .npy file."""
     if out.suffix not in (".png", ".npy"):
         raise ValueError(f"{out}: samples are written as .png or .npy, not {out.suffix!r}")
-    measured = measured_grid(folder) if grid == "entropic" else grid
-    chosen = chosen_sampler(sampler, noise, measured, compat)
+    chosen = chosen_sampler(sampler, noise, grid, compat, folder)
     where = schedule_named(schedule) if schedule else None
     shape = sample_shape(folder)
     if out.suffix == ".png" and (len(shape) != 3 or shape[0] not in (1, 3)):
