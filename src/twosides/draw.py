@@ -42,9 +42,8 @@ def chosen_sampler(
     if noise is not None:
         chosen = replace(chosen, stochasticity=named("noise", noise, STOCHASTICITIES))
     if grid is not None:
-        own = model is not None and grid == "entropic"
-        found = measured_grid(model) if own else named("grid", grid, GRIDS)
-        chosen = replace(chosen, grid=found)
+        measured = measured_grid(model) if model is not None and grid == "entropic" else None
+        chosen = replace(chosen, grid=measured or named("grid", grid, GRIDS))
     return chosen
 
 
