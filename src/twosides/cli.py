@@ -38,7 +38,8 @@ def train(
     """Train a network; the same command continues after an interruption.
 
     Args:
-        data: glyphs, glyphs-32, ring, or package.module:function returning a Task.
+        data: glyphs, glyphs-32, ring; your own, such as "folder:photos?size=64,flip", hf:path,
+            "tar:shards/{000..009}.tar", latents:path; or package.module:function giving a Task.
         out: the run's folder (checkpoints, logs, samples, and at the end the model).
         recipe: flow-matching, v-cosine, edm, sd3, min-snr, ...: see `twosides recipes`.
         network: JSON file {"class": "diffusers.UNet2DModel" or "module:Class", "config": {...}}.
@@ -482,6 +483,54 @@ def recipes(*, markdown: bool = False) -> None:
     print((catalogue.markdown if markdown else catalogue.text)(table), end="")
 
 
+def data(
+    name: Positional[str],
+    /,
+    *,
+    out: Path | None = None,
+    most: int | None = None,
+) -> None:
+    """Read all of the data and say what is there: count, classes, moments, bad files and why.
+
+    Args:
+        name: as for train.
+        out: a picture to write, .png: samples spread over the data.
+        most: read so many samples at most.
+    """
+    from twosides.data.summary import summary
+
+    print(summary(name, out, most))
+
+
+def encode_latents(
+    data: Positional[str],
+    /,
+    *,
+    pipeline: Path,
+    out: Path,
+    batch: int = 16,
+    captions: bool = False,
+) -> None:
+    """Encode images with a pipeline's VAE, to train on; continues after an interruption.
+
+    Args:
+        data: images, such as "folder:photos?size=256,flip".
+        pipeline: a diffusers pipeline's folder; only safetensors are read.
+        out: a new folder for the latents: `twosides train latents:FOLDER`.
+        batch: images encoded at once.
+        captions: encode the texts beside the images too (a.txt beside a.png) and train on them.
+    """
+    from twosides.data.encode import encode_latents as encode
+    from twosides.data.images import Images
+    from twosides.data.tasks import task_named
+
+    images = task_named(data).data
+    if not isinstance(images, Images):
+        raise ValueError(f"{data} is no set of images that can be read by number")
+    print(f"{len(encode(images, data, pipeline, out, batch=batch, captions=captions))} latents")
+    print(f"{out} is ready: twosides train latents:{out}")
+
+
 def verify() -> None:
     """Check every claim of "Diffusion Meets Flow Matching", errata included; exit 1 on failure."""
     from twosides.verify import verify as check
@@ -519,6 +568,8 @@ COMMANDS = (
     ema,
     evaluate,
     report,
+    data,
+    encode_latents,
     samplers,
     recipes,
     convert,

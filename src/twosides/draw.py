@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,16 +62,18 @@ def measured_grid(folder: Path) -> Grid:
     return grid
 
 
-def label_tensor(labels: str, classes: str) -> Tensor:
-    """Class numbers of letters; ValueError for one that the model does not know."""
-    wrong = [letter for letter in labels if letter not in classes]
+def label_tensor(labels: str | Sequence[str], classes: Sequence[str]) -> Tensor:
+    """Class numbers of letters, or of words with commas; ValueError for one that is not known."""
+    if isinstance(labels, str) and not isinstance(classes, str):
+        labels = labels.split(",")
+    wrong = [name for name in labels if name not in classes]
     if wrong:
         raise (
             unknown("class", wrong[0], classes)
             if classes
             else ValueError("the model has no classes")
         )
-    return torch.tensor([classes.index(letter) for letter in labels])
+    return torch.tensor([classes.index(name) for name in labels])
 
 
 def sample_model(
@@ -138,12 +140,13 @@ def model_samples(
     denoiser = checkpoint.load(folder, trust_code=trust_code)
     config, shape = checkpoint.read_config(folder), sample_shape(folder)
     classes = config.get("classes", "")
-    if labels is None and classes:
-        labels = "".join(classes[i % len(classes)] for i in range(count))
+    drawn: str | list[str] | None = labels
+    if drawn is None and classes:
+        drawn = [classes[i % len(classes)] for i in range(count)]
     conditioning: dict[str, Any] = {}
-    if labels is not None:
-        conditioning["class_labels"] = label_tensor(labels, classes)
-    count = len(labels) if labels is not None else count
+    if drawn is not None:
+        conditioning["class_labels"] = label_tensor(drawn, classes)
+        count = len(conditioning["class_labels"])
     steered = guided(denoiser, guidance, config.get("null", {}))
     parts: list[Tensor] = []
     # Sample i depends on (seed, i) only, so batches change nothing but the memory they need.
@@ -181,10 +184,15 @@ def guided(denoiser: Denoiser, scale: float, null: dict[str, Any]) -> Denoises:
 
 
 def draw_classes(
-    denoiser: Denoiser, shape: tuple[int, ...], classes: str, *, seed: int, count: int = 26
+    denoiser: Denoiser,
+    shape: tuple[int, ...],
+    classes: Sequence[str],
+    *,
+    seed: int,
+    count: int = 26,
 ) -> Any:
-    """A picture of one sample per class (or of `count`), 20 DDIM steps."""
-    count = len(classes) or count
+    """A picture of one sample of each of the first 52 classes, or of `count`, 20 DDIM steps."""
+    count = min(len(classes), 52) or count
     labels: dict[str, Any] = {"class_labels": torch.arange(count)} if classes else {}
     x = sample(denoiser, (count, *shape), steps=20, seed=seed, **labels)
     return pictures.grid(x, columns=13)

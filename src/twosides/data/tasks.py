@@ -1,15 +1,16 @@
 """Things to train on by name: the data, their shape and classes, and a network that suits them.
 
-A task is a row of `TASKS`; adding one is adding it here. Any other data set is an import path
-"package.module:function" of a function that returns a Task.
+A task is a row of `TASKS`; adding one is adding it here. Data of one's own are a name of `sources`,
+"folder:photos?size=64", or an import path "package.module:function" of a function that returns a
+Task.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -19,20 +20,31 @@ from twosides.naming import unknown
 from twosides.oracle import GaussianMixture
 
 
+@runtime_checkable
+class Stream(Protocol):
+    """Endless data: samples start, start + 1, ..., each a function of its number."""
+
+    def items(self, start: int = 0) -> Iterator[dict[str, Any]]:
+        """The samples from `start` on."""
+        ...
+
+
 @dataclass(frozen=True)
 class Task:
     """Data as dictionaries with "x" of `shape`, and the description of a network for them.
 
-    `classes` names the labels 0, 1, ... one character each; `null` is the conditioning that
-    classifier-free guidance drops, with its null value.
+    `classes` names the labels 0, 1, ...: a character each, or a tuple of words. `null` is the
+    conditioning that classifier-free guidance drops, with its null value, a number or one row
+    (1, ...). Instead of a data set, `data` may be endless: `data.items(start)` iterates over
+    samples start, start + 1, ...
     """
 
-    data: Dataset[Any]
+    data: Dataset[Any] | Stream
     shape: tuple[int, ...]
     network: dict[str, Any]
     time: str = "t"
-    classes: str = ""
-    null: Mapping[str, int] = field(default_factory=dict)
+    classes: str | tuple[str, ...] = ""
+    null: Mapping[str, int | Tensor] = field(default_factory=dict)
 
 
 class Points(Dataset[dict[str, Tensor]]):
@@ -51,22 +63,32 @@ class Points(Dataset[dict[str, Tensor]]):
         return {"x": self.x[index]}
 
 
-def unet(size: int, channels: tuple[int, ...], classes: int) -> dict[str, Any]:
-    """A small class-conditional diffusers UNet for grey images; one class more is the null one."""
+def unet(
+    size: int, channels: tuple[int, ...], classes: int, colours: int = 1, text: int = 0
+) -> dict[str, Any]:
+    """A small diffusers UNet for images of `colours` channels, conditional on what there is.
+
+    That is `classes`, of which one more is the null one, or tokens of width `text`.
+    """
     last = len(channels) - 1
-    down = ["AttnDownBlock2D" if i == last else "DownBlock2D" for i in range(len(channels))]
+    attention = "CrossAttnDownBlock2D" if text else "AttnDownBlock2D"
+    down = [attention if i == last else "DownBlock2D" for i in range(len(channels))]
     config = {
         "sample_size": size,
-        "in_channels": 1,
-        "out_channels": 1,
+        "in_channels": colours,
+        "out_channels": colours,
         "layers_per_block": 1,
         "block_out_channels": list(channels),
         "down_block_types": down,
         "up_block_types": [name.replace("Down", "Up") for name in reversed(down)],
         "norm_num_groups": 8,
         "attention_head_dim": 16,
-        "num_class_embeds": classes + 1,
     }
+    if text:
+        config |= {"attention_head_dim": 4, "cross_attention_dim": text}
+        return {"class": "diffusers.UNet2DConditionModel", "config": config}
+    if classes:
+        config["num_class_embeds"] = classes + 1
     return {"class": "diffusers.UNet2DModel", "config": config}
 
 
@@ -91,11 +113,15 @@ TASKS: dict[str, Callable[[], Task]] = {
 
 
 def task_named(name: str) -> Task:
-    """A task by name or by import path "package.module:function"."""
+    """A task by name, of `sources` too, or by import path "package.module:function"."""
+    from twosides.data.sources import SOURCES, source_named
+
     if name in TASKS:
         return TASKS[name]()
+    if name.partition(":")[0] in SOURCES:
+        return source_named(name)
     if ":" not in name:
-        raise unknown("data set", name, TASKS)
+        raise unknown("data set", name, [*TASKS, *(f"{kind}:..." for kind in SOURCES)])
     module, _, function = name.partition(":")
     task = getattr(importlib.import_module(module), function)()
     if not isinstance(task, Task):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import json
 import logging
 import time
@@ -52,7 +53,7 @@ class Settings:
     warmup: int = 50
     seed: int = 0
     sigma_rel: float = 0.1
-    null: Mapping[str, int] = field(default_factory=dict)
+    null: Mapping[str, int | Tensor] = field(default_factory=dict)
     dropout: float = 0.1
     minutes: float | None = None
     checkpoint_every: int = 200
@@ -134,7 +135,8 @@ class Module(lightning.LightningModule):
         for name, null in self.settings.null.items():
             value = conditioning[name]
             gone = drop.to(value.device).reshape(-1, *[1] * (value.ndim - 1))
-            conditioning[name] = torch.where(gone, torch.full_like(value, null), value)
+            filler = torch.as_tensor(null, dtype=value.dtype, device=value.device)
+            conditioning[name] = torch.where(gone, filler, value)
         return conditioning
 
 
@@ -320,7 +322,12 @@ def _identity(denoiser: Denoiser, settings: Settings) -> dict[str, Any]:
 def _lasting(settings: Settings) -> dict[str, Any]:
     """Settings that a continued run must share; it may go on for longer, or elsewhere."""
     free = ("steps", "minutes", "devices", "checkpoint_every", "picture_every")
-    return {name: value for name, value in asdict(settings).items() if name not in free}
+    lasting = {name: value for name, value in asdict(settings).items() if name not in free}
+    return {**lasting, "null": {name: _noted(value) for name, value in settings.null.items()}}
+
+
+def _noted(null: int | Tensor) -> int | str:
+    return null if isinstance(null, int) else hashlib.sha256(null.numpy().tobytes()).hexdigest()
 
 
 def _finished(folder: Path, asked: dict[str, Any]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from twosides import checkpoint
 from twosides.data.tasks import Task, task_named
@@ -37,17 +37,18 @@ def train_task(
     about = {"recipe": recipe, "shape": list(task.shape), "classes": task.classes}
     return fit(
         network,
-        task.data,
+        cast(Any, task.data),
         chosen,
         folder,
         wanted,
         draw=_drawer(task),
-        about={**about, "null": dict(task.null)},
+        about={**about, "null": {k: v for k, v in task.null.items() if isinstance(v, int)}},
         time=clock,
     )
 
 
 def _drawer(task: Task) -> Callable[[Denoiser], bytes] | None:
-    if len(task.shape) != 3:
+    told = task.null.keys() - {"class_labels"}  # what a picture would have to be drawn of
+    if len(task.shape) != 3 or task.shape[0] not in (1, 3) or told:
         return None
     return lambda denoiser: png(draw_classes(denoiser, task.shape, task.classes, seed=0))

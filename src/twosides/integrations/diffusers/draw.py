@@ -65,8 +65,11 @@ def sample_pipeline(
     return x
 
 
-def load_pipeline(folder: Path) -> Any:
-    """A pipeline from safetensors, on the accelerator if there is one. No code of it is run."""
+def load_pipeline(folder: Path, *, network: bool = True) -> Any:
+    """A pipeline from safetensors, on the accelerator if there is one. No code of it is run.
+
+    Without its `network`, what is around that: the VAE, the text encoder.
+    """
     index = read_index(folder)
     parts = {key: value for key, value in index.items() if isinstance(value, list | tuple)}
     # diffusers asks again for parts that were saved as absent.
@@ -74,6 +77,7 @@ def load_pipeline(folder: Path) -> Any:
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     name = network_name({key: value for key, value in parts.items() if present(value)})
     dtype = stored_dtype(folder / name) if accelerator else None
+    absent |= {} if network else {name: None}
     pipeline: Any = getattr(diffusers, "DiffusionPipeline")  # noqa: B009 - exported lazily
     with torch.random.fork_rng(devices=[]):  # some parts are built with random weights first
         pipe = pipeline.from_pretrained(

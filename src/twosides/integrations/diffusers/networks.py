@@ -136,14 +136,23 @@ def _callable(network: Any) -> nn.Module:
 # ---------------------------------------------------------------------------- latents
 
 
-@torch.no_grad()
 def to_latents(vae: Any, images: Tensor) -> Tensor:
     """Images in [-1, 1] as a pipeline's latents: the mean of the VAE's, in the network's units."""
+    return posterior(vae, images)[0]
+
+
+@torch.no_grad()
+def posterior(vae: Any, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the latents of images in [-1, 1], in the network's units.
+
+    The deviation is 0 for VAEs without any noise.
+    """
     answer = _given(vae).encode(images.to(vae.device, vae.dtype))
     dist = getattr(answer, "latent_dist", None)
     raw = dist.mode() if dist is not None else answer.latent
+    std = torch.zeros_like(raw) if dist is None else dist.std.expand_as(raw)
     shift, scale = _units(vae, raw)
-    return ((raw - shift) * scale).to(images.dtype)
+    return ((raw - shift) * scale).to(images.dtype), (std * abs(scale)).to(images.dtype)
 
 
 @torch.no_grad()

@@ -1,0 +1,95 @@
+"""Latents that were encoded before training: what `encode` writes, as a data set.
+
+    folder/encoding.json                what is encoded: data, pipeline, size
+    folder/shard-00000/                 latents.safetensors, bad.json, and their checksums
+    folder/summary/                     written last: counts, classes, statistics, the null prompt
+
+A latent is kept as the posterior's mean and standard deviation, in the units that the pipeline's
+network is trained in: (raw - shift) scale, with the VAE's own numbers. A sample is a draw
+
+    x_i = mean_i + std_i n_i            n_i a function of (seed, i)
+"""
+
+from __future__ import annotations
+
+import bisect
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, cast
+
+from safetensors import safe_open
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from twosides.randomness import PerSample
+from twosides.storage import CorruptFolder, load_tree, verify_folder
+
+SHARD, BAD = "latents.safetensors", "bad.json"
+SUMMARY, ENCODING = "summary", "encoding.json"
+
+
+def shard_folder(folder: Path, number: int) -> Path:
+    """Where shard `number` is."""
+    return folder / f"shard-{number:05d}"
+
+
+class Latents(Dataset[dict[str, Tensor]]):
+    """Encoded images: {"x": (C, h, w)} and the class or the embedded caption.
+
+    `data_mean` and `data_std` (C, 1, 1) are those of the draws. `null` (1, L, width) is the empty
+    caption; `width` is 0 without captions. Checksums are verified when a shard is first read.
+    """
+
+    def __init__(self, folder: str | Path, *, mean: bool = False, seed: int = 0) -> None:
+        """`mean` leaves the posterior's noise out; `CorruptFolder` says what is damaged."""
+        self.folder, self.mean, self.seed = Path(folder), mean, seed
+        if not (self.folder / SUMMARY).is_dir():
+            raise FileNotFoundError(
+                f"{folder} holds no finished latents; `twosides encode-latents` writes them, and "
+                "goes on where it was interrupted"
+            )
+        verify_folder(self.folder / SUMMARY)
+        summary = load_tree(self.folder / SUMMARY)
+        try:
+            self.shape: tuple[int, int, int] = tuple(summary["shape"])
+            self.classes: tuple[str, ...] = tuple(summary["classes"])
+            self.bad: list[str] = summary["bad"]
+            self.data_mean, self.data_std = summary["data_mean"], summary["data_std"]
+            self.null: Tensor | None = summary["null"]
+            self.ends = list(accumulate(summary["counts"]))
+        except (KeyError, TypeError) as error:
+            reason = f"describes no latents: {error!r}"
+            raise CorruptFolder(self.folder, SUMMARY, reason) from None
+        self.width = 0 if self.null is None else self.null.shape[-1]
+        self._open: dict[int, Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the open files, which another process opens itself."""
+        return {**self.__dict__, "_open": {}}
+
+    def __len__(self) -> int:
+        """Number of latents."""
+        return self.ends[-1]
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """One sample."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"latent {index} was asked for, there are {len(self)}")
+        number = bisect.bisect_right(self.ends, index)
+        row = index - (self.ends[number - 1] if number else 0)
+        stored = {name: self._row(number, name, row) for name in self._names()}
+        x = stored.pop("mean")
+        if not self.mean:
+            x = x + stored.pop("std") * PerSample(self.seed, [index]).normal(self.shape)[0]
+        return {"x": x, **stored}
+
+    def _names(self) -> list[str]:
+        said = ["encoder_hidden_states"] if self.width else ["class_labels"] * bool(self.classes)
+        return ["mean", *([] if self.mean else ["std"]), *said]
+
+    def _row(self, number: int, name: str, row: int) -> Tensor:
+        if number not in self._open:
+            folder = shard_folder(self.folder, number)
+            verify_folder(folder)
+            self._open[number] = cast(Any, safe_open(folder / SHARD, framework="pt"))
+        return self._open[number].get_slice(name)[row].clone()

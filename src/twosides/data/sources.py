@@ -1,0 +1,148 @@
+"""Data of one's own by name: "folder:photos?size=64,flip", "tar:shards/{000..009}.tar".
+
+A name is a kind, a path, and options after a question mark: `option=value`, or `option` alone for
+true. The kinds are the rows of `SOURCES`; the options of a kind are its function's parameters.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from twosides.data.decode import Frame
+from twosides.data.images import Folder, Images
+from twosides.data.tasks import Task, unet
+from twosides.naming import unknown
+
+
+def folder(
+    path: str,
+    *,
+    size: int = 64,
+    grey: bool = False,
+    flip: bool = False,
+    labels: bool = True,
+    max_bad: float = 0.1,
+) -> Task:
+    """Images in a folder, of the classes that its subfolders are."""
+    files = Folder(Path(path), labels)
+    return _pictures(Images(files, Frame(size, grey), flip=flip, max_bad=max_bad))
+
+
+def tar(
+    path: str,
+    *,
+    size: int = 64,
+    grey: bool = False,
+    flip: bool = False,
+    labels: bool = True,
+    ignore: str = "",
+    max_bad: float = 0.1,
+) -> Task:
+    """Samples in tar files; `ignore` is the extensions to leave out, joined by +."""
+    from twosides.data.tars import Tars
+
+    files = Tars(path, labels, tuple(filter(None, ignore.split("+"))))
+    return _pictures(Images(files, Frame(size, grey), flip=flip, max_bad=max_bad))
+
+
+def hf(
+    path: str,
+    *,
+    size: int = 64,
+    grey: bool = False,
+    flip: bool = False,
+    image: str = "image",
+    label: str = "auto",
+    text: str = "",
+    split: str = "train",
+    stream: bool = False,
+    seed: int = 0,
+    max_bad: float = 0.1,
+) -> Task:
+    """A Hugging Face dataset, its columns by name; `stream` reads in order, shuffled by `seed`."""
+    from twosides.data.huggingface import Columns, Rows, Stream
+
+    columns, frame = Columns(image, label, text, split), Frame(size, grey)
+    if stream:
+        return _pictures(Stream(path, frame, columns, seed=seed, flip=flip, max_bad=max_bad))
+    if seed:
+        raise ValueError("seed is that of a stream's order, of rows it is the training's")
+    return _pictures(Images(Rows(path, columns), frame, flip=flip, max_bad=max_bad))
+
+
+def latents(path: str, *, mean: bool = False, seed: int = 0) -> Task:
+    """What `twosides encode-latents` wrote: a draw of each posterior by `seed`, or its `mean`."""
+    from twosides.data.latents import Latents
+
+    data = Latents(path, mean=mean, seed=seed)
+    channels, size, _ = data.shape
+    network = unet(size, _widths(size), len(data.classes), channels, data.width)
+    text = None if data.null is None else {"encoder_hidden_states": data.null}
+    null = text or _null(data.classes)
+    return Task(data, data.shape, network, "1000t", data.classes, null)
+
+
+SOURCES: dict[str, Callable[..., Task]] = {
+    "folder": folder,
+    "tar": tar,
+    "hf": hf,
+    "latents": latents,
+}
+
+
+def source_named(name: str) -> Task:
+    """The task of a name such as "folder:photos?size=64"; ValueError for what is not known."""
+    kind, _, rest = name.partition(":")
+    if kind not in SOURCES:
+        raise unknown("kind of data", kind, SOURCES)
+    path, _, words = rest.rpartition("?") if "?" in rest else (rest, "", "")
+    return SOURCES[kind](str(Path(path).expanduser()), **_options(kind, words))
+
+
+def options_of(kind: str) -> dict[str, Any]:
+    """The options of a kind of data, with their defaults."""
+    parameters = inspect.signature(SOURCES[kind]).parameters
+    return {name: p.default for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+
+
+def _options(kind: str, words: str) -> dict[str, Any]:
+    known, given = options_of(kind), dict[str, Any]()
+    for word in filter(None, words.split(",")):
+        name, equals, value = word.partition("=")
+        if name not in known:
+            raise unknown(f"option of {kind}:", name, known)
+        if name in given:
+            raise ValueError(f"the option {name} is given twice: {words!r}")
+        given[name] = _value(name, value if equals else "true", type(known[name]))
+    return given
+
+
+def _value(name: str, text: str, kind: type[Any]) -> Any:
+    words = {"true": True, "false": False}
+    try:
+        return words[text.lower()] if kind is bool else kind(text)
+    except (ValueError, KeyError):
+        wanted = "true or false" if kind is bool else f"of type {kind.__name__}"
+        raise ValueError(f"the option {name} is {wanted}, got {text!r}") from None
+
+
+def _pictures(data: Any) -> Task:
+    """Images with the small network that suits their size."""
+    frame: Frame = data.frame
+    network = unet(frame.size, _widths(frame.size), len(data.classes), frame.shape[0])
+    return Task(data, frame.shape, network, "1000t", data.classes, _null(data.classes))
+
+
+def _widths(size: int) -> tuple[int, ...]:
+    """Down to 8 pixels, in as many halvings as the size allows."""
+    halvings = 0
+    while halvings < 3 and size % 2 ** (halvings + 1) == 0 and size >= 16 * 2**halvings:
+        halvings += 1
+    return (32, *[64] * halvings)
+
+
+def _null(classes: tuple[str, ...]) -> dict[str, Any]:
+    return {"class_labels": len(classes)} if classes else {}
