@@ -30,7 +30,14 @@ from twosides.sampling.samplers import Sampler
 from twosides.sampling.steps import Solver
 from twosides.sampling.stochasticity import Stochasticity
 from twosides.schedules import Schedule
-from twosides.storage import commit_folder, load_tensors, save_tensors, verify_folder
+from twosides.storage import (
+    commit_folder,
+    load_tensors,
+    open_tensors,
+    read_json,
+    save_tensors,
+    verify_folder,
+)
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 SCHEDULES: dict[str, type[Schedule]] = {
@@ -283,7 +290,9 @@ def load(folder: str | Path, *, trust_code: bool = False) -> Denoiser:
     """
     folder = model_folder(folder)
     verify_folder(folder)
-    denoiser = build_denoiser(read_config(folder), trust_code=trust_code)
+    config = read_config(folder)
+    _check_size(folder, config)
+    denoiser = build_denoiser(config, trust_code=trust_code)
     try:
         denoiser.load_state_dict(load_tensors(folder / WEIGHTS))
     except RuntimeError as error:
@@ -291,14 +300,31 @@ def load(folder: str | Path, *, trust_code: bool = False) -> Denoiser:
     return denoiser.eval()
 
 
+def _check_size(folder: Path, config: dict[str, Any]) -> None:
+    """Refuse a network that is larger than its weights' file, before memory is taken for it."""
+    spec = config.get("network")
+    while isinstance(spec, dict) and spec.get("class") == "Converted":
+        spec = spec.get("of", {}).get("network")
+    path = str(spec.get("class") if isinstance(spec, dict) else "")
+    if ":" in path and not path.startswith("twosides."):
+        return  # code that is trusted, which need not run without memory
+    with torch.device("meta"):
+        wanted = sum(value.numel() for value in build_network(spec).state_dict().values())
+    with open_tensors(folder / WEIGHTS) as file:
+        shapes = [file.get_slice(name).get_shape() for name in file.keys()]
+    stored = sum(math.prod(shape) for shape in shapes)
+    if wanted > stored:
+        raise ValueError(
+            f"{folder / WEIGHTS} does not fit the network: by {CONFIG} that has {wanted} numbers, "
+            f"the file has {stored}"
+        )
+
+
 def read_config(folder: str | Path) -> dict[str, Any]:
     """config.json of a model folder; ValueError if it is not one."""
     path = model_folder(folder) / CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(config, dict) or config.get("format") != "twosides.model":
+    config = read_json(path)
+    if config.get("format") != "twosides.model":
         raise ValueError(f"{path} does not describe a twosides model")
     if config.get("version") != 1:
         raise ValueError(f"{path} has version {config.get('version')!r}; this twosides reads 1")

@@ -238,7 +238,7 @@ def _verify_file(folder: Path, name: str, record: dict[str, Any]) -> None:
 
 
 def _read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    manifest = _read_json(folder, MANIFEST)
+    manifest = read_json(folder / MANIFEST)
     try:
         if all(record.keys() == {"size", "sha256"} for record in manifest.values()):
             return manifest
@@ -247,13 +247,19 @@ def _read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     raise CorruptFolder(folder, MANIFEST, "does not map names to a size and a SHA-256")
 
 
-def _read_json(folder: Path, name: str) -> dict[str, Tree]:
+def read_json(path: Path) -> dict[str, Tree]:
+    """A JSON object in a file of finite numbers and modest depth; `CorruptFolder` if it is none.
+
+    JSON is the only text format that is read: it has no references to expand.
+    """
+    folder, name = path.absolute().parent, path.name
     try:
-        with open(folder / name, "rb") as file:
+        with open(path, "rb") as file:
             data = file.read(MAX_JSON + 1)
         if len(data) > MAX_JSON:
             raise ValueError(f"it is longer than {MAX_JSON} bytes")
-        document = json.loads(data)
+        document = json.loads(data, parse_constant=_finite, parse_float=_finite)
+        _check_depth(document)
     except FileNotFoundError:
         raise CorruptFolder(folder, name, "is missing") from None
     except (ValueError, RecursionError) as error:
@@ -261,6 +267,25 @@ def _read_json(folder: Path, name: str) -> dict[str, Tree]:
     if not isinstance(document, dict):
         raise CorruptFolder(folder, name, "is not a JSON object")
     return cast(dict[str, Tree], document)
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text} is not a finite number")
+    return value
+
+
+def _check_depth(document: Tree) -> None:
+    layer, depth = [document], 0
+    while layer := [
+        item
+        for node in layer
+        if isinstance(node, dict | list)
+        for item in cast(Iterable[Tree], node.values() if isinstance(node, dict) else node)
+    ]:
+        depth += 1
+        if depth > 4 * MAX_DEPTH:  # of a tree of MAX_DEPTH, with a tag and a pair for each key
+            raise ValueError(f"it is nested deeper than {4 * MAX_DEPTH} levels")
 
 
 def _sha256(path: Path) -> str:
@@ -371,7 +396,7 @@ def save_tree(folder: str | Path, tree: Tree) -> None:
 def load_tree(folder: str | Path) -> Tree:
     """Read what `save_tree` wrote; raise `CorruptFolder` if it is not that."""
     folder = Path(folder).absolute()
-    document = _read_json(folder, TREE)
+    document = read_json(folder / TREE)
     if document.get("format") != "twosides tree" or document.get("version") != 1:
         found = (document.get("format"), document.get("version"))
         raise CorruptFolder(folder, TREE, f"is {found}, this is a reader of ('twosides tree', 1)")
@@ -508,12 +533,17 @@ def save_tensors(path: str | Path, tensors: dict[str, Tensor]) -> None:
 
 def load_tensors(path: str | Path) -> dict[str, Tensor]:
     """Read a safetensors file; `CorruptFolder` names what is wrong with it."""
+    with open_tensors(path) as file:
+        # cloned, because the tensors are views of the file and would change and end with it
+        return {name: file.get_tensor(name).clone() for name in file.keys()}
+
+
+def open_tensors(path: str | Path) -> Any:
+    """safetensors' `safe_open` of a file whose header is of modest length; `CorruptFolder`."""
     path = Path(path).absolute()
     try:
         _check_header(path)
-        with cast(Any, safe_open(path, framework="pt", device="cpu")) as file:
-            # cloned, because the tensors are views of the file and would change and end with it
-            return {name: file.get_tensor(name).clone() for name in file.keys()}
+        return cast(Any, safe_open(path, framework="pt", device="cpu"))
     except FileNotFoundError:
         raise CorruptFolder(path.parent, path.name, "is missing") from None
     except SafetensorError as error:
@@ -526,9 +556,22 @@ def _check_header(path: Path) -> None:
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         size = os.fstat(file.fileno()).st_size
-    if length > min(MAX_HEADER, size - 8):
-        reason = f"of {size} bytes claims a header of {length}; at most {MAX_HEADER} are accepted"
-        raise CorruptFolder(path.parent, path.name, reason)
+        if length > min(MAX_HEADER, size - 8):
+            reason = f"of {size} bytes claims a header of {length}; at most {MAX_HEADER}"
+            raise CorruptFolder(path.parent, path.name, f"{reason} are accepted")
+        try:
+            json.loads(file.read(length), object_pairs_hook=_unique)
+        except (ValueError, RecursionError) as error:
+            reason = f"is not a safetensors file: {error}"
+            raise CorruptFolder(path.parent, path.name, reason) from None
+
+
+def _unique(pairs: list[tuple[str, Tree]]) -> dict[str, Tree]:
+    """Of a name that is there twice, safetensors takes one in silence."""
+    names = Counter(name for name, _ in pairs)
+    if len(names) < len(pairs):
+        raise ValueError(f"{names.most_common(1)[0][0]!r} is there twice")
+    return dict(pairs)
 
 
 # --- Checkpoints -----------------------------------------------------------------------------

@@ -102,6 +102,8 @@ def _opened(data: bytes) -> Image:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
         raise BadImage(f"is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image") from None
+    except Image.DecompressionBombError:  # Pillow's own limit, above this one
+        raise BadImage(f"claims too many pixels; at most {MAX_PIXELS} are accepted") from None
     _accept(*image.size)
     # Of the pictures in a photograph (MPO), the first is the photograph.
     if getattr(image, "is_animated", False) and image.format != "MPO":

@@ -187,7 +187,7 @@ class Stream:
                 bad += 1
                 if first - start >= 100 and bad > self.max_bad * (first - start):
                     raise ValueError(
-                        f"{bad} of {first - start} samples are bad, and max_bad={self.max_bad:g} of "
+                        f"{bad} of {first - start} samples are bad, max_bad={self.max_bad:g} of "
                         f"them may be: {'; '.join(self.bad[:5])}"
                     )
                 continue

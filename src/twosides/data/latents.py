@@ -15,14 +15,13 @@ from __future__ import annotations
 import bisect
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from safetensors import safe_open
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from twosides.randomness import PerSample
-from twosides.storage import CorruptFolder, load_tree, verify_folder
+from twosides.storage import CorruptFolder, load_tree, open_tensors, verify_folder
 
 SHARD, BAD = "latents.safetensors", "bad.json"
 SUMMARY, ENCODING = "summary", "encoding.json"
@@ -56,6 +55,8 @@ class Latents(Dataset[dict[str, Tensor]]):
             self.bad: list[str] = summary["bad"]
             self.data_mean, self.data_std = summary["data_mean"], summary["data_std"]
             self.null: Tensor | None = summary["null"]
+            if not all(type(count) is int and count >= 0 for count in summary["counts"]):
+                raise TypeError("counts that are none")
             self.ends = list(accumulate(summary["counts"]))
         except (KeyError, TypeError) as error:
             reason = f"describes no latents: {error!r}"
@@ -76,7 +77,7 @@ class Latents(Dataset[dict[str, Tensor]]):
         if not 0 <= index < len(self):
             raise IndexError(f"latent {index} was asked for, there are {len(self)}")
         number = bisect.bisect_right(self.ends, index)
-        row = index - (self.ends[number - 1] if number else 0)
+        row = index - (self.ends[number] - self._count(number))
         stored = {name: self._row(number, name, row) for name in self._names()}
         x = stored.pop("mean")
         if not self.mean:
@@ -91,5 +92,20 @@ class Latents(Dataset[dict[str, Tensor]]):
         if number not in self._open:
             folder = shard_folder(self.folder, number)
             verify_folder(folder)
-            self._open[number] = cast(Any, safe_open(folder / SHARD, framework="pt"))
+            self._open[number] = self._checked(folder, self._count(number))
         return self._open[number].get_slice(name)[row].clone()
+
+    def _count(self, number: int) -> int:
+        return self.ends[number] - (self.ends[number - 1] if number else 0)
+
+    def _checked(self, folder: Path, count: int) -> Any:
+        """An open shard whose tensors have the shapes that the summary says."""
+        file = open_tensors(folder / SHARD)
+        width = () if self.null is None else tuple(self.null.shape[1:])
+        shapes = {"encoder_hidden_states": width, "class_labels": ()}
+        for name in self._names():
+            wanted = [count, *shapes.get(name, self.shape)]
+            found = file.get_slice(name).get_shape() if name in file.keys() else "missing"
+            if found != wanted:
+                raise CorruptFolder(folder, SHARD, f"has {name} {found}, not {wanted}")
+        return file

@@ -253,7 +253,10 @@ def _number(field: bytes) -> int:
     """Octal, or GNU's and star's binary."""
     if field[:1] == b"\x80":
         return int.from_bytes(field[1:], "big")
-    return int(field.strip(b" \0") or b"0", 8)
+    digits = field.strip(b" \0")
+    if not re.fullmatch(rb"[0-7]*", digits):
+        raise ValueError
+    return int(digits or b"0", 8)
 
 
 def _text(field: bytes) -> str:
@@ -286,7 +289,7 @@ def _records(data: bytes) -> Iterator[tuple[str, bytes]]:
     """pax: "length key=value\\n", the length that of the whole record."""
     while data:
         digits, _, _ = data[:8].partition(b" ")
-        length = int(digits)
+        length = int(digits) if digits.isdigit() else 0
         record = data[len(digits) + 1 : length]
         if length <= len(digits) + 1 or len(data) < length or record[-1:] != b"\n":
             raise ValueError

@@ -209,6 +209,8 @@ class Plan:
                 raise ValueError(f"format {content.get('format')!r} {content.get('version')!r}")
             levels = [np.array(content[key], dtype=np.float64) for key in _LEVELS]
             calls, rows = len(levels[0]) - 1, content["rows"]
+            if max(calls, len(rows)) > MAX_CALLS:
+                raise ValueError(f"{calls} calls; {MAX_CALLS} are read, for tables are square")
             noises = int(content["noises"])
             if not 0 <= noises <= sum(len(row["noise"]) for row in rows):
                 raise ValueError(f"{noises} noises")
@@ -232,6 +234,9 @@ class Plan:
         """The plan back, exactly; never unpickles."""
         names = (*_LEVELS, "x", "eps", "noise", "name")
         try:
+            with zipfile.ZipFile(path) as archive:  # savez does not deflate
+                if any(entry.compress_type for entry in archive.infolist()):
+                    raise ValueError("it is compressed")
             with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
                 if missing := set(names) - set(file.files):
                     raise ValueError(f"it lacks {sorted(missing)}")
@@ -244,9 +249,11 @@ class Plan:
         return {"x": self.x, "eps": self.eps, "noise": self.noise}
 
 
+MAX_CALLS = 4096
 _LEVELS = ("logsnr", "alpha", "sigma")
 _BROKEN = (
-    ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError
+    ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError,
+    MemoryError,
 )  # fmt: skip
 
 

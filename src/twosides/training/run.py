@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +11,7 @@ from twosides.data.tasks import Task, task_named
 from twosides.denoiser import Denoiser
 from twosides.draw import draw_classes
 from twosides.pictures import png
+from twosides.storage import read_json
 from twosides.training.fit import Settings, fit
 from twosides.training.recipes import recipe_named
 
@@ -29,7 +29,7 @@ def train_task(
     """Train and return the averaged denoiser; `settings` are `Settings`' fields."""
     chosen = recipe_named(recipe)
     task = task if isinstance(task, Task) else task_named(task)
-    spec = task.network if network_file is None else json.loads(network_file.read_text())
+    spec = task.network if network_file is None else read_json(network_file)
     wanted = Settings(null=task.null, **settings)
     network = checkpoint.build_network(spec, trust_code=trust_code, seed=wanted.seed)
     # A recipe on the clock of time is told it in the units that suit the network's embedding.
