@@ -635,7 +635,7 @@ CONFIG = {
     "network": {"class": "MLP", "config": {"dim": 2, "width": 8, "depth": 1, "classes": 0}},
     "output": "u",
     "schedule": {"type": "FlowMatching"},
-    "time": {"type": "Time", "factor": 1.0, "reverse": False},
+    "time": {"type": "Time"},
 }
 
 
