@@ -106,6 +106,12 @@ def pipeline(path):
     return load_pipeline(path, network=False)
 
 
+def load_pipelines_network(path):
+    from twosides.integrations.diffusers import load_denoiser
+
+    return load_denoiser(path)
+
+
 def train_with(path):
     """The command line, whose errors are a line on stderr and status 2."""
     import contextlib
@@ -187,6 +193,50 @@ def _(folder):
     put(folder / "vae/diffusion_pytorch_model.bin", pickled(folder))
     put(folder / "scheduler/scheduler_config.json", b'{"_class_name": "DDIMScheduler"}')
     return folder
+
+
+def hostile_pipeline(folder: Path, index: dict[str, Any], code: str) -> Path:
+    """A pipeline's folder with Python in it, where diffusers would look for some."""
+    index = {"transformer": ["diffusers", "DiTTransformer2DModel"]} | index
+    put(folder / "model_index.json", json.dumps(index).encode())
+    for part in (".", "vae", "transformer", "scheduler"):
+        (folder / part).mkdir(exist_ok=True)
+        for name in ("pwn", "pipeline"):
+            put(folder / part / f"{name}.py", code.encode())
+    put(folder / "scheduler/scheduler_config.json", b'{"_class_name": "DDIMScheduler"}')
+    return folder
+
+
+for name, index, word in (
+    ("a pipeline of its own class", {"_class_name": ["pwn", "Pwn"]}, "trust_remote_code|pwn|Pwn"),
+    (
+        "a pipeline with a part of its own class",
+        {"_class_name": "DiTPipeline", "vae": ["pwn", "Pwn"]},
+        "vae is of the module pwn",
+    ),
+    (
+        "a pipeline with a part from this system",
+        {"_class_name": "DiTPipeline", "vae": ["os", "system"]},
+        "vae is of the module os",
+    ),
+    (
+        "a pipeline whose card names others",
+        {"_class_name": "KandinskyCombinedPipeline"},
+        "model card names",
+    ),
+):
+
+    @attack(name, pipeline, word)
+    def _(folder, index=index):
+        code = f"open({str(folder / 'PWNED')!r}, 'w')\nclass Pwn: pass\n"
+        return hostile_pipeline(folder, index, code)
+
+
+@attack("a network of its own class", load_pipelines_network, "no model of diffusers")
+def _(folder):
+    code = f"open({str(folder / 'PWNED')!r}, 'w')\n"
+    index = {"_class_name": "DiTPipeline", "transformer": ["pwn", "Pwn"]}
+    return hostile_pipeline(folder, index, code)
 
 
 @attack("objects in a plan's npz", plan_npz, "allow_pickle=False|not a twosides plan")

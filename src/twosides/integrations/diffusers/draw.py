@@ -72,6 +72,7 @@ def load_pipeline(folder: Path, *, network: bool = True) -> Any:
     """
     index = read_index(folder)
     parts = {key: value for key, value in index.items() if isinstance(value, list | tuple)}
+    _refuse_strangers(str(index.get("_class_name")), parts)
     # diffusers asks again for parts that were saved as absent.
     absent = {key: None for key, v in parts.items() if len(v) == 2 and not present(v)}
     accelerator = torch.accelerator.current_accelerator(check_available=True)
@@ -84,6 +85,20 @@ def load_pipeline(folder: Path, *, network: bool = True) -> Any:
             str(folder), use_safetensors=True, local_files_only=True, **in_dtype(dtype), **absent
         )
     return pipe.to(accelerator) if accelerator else pipe
+
+
+def _refuse_strangers(kind: str, parts: dict[str, Any]) -> None:
+    """diffusers imports the modules that an index names, and loads what some model cards name."""
+    if getattr(getattr(diffusers, kind, None), "_load_connected_pipes", False):
+        raise ValueError(f"{kind} loads pipelines that its model card names; do that in Python")
+    for part, entry in parts.items():
+        root = str(entry[0]).split(".")[0] if present(entry) else "diffusers"
+        own = root in ("diffusers", "transformers", "twosides")
+        if not own and part != "_class_name" and not hasattr(diffusers.pipelines, root):
+            raise ValueError(
+                f"the pipeline's {part} is of the module {entry[0]}, neither diffusers' nor "
+                "transformers'; load it in Python"
+            )
 
 
 def _inputs(
