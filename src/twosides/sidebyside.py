@@ -104,8 +104,8 @@ def _titles(folders: Sequence[Path]) -> list[str]:
 @torch.no_grad()
 def eps_errors(denoiser: Denoiser, task: Task, seed: int, count: int = 256) -> list[float]:
     """Mean squared error of eps on data, at each of LEVELS; NaN where the model knows no answer."""
-    size = min(count, len(task.data))  # pyright: ignore[reportArgumentType]
-    batch = default_collate([task.data[i] for i in range(size)])
+    size = min(count, task.size or count)
+    batch = default_collate(task.rows(range(size)))
     x = denoiser.standardise(batch.pop("x"))
     eps = PerSample(seed, range(size)).normal(x.shape[1:], x.dtype)
     errors: list[float] = []

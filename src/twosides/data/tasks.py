@@ -8,7 +8,8 @@ Task.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -24,7 +25,7 @@ from twosides.oracle import GaussianMixture
 class Stream(Protocol):
     """Endless data: samples start, start + 1, ..., each a function of its number."""
 
-    def items(self, start: int = 0) -> Iterator[dict[str, Any]]:
+    def items(self, start: int) -> Iterator[dict[str, Any]]:
         """The samples from `start` on."""
         ...
 
@@ -45,6 +46,19 @@ class Task:
     time: str = "t"
     classes: str | tuple[str, ...] = ""
     null: Mapping[str, int | Tensor] = field(default_factory=dict)
+
+    def rows(self, indices: Iterable[int]) -> list[dict[str, Any]]:
+        """Some samples by their numbers; of an endless stream it reads all up to the last."""
+        if isinstance(self.data, Stream):
+            wanted = list(indices)
+            first = list(itertools.islice(self.data.items(0), max(wanted, default=-1) + 1))
+            return [first[i] for i in wanted]
+        return [self.data[i] for i in indices]
+
+    @property
+    def size(self) -> int | None:
+        """The number of samples; None of an endless stream."""
+        return None if isinstance(self.data, Stream) else len(self.data)  # pyright: ignore[reportArgumentType]
 
 
 class Points(Dataset[dict[str, Tensor]]):

@@ -53,13 +53,13 @@ class Yardstick:
         The extractor is "reader" for letters and "pixels" for all else, unless named.
         """
         task = task_named(data) if isinstance(data, str) else data
-        size = len(task.data)  # pyright: ignore[reportArgumentType]
+        size = task.size or 2 * count
         if not 1 <= count <= size:
             raise ValueError(f"{count} rows of reference were asked of data that have {size}")
         name = extractor or ("reader" if isinstance(task.data, Glyphs) else "pixels")
         chosen = extractor_named(name, trust_code=trust_code)
         pick = np.random.default_rng(seed).permutation(size)[: 2 * count]
-        rows = extract(torch.stack([task.data[int(i)]["x"] for i in pick]), chosen)
+        rows = extract(torch.stack([row["x"] for row in task.rows(pick.tolist())]), chosen)
         other = rows[count:] if len(rows) == 2 * count else None
         return cls(chosen, name, task.shape, rows[:count], other)
 
