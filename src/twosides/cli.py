@@ -33,6 +33,11 @@ def train(
     checkpoint_every: int = 200,
     picture_every: int = 500,
     precision: str = "32-true",
+    devices: str = "auto",
+    nodes: int = 1,
+    strategy: str = "auto",
+    accumulate: int = 1,
+    workers: int = 0,
     trust_code: bool = False,
 ) -> None:
     """Train a network; the same command continues after an interruption.
@@ -45,7 +50,7 @@ def train(
         network: JSON file {"class": "diffusers.UNet2DModel" or "module:Class", "config": {...}}.
         time: how the network is told the level: t, 1000t, 1-t, index, c_noise, logsnr.
         steps: optimizer steps.
-        batch: samples per step.
+        batch: samples per step, over all devices and micro-batches.
         learning_rate: AdamW's.
         sigma_rel: relative width of the weights' power-function average.
         seed: of the initial weights, the order of the data, the noise and its levels.
@@ -53,9 +58,14 @@ def train(
         checkpoint_every: steps between checkpoints.
         picture_every: steps between pictures.
         precision: Lightning's: 32-true, bf16-mixed, 16-mixed.
+        devices: processes on each machine, one for each GPU, or auto: what there is.
+        nodes: machines; each needs the command, by torchrun or SLURM.
+        strategy: ddp (a copy of the network per device), fsdp (shards of it), or auto.
+        accumulate: micro-batches per step and device, one after another.
+        workers: processes that read data, for each device.
         trust_code: import the network's class from outside diffusers and twosides.
     """
-    from twosides.training.run import train_task
+    from twosides.training.run import is_first, train_task
 
     train_task(
         data,
@@ -73,8 +83,14 @@ def train(
         checkpoint_every=checkpoint_every,
         picture_every=picture_every,
         precision=precision,
+        devices=int(devices) if devices.isdigit() else devices,
+        nodes=nodes,
+        strategy=strategy,
+        accumulate=accumulate,
+        workers=workers,
     )
-    print(f"{out / 'model'} is ready: twosides sample {out}")
+    if is_first():
+        print(f"{out / 'model'} is ready: twosides sample {out}")
 
 
 def sample(

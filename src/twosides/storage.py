@@ -393,14 +393,37 @@ def save_tree(folder: str | Path, tree: Tree) -> None:
     _write(Path(folder) / TREE, [data])
 
 
-def load_tree(folder: str | Path) -> Tree:
-    """Read what `save_tree` wrote; raise `CorruptFolder` if it is not that."""
+def help_save_tree(tree: Tree) -> None:
+    """The part of the other processes while one of them saves the same tree of sharded tensors.
+
+    `save_tree` gathers sharded tensors (DTensors) one at a time, and all who hold shards must take
+    part. The writer holds one whole tensor at a time; nobody holds the whole tree.
+    """
+    tensors: dict[str, Tensor] = {}
+    _encode(tree, (), tensors)
+    for _, tensor in _aligned(tensors):
+        if tensor.numel():
+            whole(tensor.detach())
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor itself, gathered if it is sharded: then all processes must ask for it."""
+    gather = getattr(tensor, "full_tensor", None)
+    return tensor if gather is None else gather()
+
+
+def load_tree(folder: str | Path, *, copy: bool = True) -> Tree:
+    """Read what `save_tree` wrote; raise `CorruptFolder` if it is not that.
+
+    Without `copy` the tensors are views of the file, read when they are used: for a reader that
+    takes small parts of them at once and lets go.
+    """
     folder = Path(folder).absolute()
     document = read_json(folder / TREE)
     if document.get("format") != "twosides tree" or document.get("version") != 1:
         found = (document.get("format"), document.get("version"))
         raise CorruptFolder(folder, TREE, f"is {found}, this is a reader of ('twosides tree', 1)")
-    tensors = load_tensors(folder / TENSORS)
+    tensors = load_tensors(folder / TENSORS, copy=copy)
     try:
         tree = _decode(document.get("tree"), tensors)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -425,7 +448,7 @@ def _encode(value: Tree, path: tuple[str, ...], tensors: dict[str, Tensor]) -> T
         return items if kind is list else {"tuple": items}
     if kind in _DICTS:
         return {_DICTS[kind]: [_encode_item(key, value[key], path, tensors) for key in value]}
-    if kind in _TENSORS and _storable(value):
+    if (kind in _TENSORS or hasattr(kind, "full_tensor")) and _storable(value):
         return {"tensor": _put(value, path, tensors)}
     raise TypeError(_refusal(value, path))
 
@@ -522,7 +545,7 @@ def _chunks(header: bytes, tensors: dict[str, Tensor]) -> Iterator[bytes | memor
     yield header
     for _, tensor in _aligned(tensors):
         if tensor.numel():
-            plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
+            plain = whole(tensor.detach()).resolve_conj().resolve_neg().cpu().contiguous()
             yield plain.reshape(-1).view(torch.uint8).numpy().data
 
 
@@ -531,11 +554,12 @@ def save_tensors(path: str | Path, tensors: dict[str, Tensor]) -> None:
     _write(Path(path), _chunks(_header(tensors), tensors))
 
 
-def load_tensors(path: str | Path) -> dict[str, Tensor]:
+def load_tensors(path: str | Path, *, copy: bool = True) -> dict[str, Tensor]:
     """Read a safetensors file; `CorruptFolder` names what is wrong with it."""
     with open_tensors(path) as file:
         # cloned, because the tensors are views of the file and would change and end with it
-        return {name: file.get_tensor(name).clone() for name in file.keys()}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+        return {name: t.clone() for name, t in tensors.items()} if copy else tensors
 
 
 def open_tensors(path: str | Path) -> Any:

@@ -26,8 +26,11 @@ class Stream(Protocol):
     """Endless data: samples start, start + 1, ..., each a function of its number."""
 
     def items(self, start: int) -> Iterator[dict[str, Any]]:
-        """The samples from `start` on."""
+        """The samples from `start` on: the same whenever and wherever they are asked."""
         ...
+
+
+Data = Dataset[Any] | Stream
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Task:
     samples start, start + 1, ...
     """
 
-    data: Dataset[Any] | Stream
+    data: Data
     shape: tuple[int, ...]
     network: dict[str, Any]
     time: str = "t"

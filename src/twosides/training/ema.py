@@ -11,11 +11,14 @@ gamma follows from the profile's relative width sigma_rel (0.05: the last 10 % o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from twosides.storage import whole
 
 
 def gamma_of(sigma_rel: float) -> float:
@@ -31,7 +34,10 @@ def gamma_of(sigma_rel: float) -> float:
 
 
 class PowerEMA:
-    """One averaged copy of a module's parameters, in float32 or wider, shard by shard."""
+    """One averaged copy of a module's trained parameters, in float32 or wider.
+
+    Of sharded parameters (DTensors) each process averages its own shard, without communication.
+    """
 
     def __init__(self, module: nn.Module, sigma_rel: float = 0.1) -> None:
         """Starts as a copy; the first update replaces it."""
@@ -39,6 +45,7 @@ class PowerEMA:
         self.weights = {
             name: value.detach().to(torch.promote_types(value.dtype, torch.float32), copy=True)
             for name, value in module.named_parameters()
+            if value.requires_grad
         }
 
     @torch.no_grad()
@@ -46,9 +53,9 @@ class PowerEMA:
         """Take in the weights after one more step."""
         self.steps += 1
         take = 1 - (1 - 1 / self.steps) ** self.exponent
-        for name, value in module.named_parameters():
-            average = self.weights[name]
-            average.lerp_(value.detach().to(average), take)
+        values: dict[str, Tensor] = dict(module.named_parameters())
+        for name, average in self.weights.items():
+            average.lerp_(values[name].detach().to(average.device, average.dtype), take)
 
     def state_dict(self) -> dict[str, object]:
         """Everything, counter included."""
@@ -65,11 +72,46 @@ class PowerEMA:
             )
         self.steps = int(str(state["steps"]))
         for name, value in weights.items():
-            self.weights[name].copy_(value)
+            self.weights[name].copy_(shard_like(value, self.weights[name]))
 
     @torch.no_grad()
     def copy_to(self, module: nn.Module) -> None:
-        """Overwrite the module's parameters by the average."""
+        """Overwrite the module's parameters by the average; all processes of a sharded one call."""
         targets: dict[str, Tensor] = dict(module.named_parameters())
         for name, value in self.weights.items():
-            targets[name].copy_(value)
+            target = targets[name]
+            target.copy_(value if type(target) is type(value) else whole(value))
+
+    @contextmanager
+    def applied(self, module: nn.Module) -> Generator[None, None, None]:
+        """The average in the place of the module's parameters, which come back bit for bit."""
+        targets: dict[str, Tensor] = dict(module.named_parameters())
+        kept = {name: targets[name].detach().clone() for name in self.weights}
+        try:
+            self.copy_to(module)
+            yield
+        finally:
+            _let_go(module)
+            with torch.no_grad():
+                for name, value in kept.items():
+                    targets[name].copy_(value)
+
+
+def _let_go(module: nn.Module) -> None:
+    """Free what FSDP2 keeps gathered after a pass without gradients: the next one would use it."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
+def shard_like(value: Tensor, like: Tensor) -> Tensor:
+    """This process's part of a whole tensor, where `like` is sharded; else the tensor itself."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(like, DTensor) or isinstance(value, DTensor):
+        return value
+    mesh, placements = like.device_mesh, like.placements
+    # Each process has the whole value, so that nothing need be sent.
+    return distribute_tensor(value.to(mesh.device_type), mesh, placements, src_data_rank=None)

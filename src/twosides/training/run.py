@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_only
 
 from twosides import checkpoint
 from twosides.data.tasks import Task, task_named
@@ -37,7 +39,7 @@ def train_task(
     about = {"recipe": recipe, "shape": list(task.shape), "classes": task.classes}
     return fit(
         network,
-        cast(Any, task.data),
+        task.data,
         chosen,
         folder,
         wanted,
@@ -45,6 +47,11 @@ def train_task(
         about={**about, "null": {k: v for k, v in task.null.items() if isinstance(v, int)}},
         time=clock,
     )
+
+
+def is_first() -> bool:
+    """Whether this is the process that speaks for all."""
+    return not getattr(rank_zero_only, "rank", 0)
 
 
 def _drawer(task: Task) -> Callable[[Denoiser], bytes] | None:

@@ -1,0 +1,77 @@
+"""Which samples each process trains on: a function of (seed, optimizer step) and nothing else.
+
+The batch of a step has `batch` places. Micro-batch m takes the m-th block of them, and process r of
+W every W-th place of a block, from r on. A sample is told by its place, and so is its noise: the
+same global batch comes out for any number of processes, micro-batches and workers.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset, IterableDataset, default_collate, get_worker_info
+
+from twosides.data.tasks import Data, Stream
+from twosides.training.settings import Settings
+
+
+class Batches(IterableDataset):
+    """Micro-batches of a data set from a given optimizer step on.
+
+    A map-style data set is shuffled anew each epoch; a `Stream` is read in its order: sample
+    number `step * batch + place`.
+    """
+
+    def __init__(
+        self, data: Data, settings: Settings, start: int, rank: int = 0, world: int = 1
+    ) -> None:
+        """Rank r of `world` gets its share of each global batch."""
+        self.data, self.settings, self.start = data, settings, start
+        self.rank, self.world, self.micro = rank, world, settings.micro_batch(world)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Endless; items carry the step and the places of their rows in the global batch."""
+        worker = get_worker_info()
+        mine, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        batch, accumulate = self.settings.batch, self.settings.accumulate
+        read = self._read()
+        for number in itertools.count(mine, workers):  # the loader asks its workers in turn
+            step, part = self.start + number // accumulate, number % accumulate
+            first = part * self.micro * self.world + self.rank
+            places = [first + self.world * k for k in range(self.micro)]
+            rows = [read(step * batch + place) for place in places]
+            yield {"batch": default_collate(rows), "step": step, "places": places}
+
+    def _read(self) -> Callable[[int], Any]:
+        """The sample at a position; positions are asked in rising order."""
+        if isinstance(self.data, Stream):
+            return _along(self.data, self.start * self.settings.batch)
+        return _shuffled(self.data, self.settings.seed)
+
+
+def _shuffled(data: Dataset[Any], seed: int) -> Callable[[int], Any]:
+    count, epochs = len(data), {}  # pyright: ignore[reportArgumentType]
+
+    def read(position: int) -> Any:
+        epoch = position // count
+        if epoch not in epochs:
+            epochs.clear()
+            epochs[epoch] = np.random.default_rng([seed, epoch]).permutation(count)
+        return data[int(epochs[epoch][position % count])]
+
+    return read
+
+
+def _along(stream: Stream, start: int) -> Callable[[int], Any]:
+    numbered = enumerate(stream.items(start), start)
+
+    def read(position: int) -> Any:
+        for number, item in numbered:
+            if number == position:
+                return item
+        raise ValueError(f"{stream} ended before sample {position}; a stream has no end: repeat it")
+
+    return read

@@ -1,0 +1,35 @@
+"""What a network costs: floating-point operations, counted without computing any."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from twosides import checkpoint
+from twosides.denoiser import Denoiser
+
+
+def flops_per_sample(
+    denoiser: Denoiser, description: dict[str, Any], batch: dict[str, Any]
+) -> float:
+    """Operations of a forward and a backward pass, per sample; 0 where they cannot be counted.
+
+    Matrix products, convolutions and attention are counted, on a copy of the network and of the
+    batch that have shapes but no values: networks whose control flow depends on values have none.
+    """
+    try:
+        with torch.device("meta"):
+            copy = checkpoint.build_denoiser(description, trust_code=True)
+        for own, other in zip(copy.parameters(), denoiser.parameters(), strict=True):
+            own.requires_grad_(other.requires_grad)
+        given = {k: v.to("meta") if isinstance(v, Tensor) else v for k, v in batch.items()}
+        x = given.pop("x").requires_grad_()
+        time = torch.zeros(len(x), dtype=copy.time_dtype(x.dtype), device="meta")
+        with FlopCounterMode(display=False) as counter:
+            copy.predict(x, time, **given).sum().backward()
+        return counter.get_total_flops() / len(x)
+    except (RuntimeError, NotImplementedError, TypeError, ValueError):
+        return 0.0

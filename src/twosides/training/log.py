@@ -1,0 +1,89 @@
+"""The log of a run: tables of numbers that survive kills, and whatever loggers are asked for.
+
+`logs/metrics.csv` holds what decides nothing but is decided by the run: loss, gradient norm,
+learning rate. A run that was killed and continued leaves the same file, byte for byte, as one that
+was not. `logs/speed.csv` holds what depends on the machine and the hour.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from twosides.storage import write_file
+
+METRICS, SPEED = "logs/metrics.csv", "logs/speed.csv"
+
+
+class Rows:
+    """A CSV file of numbers by step, appended to; "" where a column has none."""
+
+    def __init__(self, path: Path, columns: Iterable[str]) -> None:
+        """The first column is the step; nothing is written yet."""
+        self.path, self.columns = path, ["step", *columns]
+
+    def rewind(self, step: int) -> None:
+        """Keep the complete rows up to a step: later ones are of a part that is made again."""
+        kept = [row for row in read_rows(self.path) if int(row["step"]) <= step]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        text = "".join(self._line(row) for row in [{c: c for c in self.columns}, *kept])
+        write_file(self.path, text.encode())
+
+    def append(self, step: int, *rows: Mapping[str, float]) -> None:
+        """Write rows and flush them to the disk."""
+        text = "".join(self._line({"step": step, **row}) for row in rows)
+        with self.path.open("ab") as file:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _line(self, row: Mapping[str, Any]) -> str:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self.columns, extrasaction="ignore", lineterminator="\n")
+        writer.writerow(row)
+        return text.getvalue()
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The complete rows of a table; a kill may have left half of the last one."""
+    if not path.exists():
+        return []
+    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+    rows = list(csv.DictReader(io.StringIO(whole)))
+    return [row for row in rows if None not in row.values() and row["step"].isdigit()]
+
+
+class Log:
+    """metrics.csv, speed.csv and Lightning's loggers, written by the first process only."""
+
+    def __init__(self, folder: Path, loggers: Iterable[Any], *, extra: Iterable[str] = ()) -> None:
+        """`extra` names the columns of this run beyond the usual."""
+        columns = ("loss", "gradient_norm", "learning_rate", *extra)
+        self.metrics = Rows(folder / METRICS, columns)
+        self.speed = Rows(folder / SPEED, ("samples_per_second", "tflops", "mfu"))
+        self.loggers, self.active = list(loggers), False
+
+    def begin(self, step: int, *, active: bool) -> None:
+        """Continue from a step; only an active log writes."""
+        self.active = active
+        if active:
+            self.metrics.rewind(step)
+            self.speed.rewind(step)
+
+    def write(self, step: int, values: Mapping[str, float], *, speed: bool = False) -> None:
+        """A row of metrics.csv or speed.csv, and the same numbers to the loggers."""
+        if not self.active:
+            return
+        (self.speed if speed else self.metrics).append(step, values)
+        for logger in self.loggers:
+            logger.log_metrics(dict(values), step)
+
+
+def loss_curve(folder: str | Path) -> tuple[list[int], list[float]]:
+    """(steps, losses) of a run, over its interruptions."""
+    rows = [row for row in read_rows(Path(folder) / METRICS) if row.get("loss")]
+    return [int(row["step"]) for row in rows], [float(row["loss"]) for row in rows]

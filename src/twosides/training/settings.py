@@ -1,0 +1,100 @@
+"""How long, how fast and on how many processes to train."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from twosides.naming import unknown
+
+STRATEGIES = ("auto", "ddp", "fsdp")
+# Settings that decide nothing about the run: it may go on for longer, or elsewhere.
+_FREE = (
+    "steps",
+    "minutes",
+    "checkpoint_every",
+    "picture_every",
+    "validate_every",
+    "log_every",
+    "devices",
+    "nodes",
+    "strategy",
+    "accumulate",
+    "workers",
+    "peak_tflops",
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long and how fast to train.
+
+    `batch` is the number of samples of one optimizer step, over all processes and the `accumulate`
+    micro-batches that each of them takes one after another. `strategy`: "ddp" copies the network to
+    every process, "fsdp" shards it (FSDP2), "auto" is one process or ddp. `workers` processes read
+    the data. `precision` is Lightning's: "32-true", "bf16-mixed", "16-mixed", "bf16-true".
+
+    `null` names the conditioning that is dropped with probability `dropout` and the value it then
+    takes, for classifier-free guidance. `minutes` ends training early. `sigma_rel` is the relative
+    width of the average whose weights become the model. `clip_gradients` bounds the norm of the
+    whole gradient (infinity: never). `peak_tflops` is what one device could do, for the log's mfu.
+    """
+
+    steps: int = 1000
+    batch: int = 64
+    learning_rate: float = 1e-3
+    warmup: int = 50
+    seed: int = 0
+    sigma_rel: float = 0.1
+    null: Mapping[str, int | Tensor] = field(default_factory=dict)
+    dropout: float = 0.1
+    minutes: float | None = None
+    checkpoint_every: int = 200
+    picture_every: int = 500
+    validate_every: int = 500
+    log_every: int = 10
+    clip_gradients: float = 1.0
+    precision: str = "32-true"
+    devices: int | str = "auto"
+    nodes: int = 1
+    strategy: str = "auto"
+    accumulate: int = 1
+    workers: int = 0
+    peak_tflops: float | None = None
+
+    def __post_init__(self) -> None:
+        """ValueError for counts and rates that make no sense."""
+        every = ("checkpoint_every", "picture_every", "validate_every", "log_every")
+        for name in ("steps", "batch", "nodes", "accumulate", *every):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not (self.learning_rate > 0 and 0 <= self.dropout < 1 and self.warmup >= 0):
+            raise ValueError(f"learning_rate > 0, 0 <= dropout < 1 and warmup >= 0: {self}")
+        if not (self.clip_gradients > 0 and self.workers >= 0 and (self.peak_tflops or 1) > 0):
+            raise ValueError(f"clip_gradients > 0, workers >= 0 and peak_tflops > 0: {self}")
+        if self.strategy not in STRATEGIES:
+            raise unknown("strategy", self.strategy, STRATEGIES)
+        self.micro_batch(1)
+
+    def micro_batch(self, world: int) -> int:
+        """Samples that one process takes at a time; ValueError if the batch cannot be shared."""
+        shares = world * self.accumulate
+        if self.batch % shares:
+            raise ValueError(
+                f"a batch of {self.batch} cannot be shared by {world} processes with "
+                f"{self.accumulate} micro-batches each; choose a multiple of {shares}"
+            )
+        return self.batch // shares
+
+    def lasting(self) -> dict[str, Any]:
+        """What a continued run must share."""
+        lasting = {name: value for name, value in asdict(self).items() if name not in _FREE}
+        return {**lasting, "null": {name: _noted(value) for name, value in self.null.items()}}
+
+
+def _noted(null: int | Tensor) -> int | str:
+    return null if isinstance(null, int) else hashlib.sha256(null.numpy().tobytes()).hexdigest()
