@@ -729,6 +729,46 @@ def test_everything_is_flushed_before_the_rename_and_the_parent_after(
     ]
 
 
+class Full:
+    """`os` on a disk with room for so many more bytes; the last write is cut short."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def write(self, handle: int, data: memoryview) -> int:
+        if not self.room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written = os.write(handle, data[: self.room])
+        self.room -= written
+        return written
+
+    def fsync(self, handle: int) -> None:
+        """As if: thousands of real ones take minutes."""
+
+
+def test_a_disk_full_at_any_byte_leaves_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = {"step": 1, "weights": torch.arange(200.0), "names": ["a", "b"]}
+    checkpoints = Checkpoints(tmp_path)
+    folder = checkpoints.save(1, first)
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    assert 1000 < size < 4000
+    for room in range(size):
+        monkeypatch.setattr(storage, "os", Full(room))
+        with pytest.raises(OSError, match="could not write the folder .*No space left"):
+            checkpoints.save(2, {**first, "step": 2})
+        monkeypatch.setattr(storage, "os", os)
+        assert names(tmp_path) == ["step-00000001"]
+        assert same(Checkpoints(tmp_path).newest(), (1, first))
+    monkeypatch.setattr(storage, "os", Full(size))
+    checkpoints.save(2, {**first, "step": 2})
+    assert names(tmp_path) == ["step-00000001", "step-00000002"]
+
+
 def test_a_full_disk_as_the_kernel_says_it(pair: Checkpoints) -> None:
     """A limit on the size of files stands in for it: the write stops half way, for real."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

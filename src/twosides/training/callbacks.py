@@ -26,7 +26,7 @@ class Averaging(lightning.Callback):
 
     def __init__(self, denoiser: Denoiser, sigma_rel: float) -> None:
         """Averages the denoiser's trained parameters, wherever they are when training starts."""
-        self.denoiser, self.sigma_rel, self.seen = denoiser, sigma_rel, -1
+        self.denoiser, self.sigma_rel, self.seen = denoiser, sigma_rel, 0
         self.description = checkpoint.describe_denoiser(denoiser)
         self.restored: dict[str, Any] | None = None
         self.result: Denoiser | None = None
@@ -37,6 +37,10 @@ class Averaging(lightning.Callback):
         if self.restored is not None:
             self.ema.load_state_dict(self.restored)
             self.restored = None
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Count on from the steps that were made."""
+        self.seen = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -52,11 +56,11 @@ class Averaging(lightning.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The average and its counter."""
-        return {**self.ema.state_dict(), "seen": self.seen}
+        return self.ema.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore them, once training starts."""
-        self.seen, self.restored = state_dict["seen"], state_dict
+        self.restored = state_dict
 
     def averaged(self, *, first: bool = True) -> Denoiser | None:
         """A copy of the denoiser with the average's weights, for the first process only.
