@@ -22,11 +22,12 @@ def flops_per_sample(
     """
     try:
         with torch.device("meta"):
-            copy = checkpoint.build_denoiser(description, trust_code=True)
+            network = checkpoint.build_network(description["network"], trust_code=True)
+        copy = Denoiser(network, denoiser.output, denoiser.schedule, denoiser.clock)
         for own, other in zip(copy.parameters(), denoiser.parameters(), strict=True):
             own.requires_grad_(other.requires_grad)
         given = {k: v.to("meta") if isinstance(v, Tensor) else v for k, v in batch.items()}
-        x = given.pop("x").requires_grad_()
+        x = given.pop("x")
         time = torch.zeros(len(x), dtype=copy.time_dtype(x.dtype), device="meta")
         with FlopCounterMode(display=False) as counter:
             copy.predict(x, time, **given).sum().backward()
