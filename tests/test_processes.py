@@ -20,6 +20,7 @@ from twosides.storage import load_tensors, load_tree
 from twosides.training.fit import fit
 from twosides.training.log import METRICS, read_rows
 from twosides.training.settings import Settings
+from twosides.training.validation import VALIDATION
 
 STEPS = 12
 # In float64: sums in another order differ by 1e-16, and Adam divides that by gradients that may be
@@ -148,6 +149,34 @@ def test_it_continues_on_another_number_of_processes(runs, tmp_path, before, aft
     progress = load_tree(folder / f"checkpoints/step-{STEPS:08d}")["loops"]["fit_loop"]
     made = progress["epoch_loop.batch_progress"]["current"]["ready"]
     assert made == STEPS * settings.get("accumulate", 1)
+
+
+def attached(folder, strategy):
+    """All hooks at once, in a process of its own."""
+    import test_hooks as hooks
+
+    recipe, net = hooks.recipes["sd3"], hooks.network()
+    objective = hooks.Adaptive(recipe.weighting, recipe.density, bins=hooks.Bins())
+    settings = hooks.dataclasses.replace(hooks.SETTINGS, strategy=strategy, validate_every=3)
+    options = {"auxiliary": hooks.Align(net.blocks[0]), "validation": Points(hooks.DATA[:43])}
+    denoiser = recipe.denoiser(net)
+    fit(None, Points(hooks.DATA), objective, folder, settings, denoiser=denoiser, **options)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_hooks_see_the_whole_batch_on_any_number_of_processes(tmp_path, strategy):
+    for name, world, way in (("one", 1, "auto"), ("two", 2, strategy)):
+        run(world, tmp_path / "said", attached, str(tmp_path / name), way)
+    one, two = (load_tree(tmp_path / f"{n}/checkpoints/step-00000006") for n in ("one", "two"))
+    for name in ("bins.calls", "bins.logsnr"):
+        assert torch.equal(one["state_dict"][name], two["state_dict"][name]), name
+    for table in (METRICS, VALIDATION):
+        a, b = (read_rows(tmp_path / name / table) for name in ("one", "two"))
+        assert len(a) == len(b) > 0
+        for row, other in zip(a, b, strict=True):
+            for column, value in row.items():
+                wanted = pytest.approx(float(value or 0), rel=1e-5)
+                assert float(other[column] or 0) == wanted, column
 
 
 def test_who_is_left_alone_ends(tmp_path):
