@@ -124,6 +124,7 @@ def describe_network(network: Any) -> dict[str, Any]:
             "output": describe_output(network.output, network.schedule),
             "schedule": describe(network.schedule),
             "time": describe(network.clock),
+            "extend": network.extend,
         }
     config = getattr(network, "config", None)
     if not isinstance(network, nn.Module) or config is None:
@@ -162,7 +163,8 @@ def _build_network(spec: Any, trust_code: bool) -> nn.Module:
     if name == "Converted":
         inner = build_denoiser(spec["of"], trust_code=trust_code)
         schedule, time = _notation(spec)
-        return convert(inner, restore_output(spec["output"]), schedule, time)
+        extend = bool(spec.get("extend", False))
+        return convert(inner, restore_output(spec["output"]), schedule, time, extend=extend)
     if name in NETWORKS:
         return NETWORKS[name](**spec["config"])
     if name.startswith("diffusers."):

@@ -1,4 +1,4 @@
-"""The command line: `twosides train | sample | samplers | recipes | convert | compare | ...`.
+"""The command line: `twosides train | finetune | sample | samplers | recipes | convert | ...`.
 
 Signatures are the options and docstrings the help. Nothing heavy is imported before a command runs,
 so that `--help` answers at once.
@@ -91,6 +91,74 @@ def train(
     )
     if is_first():
         print(f"{out / 'model'} is ready: twosides sample {out}")
+
+
+def finetune(
+    model: Positional[Path],
+    data: Positional[str],
+    /,
+    *,
+    out: Path,
+    recipe: str | None = None,
+    convert: bool = False,
+    widen_at: float | None = None,
+    zero_terminal_snr: bool = False,
+    lora: int | None = None,
+    lora_target: tuple[str, ...] = (),
+    steps: int = 1000,
+    batch: int = 8,
+    learning_rate: float | None = None,
+    sigma_rel: float = 0.1,
+    seed: int = 0,
+    minutes: float | None = None,
+    checkpoint_every: int = 200,
+    precision: str = "32-true",
+    trust_code: bool = False,
+) -> None:
+    """Train a network further: as it is, as a flow model, or by LoRA; the same command continues.
+
+    Args:
+        model: a diffusers pipeline's folder, or a model's or a run's.
+        data: as in `twosides train`, in the network's units and with the conditioning it takes.
+        out: the run's folder; at the end also pipeline/ or lora/, for diffusers.
+        recipe: own (the default): plain error of its own output at its own levels; or a recipe's
+            levels and weighting, see `twosides recipes`. Converted, by default flow-matching.
+        convert: train it as a predictor of u in flow matching's time, which it is exactly.
+        widen_at: converted, the step (below 1: the part of all steps) from which on levels beyond
+            those that it knows are trained, up to pure noise; by default never.
+        zero_terminal_snr: move its levels so that the last is pure noise; not of eps networks.
+        lora: train low-rank adapters of this rank.
+        lora_target: the layers that get them, by default to_q to_k to_v to_out.0.
+        steps: optimizer steps.
+        batch: samples per step.
+        learning_rate: AdamW's, by default 1e-5, or 1e-4 with LoRA.
+        sigma_rel: relative width of the weights' power-function average.
+        seed: of the adapters, the order of the data, the noise and its levels.
+        minutes: stop training after so long.
+        checkpoint_every: steps between checkpoints.
+        precision: Lightning's: 32-true, bf16-mixed, 16-mixed.
+        trust_code: import the network's class from outside diffusers and twosides.
+    """
+    from twosides.training.finetune import Tuning, finetune_task
+
+    finetune_task(
+        model,
+        data,
+        out,
+        Tuning(recipe, convert, widen_at, zero_terminal_snr, lora, lora_target),
+        trust_code=trust_code,
+        steps=steps,
+        batch=batch,
+        learning_rate=learning_rate or (1e-5 if lora is None else 1e-4),
+        sigma_rel=sigma_rel,
+        seed=seed,
+        minutes=minutes,
+        checkpoint_every=checkpoint_every,
+        precision=precision,
+    )
+    for name in ("model", "pipeline", "lora"):
+        if (out / name).is_dir():
+            print(f"{out / name} is ready")
 
 
 def sample(
@@ -580,6 +648,7 @@ def demo(
 
 COMMANDS = (
     train,
+    finetune,
     sample,
     ema,
     evaluate,

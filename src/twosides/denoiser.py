@@ -330,12 +330,18 @@ class Converted(nn.Module):
     """
 
     def __init__(
-        self, denoiser: Denoises, output: str | Output, schedule: Schedule, time: str | Clock
+        self,
+        denoiser: Denoises,
+        output: str | Output,
+        schedule: Schedule,
+        time: str | Clock,
+        extend: bool = False,
     ) -> None:
         """See `convert`."""
         super().__init__()
         self.denoiser = denoiser
         self.schedule = schedule
+        self.extend = extend
         self.output = output_named(output, schedule)
         self.clock = clock_named(time)
 
@@ -347,8 +353,20 @@ class Converted(nn.Module):
         device = torch.device("cpu") if time.device.type == "mps" else time.device
         logsnr = self.clock.logsnr(time.to(device, torch.float64), self.schedule)
         level = self.schedule.level(logsnr)
-        estimate = self.denoiser(z, level, **conditioning)
+        if self.extend:
+            estimate = _extended(self.denoiser, z, level, **conditioning)
+        else:
+            estimate = self.denoiser(z, level, **conditioning)
         return self.output.of(estimate.x, estimate.eps, level)
+
+
+def _extended(denoiser: Denoises, z: Tensor, level: Level, **conditioning: Any) -> Estimate:
+    """(x, eps) at any level from what is known at the nearest one; see `convert`."""
+    vp, v = FlowMatching().with_scaling("vp"), output_named("v", denoiser.schedule)
+    here, known = vp.level(level.logsnr), vp.level(_clamped(level.logsnr, denoiser.schedule))
+    shown = along_batch(here.scale / level.scale, z) * z
+    estimate = denoiser(shown, known, **conditioning)
+    return v.estimate(shown, v.of(estimate.x, estimate.eps, known), here)
 
 
 def convert(
@@ -356,11 +374,21 @@ def convert(
     output: str | Output = "u",
     schedule: str | Schedule | None = None,
     time: str | Clock = "t",
+    *,
+    extend: bool = False,
 ) -> Converted:
     """The same function in another notation: an `nn.Module`, `network(z, time) -> output`.
 
     `Denoiser(convert(d, output, schedule, time), output, schedule, time)` is d again, to rounding.
-    A level outside what the original network covers is an error unless its clock has `clamp=True`.
+    A level outside what the original network covers is an error unless its clock has `clamp=True`,
+    or with `extend=True`: the network is then asked at the nearest level that it covers, with z of
+    the same variance, and its v there is taken for v at the true level,
+
+        x = alpha z - sigma v,    eps = sigma z + alpha v        (alpha^2 + sigma^2 = 1)
+
+    This joins on continuously and stays finite up to pure noise and pure data, whatever the network
+    predicts, and would be exact for normal data of unit variance. (An eps network that is clamped
+    and read with the true alpha, x = (z - sigma eps) / alpha, has no limit at pure noise.)
     """
     describes(denoiser)
-    return Converted(denoiser, output, schedule_named(schedule or FlowMatching()), time)
+    return Converted(denoiser, output, schedule_named(schedule or FlowMatching()), time, extend)

@@ -16,7 +16,8 @@ stratified levels. Given the weighting w, p only changes the variance of the los
 | `Adaptive`     | the error, while training      | VDM++, InfoNoise: `training.adaptive`        |
 
 Flow matching's uniform time is sech^2(logsnr/4)/8, the cosine's sech(logsnr/2)/(2 pi). SD3's cosmap
-is the cosine's: a time on the flow-matching schedule with `t/(1 - t) = tan(pi u/2)`.
+is the cosine's: a time on the flow-matching schedule with `t/(1 - t) = tan(pi u/2)`. Those of
+a given network's own levels are in `truncation`.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ from twosides.training.callbacks import Averaging, Recording, Watching
 from twosides.training.checkpoint_io import SaveCheckpoints, TreeCheckpointIO
 from twosides.training.log import Log, loss_curve
 from twosides.training.module import Auxiliary, Module
-from twosides.training.objective import Objective
+from twosides.training.objective import Objective, Staged
 from twosides.training.recipes import Recipe, recipe_named
 from twosides.training.settings import Settings
 
@@ -49,7 +49,7 @@ __all__ = ["Batches", "Module", "Settings", "Stream", "fit", "loss_curve"]
 def fit(
     network: nn.Module | None,
     data: Data,
-    recipe: str | Recipe | Objective,
+    recipe: str | Recipe | Objective | Staged,
     folder: str | Path,
     settings: Settings | None = None,
     *,
@@ -67,7 +67,7 @@ def fit(
     data: dictionaries, "x" and whatever the network takes as conditioning: a map-style dataset, or
         a `Stream`.
     denoiser: trained in the place of a network and the recipe's notation (then network is None),
-        by a recipe's objective or any other. Parameters that require no gradient stay as they are.
+        by a recipe's objective, any other, or a `Staged` one. Parameters that require no gradient stay as they are.
     auxiliary: `auxiliary(denoiser, batch, losses)` is a scalar that is added to the loss. If it is
         an nn.Module it is trained along; the model that is saved does not contain it.
     validation: a map-style dataset, measured level by level every `validate_every` steps.
@@ -98,7 +98,8 @@ def fit(
     denoiser, objective = _subject(network, denoiser, recipe, options)
     _reaches(denoiser, objective)
     average = Averaging(denoiser, settings.sigma_rel)
-    _same_run(folder, {"denoiser": average.description, "settings": settings.lasting()})
+    identity = {"denoiser": average.description, "settings": settings.lasting()}
+    _same_run(folder, {**identity, "about": dict(about or {})})
     asked = {"steps": settings.steps, "minutes": settings.minutes}
     if _finished(folder, asked):
         return checkpoint.load(folder, trust_code=True)
@@ -119,6 +120,9 @@ def fit(
     if average.result is not None:
         training = {"asked": asked, "steps": trainer.global_step, **settings.lasting()}
         notes = {"training": training, "ema": {"sigma_rel": settings.sigma_rel}, **(about or {})}
+        bins = getattr(objective, "bins", None)
+        if bins is not None and bins.ready:
+            notes["entropic"] = checkpoint.describe(bins.grid())
         checkpoint.save(average.result, folder / "model", **notes)
     trainer.strategy.barrier()
     return average.result or checkpoint.load(folder, trust_code=True)
@@ -127,9 +131,9 @@ def fit(
 def _subject(
     network: nn.Module | None,
     denoiser: Denoiser | None,
-    recipe: str | Recipe | Objective,
+    recipe: str | Recipe | Objective | Staged,
     options: Mapping[str, Any],
-) -> tuple[Denoiser, Objective]:
+) -> tuple[Denoiser, Objective | Staged]:
     """What is trained, and by which loss."""
     if (network is None) == (denoiser is None):
         raise ValueError(
@@ -138,17 +142,20 @@ def _subject(
     if denoiser is not None:
         if options:
             raise ValueError(f"{', '.join(options)}: a denoiser= has its own; leave them out")
-        by = recipe if isinstance(recipe, Objective) else recipe_named(recipe).objective()
-        return denoiser, by
-    if isinstance(recipe, Objective):
+        given = isinstance(recipe, Objective | Staged)
+        return denoiser, recipe if given else recipe_named(recipe).objective()
+    if isinstance(recipe, Objective | Staged):
         raise ValueError("an objective does not say what a network predicts: pass denoiser=")
     recipe = recipe_named(recipe)
     assert network is not None
     return recipe.denoiser(network, **options), recipe.objective()
 
 
-def _reaches(denoiser: Denoiser, objective: Objective) -> None:
+def _reaches(denoiser: Denoiser, objective: Objective | Staged) -> None:
     """Refuse, before the first step, a clock that cannot tell all levels of the density."""
+    if isinstance(objective, Staged):
+        _reaches(denoiser, objective.first)
+        return _reaches(denoiser, objective.then)
     ends = objective.density.logsnr(torch.tensor([1e-9, 1 - 1e-9], dtype=torch.float64))
     try:
         denoiser.clock.read(ends, denoiser.schedule)

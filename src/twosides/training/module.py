@@ -16,7 +16,7 @@ from twosides.data.tasks import Data
 from twosides.denoiser import Denoiser
 from twosides.randomness import PerSample
 from twosides.training.batches import Batches
-from twosides.training.objective import Losses, Objective
+from twosides.training.objective import Losses, Objective, Staged
 from twosides.training.settings import Settings
 
 Auxiliary = Callable[[Denoiser, dict[str, Any], Losses], Tensor]
@@ -32,7 +32,7 @@ class Module(lightning.LightningModule):
     def __init__(
         self,
         denoiser: Denoiser,
-        objective: Objective,
+        objective: Objective | Staged,
         settings: Settings,
         data: Data | None = None,
         auxiliary: Auxiliary | None = None,
@@ -42,6 +42,8 @@ class Module(lightning.LightningModule):
         self.denoiser, self.objective, self.settings = denoiser, objective, settings
         self.bins: nn.Module | None = getattr(objective, "bins", None)
         self.data, self.auxiliary = data, auxiliary
+        self.frozen = {name for name, p in self.named_parameters() if not p.requires_grad}
+        self.strict_loading = not self.frozen
         self.gradient_norm: Tensor = torch.zeros(())
         self.learning_rate = 0.0
         self._seen: list[tuple[Losses, Tensor | None]] = []
@@ -74,7 +76,8 @@ class Module(lightning.LightningModule):
         torch.manual_seed(int(np.random.SeedSequence([seed, step, places[0]]).generate_state(1)[0]))
         draw = PerSample(seed, places, stream=1 + step, total=self.settings.batch)
         conditioning = self._dropped({k: v for k, v in batch.items() if k != "x"}, draw)
-        losses = self.objective.evaluate(self.denoiser, batch["x"], generator=draw, **conditioning)
+        objective = self.objective.at(step)
+        losses = objective.evaluate(self.denoiser, batch["x"], generator=draw, **conditioning)
         loss, extra = losses.loss.mean(), None
         if self.auxiliary is not None:
             extra = self.auxiliary(self.denoiser, dict(batch), losses)
@@ -102,6 +105,11 @@ class Module(lightning.LightningModule):
         trained = [p for group in optimizer.param_groups for p in group["params"]]
         self.gradient_norm = nn.utils.clip_grad_norm_(trained, self.settings.clip_gradients)
         self.learning_rate = optimizer.param_groups[0]["lr"]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Only what is trained: adapters of a large network are small."""
+        weights = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {k: v for k, v in weights.items() if k not in self.frozen}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Count the micro-batches of the steps made as this run makes them, not as the saved."""

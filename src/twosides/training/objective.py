@@ -22,9 +22,10 @@ from torch import Tensor
 
 from twosides.denoiser import Denoiser, Denoises, describes
 from twosides.randomness import PerSample, Shared, fresh_seed
+from twosides.schedules import Level
 from twosides.training.adaptive import LevelBins, Uncertainty
 from twosides.training.densities import Density
-from twosides.training.weightings import Weighting
+from twosides.training.weightings import OutputMSE, Weighting
 
 Randomness = torch.Generator | PerSample | None
 
@@ -112,8 +113,6 @@ class Objective:
         logsnr = self.density.logsnr(u)
         level = describes(denoiser).level(logsnr)
         eps = draw.normal(x.shape[1:], x.dtype, x.device)
-        log_weight = self.weighting.log(logsnr) - self.density.log_divisor(logsnr)
-        log_kappa = torch.zeros_like(logsnr)
         standardise = getattr(denoiser, "standardise", None)
         x = standardise(x) if standardise else x
         if isinstance(denoiser, Denoiser):
@@ -124,10 +123,50 @@ class Objective:
             log_kappa = denoiser.output.log_kappa(level)
         else:
             answer, target = denoiser(level.mix(x, eps), level, **conditioning).eps, eps
+            log_kappa = torch.zeros_like(logsnr)
         error = ((answer - target) ** 2).reshape(len(x), -1).mean(1)
-        factors = torch.stack([log_weight - log_kappa, -log_kappa]).exp()
-        to_loss, to_eps = factors.to(error.device, error.dtype)
+        log_weight = self._log_weight(denoiser, level, log_kappa)
+        to_loss, to_eps = torch.stack([log_weight, -log_kappa]).exp().to(error.device, error.dtype)
         return Losses(to_loss * error, logsnr, error, to_eps * error.detach())
+
+    def at(self, step: int) -> Objective:
+        """The objective of a training step: always this one. See `Staged`."""
+        return self
+
+    def _log_weight(self, denoiser: Denoises, level: Level, log_kappa: Tensor) -> Tensor:
+        """`log w - log p - log kappa` of whatever the network outputs, or of eps."""
+        if isinstance(denoiser, Denoiser) and self._plain(denoiser):
+            return torch.zeros_like(log_kappa)  # also at zero SNR, where parts are infinite
+        logsnr = level.logsnr
+        return self.weighting.log(logsnr) - self.density.log_divisor(logsnr) - log_kappa
+
+    def _plain(self, denoiser: Denoiser) -> bool:
+        """Whether this is the plain error of the network's own output."""
+        plain = OutputMSE(denoiser.output, denoiser.schedule, self.density)
+        return self.weighting == plain
+
+
+@dataclass(frozen=True)
+class Staged:
+    """Another objective from a step on: a function of the step, so that resuming is exact."""
+
+    first: Objective
+    then: Objective
+    step: int
+
+    def at(self, step: int) -> Objective:
+        """The objective of a training step (counted from 0)."""
+        return self.first if step < self.step else self.then
+
+    @property
+    def weighting(self) -> Weighting:
+        """What is trained in the end."""
+        return self.then.weighting
+
+    @property
+    def density(self) -> Density:
+        """Where, in the end."""
+        return self.then.density
 
 
 def _bins(part: Any) -> Iterator[LevelBins]:

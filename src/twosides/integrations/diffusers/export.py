@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import diffusers
 
-from twosides.denoiser import Denoiser, Index, Time
-from twosides.integrations.diffusers.networks import PipelineNetwork
+from twosides.denoiser import Converted, Denoiser, Index, Time
+from twosides.integrations.diffusers.lora import model_of
+from twosides.integrations.diffusers.networks import PipelineNetwork, network_name, parts_of
 from twosides.integrations.diffusers.scheduler import Scheduler
 from twosides.schedules import FlowMatching, Tabulated
 
@@ -31,6 +34,13 @@ def to_pipeline(denoiser: Denoiser, sampler: str | None = None) -> Any:
     """
     network = denoiser.network
     network = network.network if isinstance(network, PipelineNetwork) else network
+    if isinstance(network, Converted):
+        raise TypeError(
+            f"this model is a converted network: inside it is told the level of another notation "
+            f"({network.denoiser.schedule}), for which a pipeline of diffusers has no words. What "
+            "is inside is a network of its old pipeline: `twosides finetune` writes that as "
+            "RUN/pipeline"
+        )
     if not isinstance(network, _named("UNet2DModel")):
         raise TypeError(
             f"a pipeline without text is made of diffusers' UNet2DModel, not of "
@@ -45,14 +55,56 @@ def to_pipeline(denoiser: Denoiser, sampler: str | None = None) -> Any:
 
 def save_as_pipeline(denoiser: Denoiser, folder: str | Path, sampler: str | None = None) -> Path:
     """Write `to_pipeline(denoiser, sampler)` as a new folder, complete or not at all."""
+    pipe = to_pipeline(denoiser, sampler)
+    return _written(
+        folder, lambda target: pipe.save_pretrained(str(target), safe_serialization=True)
+    )
+
+
+def save_tuned(
+    source: str | Path, network: Any, folder: str | Path, *, zero_terminal_snr: bool = False
+) -> Path:
+    """Copy a pipeline's folder with another network in place of its own, trained from it.
+
+    Everything else is copied as it is: tokenizers, text encoders, VAE, scheduler. With
+    `zero_terminal_snr` the scheduler becomes a DDIMScheduler that rescales its betas.
+    A pipeline that was written there before is replaced, and anything else is an error.
+    """
+    model, part = model_of(network), network_name(parts_of(source))
+    folder = Path(folder).absolute()
+    if (folder / "model_index.json").is_file():
+        shutil.rmtree(folder)
+
+    def write(target: Path) -> None:
+        skipped = shutil.ignore_patterns(part, ".cache", ".git")
+        shutil.copytree(source, target, ignore=skipped, dirs_exist_ok=True)
+        model.save_pretrained(str(target / part), safe_serialization=True)
+        if zero_terminal_snr:
+            _rescale(target)
+
+    return _written(folder, write)
+
+
+def _rescale(folder: Path) -> None:
+    kind = _named("DDIMScheduler")
+    options = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "clip_sample": False}
+    config = {**kind.load_config(str(folder / "scheduler")), **options}
+    kind.from_config(config).save_pretrained(str(folder / "scheduler"))
+    path = folder / "model_index.json"
+    index = json.loads(path.read_text(encoding="utf-8"))
+    index["scheduler"] = ["diffusers", "DDIMScheduler"]
+    path.write_text(json.dumps(index, indent=2), encoding="utf-8")
+
+
+def _written(folder: str | Path, write: Callable[[Path], object]) -> Path:
+    """A new folder, complete or not there at all."""
     folder = Path(folder).absolute()
     if folder.exists():
         raise FileExistsError(f"{folder} exists; name a new folder for the pipeline")
-    pipe = to_pipeline(denoiser, sampler)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{folder.name}-", dir=folder.parent))
     try:
-        pipe.save_pretrained(str(temporary), safe_serialization=True)
+        write(temporary)
         temporary.chmod(0o755)
         os.rename(temporary, folder)
     except BaseException:

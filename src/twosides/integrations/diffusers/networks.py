@@ -302,7 +302,7 @@ def _parts(
         network = network_of(source)
         return network, Scheduler.from_pipeline(source), getattr(source, "vae", None)
     index = read_index(source)
-    name = network_name({key: value for key, value in index.items() if present(value)})
+    name = network_name(parts_of(source))
     vae = _model(source, "vae", options, index) if present(index.get("vae")) else None
     config = Scheduler.load_config(str(source), subfolder="scheduler")
     return _model(source, name, options, index), Scheduler.from_config(config), vae
@@ -341,6 +341,11 @@ def read_index(source: str | Path) -> dict[str, Any]:
         )
     config: Any = _of_diffusers("DiffusionPipeline").load_config(str(source))
     return dict(config)
+
+
+def parts_of(source: str | Path) -> dict[str, Any]:
+    """The parts of a pipeline's folder or name that are there, as its index names them."""
+    return {key: value for key, value in read_index(source).items() if present(value)}
 
 
 def present(entry: Any) -> bool:
