@@ -525,6 +525,34 @@ def test_resuming_is_exact(how, folder, run, tmp_path):
         finetune(folder, DATA, part, replace(HOW[how], recipe="sd3"), settings_of(how))
 
 
+def test_adapters_of_another_network_are_refused(folder, run, tmp_path):
+    """Its checkpoints hold the adapters only, so that the frozen weights must be the same."""
+    other = load_denoiser(folder)
+    with torch.no_grad():
+        next(other.parameters()).add_(1e-3)
+    part = shutil.copytree(run("lora")[1], tmp_path / "run")
+    with pytest.raises(ValueError, match='another run.*"frozen"'):
+        finetune(other, DATA, part, HOW["lora"], settings_of("lora"))
+
+
+def test_a_model_of_our_own_keeps_its_units(tmp_path):
+    """A v network on the cosine schedule, of standardised points, without diffusers' classes."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = ts.networks.MLP(2)
+    ours = ts.Denoiser(network, "v", ts.Cosine(-8, 8), "logsnr", data_mean=1.0, data_std=2.0)
+    ts.save(ours, tmp_path / "model")
+    rows = Rows({"x": 1 + 2 * noise(3, 64, 2)})
+    tuning = Tuning(convert=True, widen_at=1)
+    result = finetune(tmp_path / "model", rows, tmp_path / "run", tuning, settings(2))
+    assert float(result.data_mean) == 1 and float(result.data_std) == 2
+    z, level = noise(4, 64, 2), ts.FlowMatching().at(0.5)
+    begun = tuning.denoiser(ours)
+    with torch.no_grad():
+        assert torch.allclose(begun(z, level).x, ours(z, level).x, atol=1e-5)
+    assert not (tmp_path / "run/pipeline").exists()
+
+
 def test_zero_terminal_snr_of_a_v_network(tmp_path):
     """Pure noise is among its levels, the loss there is finite, and the pipeline says so."""
     pipeline("v_prediction").save_pretrained(tmp_path / "pipe")

@@ -293,12 +293,12 @@ def check_data(denoiser: Denoiser, data: Dataset[Any]) -> None:
 
 def needed(network: Any) -> list[str]:
     """The conditioning that a network of diffusers' cannot do without; [] of others."""
-    from twosides.integrations.diffusers.lora import model_of
-    from twosides.integrations.diffusers.required import required
-
     try:
+        from twosides.integrations.diffusers.lora import model_of
+        from twosides.integrations.diffusers.required import required
+
         return required(model_of(network))
-    except TypeError:
+    except (ImportError, TypeError):  # without diffusers there is no network of theirs
         return []
 
 
