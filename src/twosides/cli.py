@@ -32,6 +32,8 @@ def train(
     minutes: float | None = None,
     checkpoint_every: int = 200,
     picture_every: int = 500,
+    validate_every: int | None = None,
+    snapshot_every: int | None = None,
     precision: str = "32-true",
     devices: str = "auto",
     nodes: int = 1,
@@ -46,7 +48,8 @@ def train(
         data: glyphs, glyphs-32, ring; your own, such as "folder:photos?size=64,flip", hf:path,
             "tar:shards/{000..009}.tar", latents:path; or package.module:function giving a Task.
         out: the run's folder (checkpoints, logs, samples, and at the end the model).
-        recipe: flow-matching, v-cosine, edm, sd3, min-snr, ...: see `twosides recipes`.
+        recipe: flow-matching, v-cosine, edm, sd3, ...: see `twosides recipes`; also with +adaptive,
+            +entropy-rate or +uncertainty, which follow the errors that are measured.
         network: JSON file {"class": "diffusers.UNet2DModel" or "module:Class", "config": {...}}.
         time: how the network is told the level: t, 1000t, 1-t, index, c_noise, logsnr.
         steps: optimizer steps.
@@ -57,6 +60,9 @@ def train(
         minutes: stop training after so long.
         checkpoint_every: steps between checkpoints.
         picture_every: steps between pictures.
+        validate_every: steps between measurements of the error by noise level, on letters of fonts
+            that are not trained on; by default none.
+        snapshot_every: steps between snapshots of averages, for `twosides ema`; by default none.
         precision: Lightning's: 32-true, bf16-mixed, 16-mixed.
         devices: processes on each machine, one for each GPU, or auto: what there is.
         nodes: machines; each needs the command, by torchrun or SLURM.
@@ -82,6 +88,9 @@ def train(
         minutes=minutes,
         checkpoint_every=checkpoint_every,
         picture_every=picture_every,
+        validate=validate_every is not None,
+        validate_every=validate_every or steps,
+        snapshot_every=snapshot_every,
         precision=precision,
         devices=int(devices) if devices.isdigit() else devices,
         nodes=nodes,

@@ -7,6 +7,7 @@ Task.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -40,7 +41,7 @@ class Task:
     `classes` names the labels 0, 1, ...: a character each, or a tuple of words. `null` is the
     conditioning that classifier-free guidance drops, with its null value, a number or one row
     (1, ...). Instead of a data set, `data` may be endless: `data.items(start)` iterates over
-    samples start, start + 1, ...
+    samples start, start + 1, ... `validation` makes data of the same kind that training never sees.
     """
 
     data: Data
@@ -49,6 +50,13 @@ class Task:
     time: str = "t"
     classes: str | tuple[str, ...] = ""
     null: Mapping[str, int | Tensor] = field(default_factory=dict)
+    validation: Callable[[], Dataset[Any]] | None = None
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What a model of it says about itself: its shape, classes, and nulls that are numbers."""
+        null = {name: value for name, value in self.null.items() if isinstance(value, int)}
+        return {"shape": list(self.shape), "classes": self.classes, "null": null}
 
     def rows(self, indices: Iterable[int]) -> list[dict[str, Any]]:
         """Some samples by their numbers; of an endless stream it reads all up to the last."""
@@ -114,7 +122,8 @@ def _glyphs(size: int, channels: tuple[int, ...]) -> Task:
     classes = data.classes
     network = unet(size, channels, len(classes))
     null = {"class_labels": len(classes)}
-    return Task(data, (1, size, size), network, "1000t", classes, null)
+    unseen = functools.partial(Glyphs, size, 1040, split="validation")
+    return Task(data, (1, size, size), network, "1000t", classes, null, unseen)
 
 
 def _ring() -> Task:

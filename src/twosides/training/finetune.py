@@ -27,10 +27,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import default_collate
 
 from twosides import checkpoint
-from twosides.data.tasks import Task, task_named
+from twosides.data.tasks import Data, Stream, Task, task_named
 from twosides.denoiser import Denoiser, convert
 from twosides.schedules import Betas, FlowMatching, ScaledLinear, Schedule, Tabulated
 from twosides.training.densities import Density, FromSchedule
@@ -160,7 +160,7 @@ def _to_zero(source: Denoiser) -> Schedule:
 
 def finetune(
     source: str | Path | Denoiser,
-    data: Dataset[Any],
+    data: Data,
     folder: str | Path,
     tuning: Tuning | None = None,
     settings: Settings | None = None,
@@ -211,9 +211,10 @@ def finetune_task(
 ) -> Denoiser:
     """`finetune` on a task by name; `settings` are `Settings`' fields."""
     task = task if isinstance(task, Task) else task_named(task)
-    about = {"shape": list(task.shape), "classes": task.classes, "null": dict(task.null)}
     wanted = Settings(null=task.null, **settings)
-    return finetune(source, task.data, folder, tuning, wanted, about=about, trust_code=trust_code)
+    return finetune(
+        source, task.data, folder, tuning, wanted, about=task.notes, trust_code=trust_code
+    )
 
 
 def load(source: str | Path | Denoiser, *, trust_code: bool = False) -> Denoiser:
@@ -266,9 +267,10 @@ def _hand_over(
 # ---------------------------------------------------------------------------- conditioning
 
 
-def check_data(denoiser: Denoiser, data: Dataset[Any]) -> None:
+def check_data(denoiser: Denoiser, data: Data) -> None:
     """Run the network once on two rows; ValueError that names what is missing or does not fit."""
-    batch = default_collate([data[0], data[0]])
+    first = next(data.items(0)) if isinstance(data, Stream) else data[0]
+    batch = default_collate([first, first])
     if not isinstance(batch, dict) or not isinstance(batch.get("x"), torch.Tensor):
         raise ValueError('a data set is of dictionaries with a tensor "x" and the conditioning')
     x = batch.pop("x")

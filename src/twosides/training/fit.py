@@ -67,7 +67,8 @@ def fit(
     data: dictionaries, "x" and whatever the network takes as conditioning: a map-style dataset, or
         a `Stream`.
     denoiser: trained in the place of a network and the recipe's notation (then network is None),
-        by a recipe's objective, any other, or a `Staged` one. Parameters that require no gradient stay as they are.
+        by a recipe's objective, any other, or a `Staged` one. Parameters that require no gradient
+        stay as they are.
     auxiliary: `auxiliary(denoiser, batch, losses)` is a scalar that is added to the loss. If it is
         an nn.Module it is trained along; the model that is saved does not contain it.
     validation: a map-style dataset, measured level by level every `validate_every` steps.
@@ -107,7 +108,7 @@ def fit(
     checkpoints = Checkpoints(folder / "checkpoints")
     with _quiet():
         log = _log(folder, loggers, auxiliary, validation)
-        around = [average, *callbacks]
+        around = [average, *_snapshots(folder, settings), *callbacks]
         if validation is not None:
             around.append(_validating(validation, folder, average, log))
         around += [Recording(log, settings, average.description)]
@@ -185,6 +186,12 @@ def _log(folder: Path, loggers: Iterable[Any], auxiliary: Any, validation: Any) 
     wanted = {"auxiliary": auxiliary, "validation": validation}
     extra = [name for name, part in wanted.items() if part is not None]
     return Log(folder, [TensorBoardLogger(folder, name="tensorboard"), *loggers], extra=extra)
+
+
+def _snapshots(folder: Path, settings: Settings) -> list[lightning.Callback]:
+    from twosides.training.snapshots import Snapshots
+
+    return [Snapshots(folder, settings.snapshot_every)] if settings.snapshot_every else []
 
 
 def _validating(data: Dataset[Any], folder: Path, average: Averaging, log: Log) -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
+from torch.utils.data import Dataset
 
 from twosides import checkpoint
 from twosides.data.tasks import Task, task_named
@@ -26,9 +27,13 @@ def train_task(
     network_file: Path | None = None,
     time: str | None = None,
     trust_code: bool = False,
+    validate: bool = False,
     **settings: Any,
 ) -> Denoiser:
-    """Train and return the averaged denoiser; `settings` are `Settings`' fields."""
+    """Train and return the averaged denoiser; `settings` are `Settings`' fields.
+
+    validate: measure the error by noise level, too, on data of the task that are not trained on.
+    """
     chosen = recipe_named(recipe)
     task = task if isinstance(task, Task) else task_named(task)
     spec = task.network if network_file is None else read_json(network_file)
@@ -36,7 +41,6 @@ def train_task(
     network = checkpoint.build_network(spec, trust_code=trust_code, seed=wanted.seed)
     # A recipe on the clock of time is told it in the units that suit the network's embedding.
     clock = time or (task.time if chosen.time == "t" else chosen.time)
-    about = {"recipe": recipe, "shape": list(task.shape), "classes": task.classes}
     return fit(
         network,
         task.data,
@@ -44,7 +48,8 @@ def train_task(
         folder,
         wanted,
         draw=_drawer(task),
-        about={**about, "null": {k: v for k, v in task.null.items() if isinstance(v, int)}},
+        validation=_unseen(task, validate),
+        about={"recipe": recipe, **task.notes},
         time=clock,
     )
 
@@ -52,6 +57,14 @@ def train_task(
 def is_first() -> bool:
     """Whether this is the process that speaks for all."""
     return not getattr(rank_zero_only, "rank", 0)
+
+
+def _unseen(task: Task, wanted: bool) -> Dataset[Any] | None:
+    if not wanted:
+        return None
+    if task.validation is None:
+        raise ValueError("these data have no part for validation; leave --validate-every out")
+    return task.validation()
 
 
 def _drawer(task: Task) -> Callable[[Denoiser], bytes] | None:

@@ -40,8 +40,10 @@ class Settings:
 
     `null` names the conditioning that is dropped with probability `dropout` and the value it then
     takes, for classifier-free guidance. `minutes` ends training early. `sigma_rel` is the relative
-    width of the average whose weights become the model. `clip_gradients` bounds the norm of the
-    whole gradient (infinity: never). `peak_tflops` is what one device could do, for the log's mfu.
+    width of the average whose weights become the model; every `snapshot_every` steps two averages
+    are stored, of which `twosides ema` makes those of other widths. `clip_gradients` bounds the
+    norm of the whole gradient (infinity: never). `peak_tflops` is what one device could do, for the
+    log's mfu.
     """
 
     steps: int = 1000
@@ -55,6 +57,7 @@ class Settings:
     minutes: float | None = None
     checkpoint_every: int = 200
     picture_every: int = 500
+    snapshot_every: int | None = None
     validate_every: int = 500
     log_every: int = 10
     clip_gradients: float = 1.0
@@ -72,6 +75,8 @@ class Settings:
         for name in ("steps", "batch", "nodes", "accumulate", *every):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.snapshot_every is not None and self.snapshot_every < 1:
+            raise ValueError(f"snapshot_every must be at least 1, got {self.snapshot_every}")
         if not (self.learning_rate > 0 and 0 <= self.dropout < 1 and self.warmup >= 0):
             raise ValueError(f"learning_rate > 0, 0 <= dropout < 1 and warmup >= 0: {self}")
         if not (self.clip_gradients > 0 and self.workers >= 0 and (self.peak_tflops or 1) > 0):
