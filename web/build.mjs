@@ -66,7 +66,7 @@ files.set("LICENSES.txt", licences(Object.keys(result.metafile.inputs)));
 const size = [...files].filter(([name]) => !name.endsWith(".txt")).reduce((sum, [, contents]) => sum + gzipSync(contents).length, 0);
 if (size > LIMIT) throw new Error(`the page is ${size} bytes compressed, more than ${LIMIT}`);
 
-rmSync(page, { recursive: true, force: true });
+rmSync(join(page, "assets"), { recursive: true, force: true });
 mkdirSync(join(page, "assets"), { recursive: true });
 for (const [name, contents] of files) writeFileSync(join(page, name), contents);
 console.log(`${files.size} files, ${(size / 1000).toFixed(0)} kB compressed`);

@@ -100,6 +100,7 @@ export class Page implements Listener {
 
   private turnTo(name: string): void {
     const figure = this.figures.find((one) => one.name === name) as FigureSpec;
+    this.remember("replaceState"); // what was moved a moment ago belongs to the figure that is left
     this.open(name, this.params.get(name) ?? defaults(figure));
     this.remember("pushState");
     window.scrollTo({ top: 0 });

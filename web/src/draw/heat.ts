@@ -82,18 +82,24 @@ function cells(svg: Root, { data }: Tensor, at: Layout, of: (value: number) => s
 }
 
 function captions(svg: Root, mark: Mark, panel: Panel, at: Layout): void {
-  const every = Math.ceil(14 / at.tall);
+  const every = stride(14 / at.tall);
   rowNames(mark, at.rows).forEach((name, i) => {
-    if (i % every === 0) label(svg, name, at.left - 6, at.top + (i + 0.5) * at.tall + 4, "end", "label small");
+    if ((i + 1) % every === 0) label(svg, name, at.left - 6, at.top + (i + 0.5) * at.tall + 4, "end", "label small");
   });
   const names = mark.style.cols?.map(String) ?? Array.from({ length: at.columns }, (_, i) => String(i + 1));
-  const stride = Math.ceil((Math.max(...names.map((name) => textWidth(name, 12))) + 8) / at.cell);
+  const apart = stride((Math.max(...names.map((name) => textWidth(name, 12))) + 8) / at.cell);
   const under = at.top + at.rows * at.tall;
   names.forEach((name, i) => {
-    if (i % stride === 0) label(svg, name, at.left + (i + 0.5) * at.cell, under + 16, "middle", "label small");
+    if ((i + 1) % apart === 0) label(svg, name, at.left + (i + 0.5) * at.cell, under + 16, "middle", "label small");
   });
   if (panel.y?.label) label(svg, panel.y.label, 0, 14, "start", "label title");
   if (panel.x?.label) label(svg, panel.x.label, at.left + (at.cell * at.columns) / 2, under + 36, "middle", "label title");
+}
+
+/** The least of 1, 2, 5, 10, 20, ... that leaves room. */
+function stride(least: number): number {
+  const decade = 10 ** Math.floor(Math.log10(Math.max(1, least)));
+  return [1, 2, 5, 10].map((n) => n * decade).find((n) => n >= least) ?? 10 * decade;
 }
 
 function numbers(svg: Root, { data }: Tensor, at: Layout, of: (value: number) => string): void {

@@ -10,7 +10,8 @@ import { label, root, textWidth, type Drawing, type Group, type Root, type Targe
 
 const PLAIN: Axis = { label: "" };
 const LINE = 20;
-const NEAR = 28;
+const NEAR = 28; // pixels
+const NOTHING = "nothing to draw with these settings";
 let drawings = 0;
 
 export function plot(panel: Panel, width: number): Drawing {
@@ -28,6 +29,7 @@ export function plot(panel: Panel, width: number): Drawing {
   if (x.label) label(svg, x.label, box.left + box.width / 2, box.top + box.height + 42, "middle", "label title");
   const xTicks = ticks(xScale, Boolean(x.log), Math.max(2, Math.floor(box.width / 80)));
   axes(svg as unknown as Group, box, xScale, yScale.scale, xTicks, yScale.ticks);
+  if (panel.marks.length === 0) label(svg, NOTHING, box.left + box.width / 2, box.top + box.height / 2, "middle", "label title");
   drawMarks(svg, panel.marks, box, xScale, yScale.scale);
   return { element: svg.node() as SVGSVGElement, near: finder(panel, xScale, yScale.scale) };
 }
