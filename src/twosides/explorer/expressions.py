@@ -1,0 +1,89 @@
+"""Functions of t that visitors type: numbers, t, pi, + - * / **, and a few named functions.
+
+Text is parsed to a tree of these alone and the tree is walked; nothing is ever evaluated as Python.
+Numbers are floats from the start, so that no power of integers can grow.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import operator
+from collections.abc import Callable
+from typing import Any
+
+Function = Callable[[Any], Any]
+
+FUNCTIONS = ("sqrt", "exp", "log", "sin", "cos", "tan", "tanh")
+CONSTANTS = {"pi": math.pi, "e": math.e}
+_BINARY: dict[type[ast.operator], tuple[str, Callable[[Any, Any], Any]]] = {
+    ast.Add: ("+", operator.add),
+    ast.Sub: ("-", operator.sub),
+    ast.Mult: ("*", operator.mul),
+    ast.Div: ("/", operator.truediv),
+    ast.Pow: ("**", operator.pow),
+}
+
+
+def parse(text: str, name: str) -> tuple[Function, str]:
+    """A function of a float64 tensor, and its Python (for `t`, with `torch`); ValueError if unclear.
+
+    >>> import torch
+    >>> function, python = parse("sqrt(2 t) / (1 - t)", "g")
+    Traceback (most recent call last):
+    ValueError: g = sqrt(2 t) / (1 - t) cannot be read: write products as 2*t, powers as t**2 or t^2
+    >>> function, python = parse("2^t + 1", "g")
+    >>> float(function(torch.tensor(1.0, dtype=torch.float64))), python
+    (3.0, '((2.0 ** t) + 1.0)')
+    """
+    try:
+        tree = ast.parse(text.replace("^", "**").strip(), mode="eval").body
+        function, python = _walk(tree, 0)
+    except (SyntaxError, RecursionError, MemoryError, OverflowError, ValueError) as error:
+        why = error.args[0] if type(error) is ValueError else ""
+        hint = why or "write products as 2*t, powers as t**2 or t^2"
+        raise ValueError(f"{name} = {text} cannot be read: {hint}") from None
+    return (lambda t: function(t) + 0 * t), python
+
+
+def _walk(node: ast.expr, depth: int) -> tuple[Function, str]:
+    if depth > 30:
+        raise ValueError("it is nested too deeply")
+    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+        value = float(node.value)
+        return (lambda t: t * 0 + value), repr(value)
+    if isinstance(node, ast.Name):
+        return _name(node.id)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        inner, python = _walk(node.operand, depth + 1)
+        return (lambda t: -inner(t)), f"(-{python})"
+    if isinstance(node, ast.BinOp) and type(node.op) in _BINARY:
+        sign, apply = _BINARY[type(node.op)]
+        (left, a), (right, b) = _walk(node.left, depth + 1), _walk(node.right, depth + 1)
+        return (lambda t: apply(left(t), right(t))), f"({a} {sign} {b})"
+    if isinstance(node, ast.Call) and len(node.args) == 1 and not node.keywords:
+        return _call(node, depth)
+    raise ValueError(f"it may hold numbers, t, pi, + - * / ** and {', '.join(FUNCTIONS)}")
+
+
+def _name(name: str) -> tuple[Function, str]:
+    if name == "t":
+        return (lambda t: t), "t"
+    if name in CONSTANTS:
+        value = CONSTANTS[name]
+        return (lambda t: t * 0 + value), repr(value)
+    raise ValueError(f"there is no {name[:20]!r}; it is a function of t")
+
+
+def _call(node: ast.Call, depth: int) -> tuple[Function, str]:
+    name = node.func.id if isinstance(node.func, ast.Name) else ""
+    if name not in FUNCTIONS:
+        raise ValueError(f"the functions are {', '.join(FUNCTIONS)}")
+    inner, python = _walk(node.args[0], depth + 1)
+
+    def apply(t: Any) -> Any:
+        import torch
+
+        return getattr(torch, name)(inner(t))
+
+    return apply, f"torch.{name}({python})"

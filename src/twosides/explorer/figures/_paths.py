@@ -1,0 +1,89 @@
+"""Sampling paths of one-dimensional data under a scaling between flow matching and VP."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import twosides as ts
+from twosides.explorer import problems
+
+Array = NDArray[np.float64]
+TRUTH, FINE = "kab3c", 32  # of third order or more, on equal steps of time
+
+
+def schedule(k: float) -> ts.Schedule:
+    """Flow matching times `S = 1 + k (1 / sqrt((1 - t)^2 + t^2) - 1)`: flow at 0, VP at 1."""
+
+    def norm(logsnr: torch.Tensor) -> torch.Tensor:
+        t = torch.sigmoid(-0.5 * logsnr)
+        length = torch.hypot(1 - t, t)
+        return length + k * (1 - length)
+
+    return ts.FlowMatching().with_scaling(norm)
+
+
+@functools.lru_cache(256)
+def plan(sampler: str, k: float, steps: int) -> Any:
+    """The plan of a sampler on `steps` equal steps of time."""
+    return ts.plan(sampler, schedule(k), steps)
+
+
+@functools.lru_cache(512)
+def path(name: str, variance: float, sampler: str, k: float, steps: int, particles: int) -> Array:
+    """States (particles, steps + 1) of 1-D data from `linspace(-2, 2, particles)`."""
+    start = torch.linspace(-2, 2, particles, dtype=torch.float64)[:, None]
+    run = ts.sample(
+        problems.named(name, variance),
+        start.shape,
+        sampler=plan(sampler, k, steps),
+        init=start,
+        seed=0,
+        dtype=torch.float64,
+        trajectory=True,
+    )
+    return torch.cat(run.states, 1).numpy()
+
+
+def exact(name: str, variance: float, k: float, particles: int) -> Array:
+    """The paths themselves: FINE steps of TRUTH on flow matching, times S."""
+    t = 1 - nodes(FINE)[0]
+    return path(name, variance, TRUTH, 0.0, FINE, particles) * (
+        1 + k * (1 / np.hypot(1 - t, t) - 1)
+    )
+
+
+def nodes(steps: int, particles: int = 1) -> Array:
+    """`1 - t` of the states, (particles, steps + 1): the axis of the post's figures."""
+    return np.repeat(np.linspace(0, 1, steps + 1)[None], particles, 0)
+
+
+PYTHON = """import torch
+import twosides as ts
+from twosides.explorer import problems
+
+data = problems.named({name!r}, {variance!r})
+start = torch.linspace(-2, 2, {particles}, dtype=torch.float64)[:, None]
+
+
+def scaled(k):  # flow matching at k = 0, VP at k = 1
+    def norm(logsnr):
+        t = torch.sigmoid(-logsnr / 2)
+        length = torch.hypot(1 - t, t)
+        return length + k * (1 - length)
+
+    return ts.FlowMatching().with_scaling(norm)
+
+
+def path(sampler, k, steps):
+    run = ts.sample(
+        data, start.shape, sampler=sampler, schedule=scaled(k), steps=steps,
+        init=start, seed=0, dtype=torch.float64, trajectory=True,
+    )
+    return torch.cat(run.states, 1).numpy()
+
+"""

@@ -1,0 +1,134 @@
+"""What losses optimise: weightings and densities of the published recipes over one axis."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from typing import Any
+
+import numpy as np
+
+import twosides as ts
+from twosides.explorer.figure import Axis, Choice, Figure, Many, Mark, Number, Panel, Range, Switch, View, table
+from twosides.explorer.names import RECIPES
+
+TEXT = r"""Every published loss is $\int w(\lambda)\,E\,|\hat\epsilon - \epsilon|^2\,d\lambda$, whatever the network
+predicts and whichever schedule it is trained on. Two recipes train the same model when their $w$
+are proportional; the density $p$ of the levels they draw only changes the variance of the estimate.
+
+Look for curves that lie on each other: flow matching's is v-prediction's on the cosine schedule,
+times $\pi/2$. The table computes what is equal, and how far apart the rest is.
+
+Weightings made for other data are compared where these data are equally noisy: EDM's images have
+standard deviation 0.5, and the *data's deviation* below moves the other recipes.
+
+The post's loss lacks a sign: over time it needs $-d\lambda/dt$, which is positive.
+"""
+
+FIGURE = Figure(
+    "weightings",
+    "Weightings and levels",
+    TEXT,
+    (
+        Many("recipes", "recipes", RECIPES, ("flow-matching", "v-cosine", "sd3", "edm"), most=6),
+        Choice("normalise", "scale of w", (("max", "largest value 1"), ("area", "area 1"),
+                                           ("none", "as published")), "max"),
+        Switch("log", "logarithmic", False),
+        Range("edm_std", "deviation of EDM's data", 0.1, 2.0, 0.05, 0.5,
+              help="of the recipes that predict F, made for 0.5"),
+        Range("std", "deviation of the others' data", 0.1, 2.0, 0.05, 1.0),
+    ),
+    "twosides.explorer.figures.weightings:compute",
+    frames={"log": (False, True), "normalise": ("max", "area", "none"), "edm_std": (0.5, 1.0)},
+)  # fmt: skip
+
+
+@functools.lru_cache(512)
+def curves(name: str, data_std: float) -> tuple[Any, Any]:
+    """log w and log p on 601 log-SNRs of unit-variance data in [-15, 15]."""
+    from twosides import comparison
+
+    log_w, log_p = comparison.curves(ts.recipes[name], _grid(), data_std)
+    return log_w.numpy(), log_p.numpy()
+
+
+def _grid() -> Any:
+    import torch
+
+    return torch.linspace(-15, 15, 601, dtype=torch.float64)
+
+
+@functools.lru_cache(2048)
+def verdict(a: str, b: str, stds: tuple[float, float]) -> str:
+    """What `compare` says of two recipes."""
+    return str(ts.compare(ts.recipes[a], ts.recipes[b], data_std=stds))
+
+
+def scaled(log_w: Any, normalise: str) -> Any:
+    """`exp(log w)`, divided by its maximum or its area on the grid; NaN where there is none."""
+    w = np.exp(log_w - (log_w.max() if normalise != "none" else 0.0))
+    if normalise == "area":
+        w = w / np.trapezoid(w, np.linspace(-15, 15, w.size))
+    return w
+
+
+def compute(recipes: tuple[str, ...], normalise: str, log: bool, edm_std: float, std: float) -> View:
+    """w and p over the log-SNR of unit-variance data, in [-15, 15]; what equals what, by pairs."""
+    stds = {n: edm_std if ts.recipes[n].output.startswith("F") else std for n in recipes}
+    found = {name: curves(name, stds[name]) for name in recipes}
+    grid = _grid().numpy()
+    w = tuple(
+        Mark("line", name, i, {"x": grid, "y": scaled(found[name][0], normalise)}, {},
+             {"x": "grid", "y": f"w[{name!r}]"})
+        for i, name in enumerate(recipes)
+    )  # fmt: skip
+    p = tuple(
+        Mark("line", name, i, {"x": grid, "y": np.exp(found[name][1])}, {}, {"y": f"p[{name!r}]"})
+        for i, name in enumerate(recipes)
+    )
+    rows = [[n, ts.recipes[n].output, str(ts.recipes[n].weighting), str(ts.recipes[n].density)]
+            for n in recipes]  # fmt: skip
+    pairs = [[a, b, verdict(a, b, (stds[a], stds[b]))] for a, b in itertools.combinations(recipes, 2)]
+    axis = Axis("log-SNR of unit-variance data", -15, 15)
+    low = 1e-5 if log else None
+    return View(
+        (
+            Panel("plot", "Weighting w", axis, Axis("w", low, log=log), w),
+            Panel("plot", "Density p of the levels that are drawn", axis, Axis("p", low, log=log), p),
+            table("What equals what", ["recipe", "and", "weightings"], pairs),
+            table("The recipes", ["recipe", "predicts", "w", "p"], rows),
+        ),
+        tuple(
+            Number(f"peak_{n}", f"peak of w, {n}", float(grid[np.argmax(found[n][0])]), ".2f",
+                   f"float(grid[w[{n!r}].argmax()])")
+            for n in recipes
+        ),
+        _python(recipes, normalise, stds),
+        cli=_command(recipes, stds),
+    )  # fmt: skip
+
+
+def _command(recipes: tuple[str, ...], stds: dict[str, float]) -> str:
+    if len(recipes) != 2:
+        return ""
+    a, b = recipes
+    return f"twosides compare {a} {b} --data-std {stds[a]:g} {stds[b]:g} --plot weightings.png"
+
+
+def _python(recipes: tuple[str, ...], normalise: str, stds: dict[str, float]) -> str:
+    scale = {
+        "max": "w = {name: each / each.max() for name, each in w.items()}\n",
+        "area": "w = {name: each / np.trapezoid(each, grid) for name, each in w.items()}\n",
+        "none": "",
+    }[normalise]
+    return f"""import numpy as np
+import torch
+import twosides as ts
+from twosides.comparison import curves
+
+grid = np.linspace(-15, 15, 601)
+stds = {stds}
+logs = {{n: curves(ts.recipes[n], torch.from_numpy(grid), std) for n, std in stds.items()}}
+w = {{name: log_w.exp().numpy() for name, (log_w, log_p) in logs.items()}}
+p = {{name: log_p.exp().numpy() for name, (log_w, log_p) in logs.items()}}
+{scale}"""

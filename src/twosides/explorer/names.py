@@ -1,0 +1,63 @@
+"""The names of the library's tables, without importing torch: read from their source.
+
+Figures offer "any sampler" and "any recipe" as soon as the page is there, and torch takes seconds.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+from pathlib import Path
+
+_ROOT = Path(__file__).parents[1]
+
+
+@functools.cache
+def names(module: str, variable: str) -> tuple[str, ...]:
+    """The keys of the dictionary that `variable` is made from in a module of this package.
+
+    >>> names("sampling/samplers.py", "samplers")[:2]
+    ('ddim', 'flow-euler')
+    """
+    tree = ast.parse((_ROOT / module).read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.AnnAssign) and getattr(node.target, "id", "") == variable:
+            found = next(each for each in ast.walk(node) if isinstance(each, ast.Dict))
+            return tuple(str(ast.literal_eval(key)) for key in found.keys if key is not None)
+    raise LookupError(f"{module} has no table {variable}")
+
+
+def options(module: str, variable: str) -> tuple[tuple[str, str], ...]:
+    """The names as options of a control."""
+    return tuple((name, name) for name in names(module, variable))
+
+
+SAMPLERS = options("sampling/samplers.py", "samplers")
+RECIPES = options("training/recipes.py", "recipes")
+SCHEDULES: tuple[tuple[str, str], ...] = (
+    ("flow-matching", "flow matching"),
+    ("cosine", "cosine"),
+    ("cosine(-15, 15)", "cosine, logsnr in [-15, 15]"),
+    ("vp-linear", "VP, linear beta"),
+    ("edm", "EDM"),
+    ("geometric", "VE, geometric"),
+    ("scaled-linear", "Stable Diffusion's"),
+)
+OUTPUTS: tuple[tuple[str, str], ...] = (
+    ("eps", "eps"),
+    ("x", "x"),
+    ("v", "v"),
+    ("u", "u = eps - x"),
+    ("score", "score"),
+    ("F", "EDM's F"),
+)
+DATA_1D: tuple[tuple[str, str], ...] = (
+    ("gaussian", "one Gaussian, 1-D"),
+    ("two-modes", "two modes, 1-D"),
+)
+DATA_2D: tuple[tuple[str, str], ...] = (
+    ("ring", "a ring of 8 modes"),
+    ("moons", "two moons"),
+    ("gaussian-2d", "one Gaussian, 2-D"),
+)
+POINTS: tuple[tuple[str, str], ...] = (("points", "12 points, memorised"),)
