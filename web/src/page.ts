@@ -1,6 +1,6 @@
 /** The page: figures in a list, the one shown, its controls, its numbers, and what can be taken home. */
 
-import type { Failure, FigureSpec, Params, Reply, View } from "./contract";
+import type { Failure, FigureSpec, Panel, Params, Reply, View } from "./contract";
 import { Controls } from "./controls";
 import { button, h, settled } from "./dom";
 import { PanelView } from "./draw/index";
@@ -121,9 +121,11 @@ export class Page implements Listener {
   private clear(figure: FigureSpec): void {
     document.title = `${spoken(figure.title)} · twosides`;
     this.at.title.replaceChildren(...inline(figure.title));
-    const [lead, ...rest] = prose(figure.text);
-    this.at.lead.replaceChildren(...(lead ? [lead] : []));
-    this.at.text.replaceChildren(...rest);
+    const blocks = prose(figure.text);
+    const formulas = blocks.findIndex((block, i) => i > 0 && block.className !== "display");
+    const lead = formulas < 0 ? blocks.length : formulas; // a paragraph and the formulas that it leads to
+    this.at.lead.replaceChildren(...blocks.slice(0, lead));
+    this.at.text.replaceChildren(...blocks.slice(lead));
     this.view = null;
     this.panels = [];
     delete this.at.panels.dataset["shown"];
@@ -190,9 +192,10 @@ export class Page implements Listener {
       this.at.panels.replaceChildren(...this.panels.map(({ element }) => element));
     }
     this.at.panels.dataset["count"] = String(view.panels.length);
+    const wide = wideOnes(view.panels);
     view.panels.forEach((panel, i) => {
       const one = this.panels[i] as PanelView;
-      one.element.classList.toggle("wide", ["table", "images"].includes(panel.kind) || view.panels.length === 1);
+      one.element.classList.toggle("wide", wide[i]);
       one.show(panel);
     });
     this.numbers(view);
@@ -268,6 +271,18 @@ export class Page implements Listener {
     this.at.aloud.textContent = word;
     setTimeout(() => (element.textContent = label), 1200);
   }
+}
+
+/** Tables and pictures have a row of their own, and so has a drawing that is left without a neighbour. */
+function wideOnes(panels: Panel[]): boolean[] {
+  const wide = panels.map(({ kind }) => kind === "table" || kind === "images");
+  let run = 0;
+  for (let i = 0; i < panels.length; i++) {
+    run = wide[i] ? 0 : run + 1;
+    const last = i + 1 === panels.length || wide[i + 1];
+    if (last && run % 2 === 1) wide[i] = true;
+  }
+  return wide;
 }
 
 function part(id: string): HTMLElement {

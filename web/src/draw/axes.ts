@@ -43,12 +43,21 @@ export function ticks(scale: Scale, log: boolean, count: number): Ticks {
   const low = Math.min(...domain);
   const high = Math.max(...domain);
   if (log && Math.log10(high / low) >= 1.5) return decades(low, high, count);
+  if (log) return few(scale.ticks(), count);
   const at = scale.ticks(count);
   const kept = at.length > 2 * count ? at.filter((_, i) => i % Math.ceil(at.length / count) === 0) : at;
   const largest = Math.max(...kept.map(Math.abs));
   const plain = largest < 1e5 && largest >= 1e-3;
-  const text = plain ? scale.tickFormat(count, log ? "~r" : undefined) : (value: number) => formatted(value, ".3g");
+  const text = plain ? scale.tickFormat(count) : (value: number) => formatted(value, ".3g");
   return { at: kept, texts: kept.map((value) => text(value)) };
+}
+
+/** Of a logarithmic axis that spans no two decades: 1, 2, 5 of each, or all if these are too few. */
+function few(at: number[], count: number): Ticks {
+  const round = at.filter((value) => /^[125]0*$/.test(value.toExponential(6).replace(/[.]|e.*/g, "")));
+  const kept = round.length >= 2 ? round : at;
+  const thinned = kept.filter((_, i) => i % Math.ceil(kept.length / Math.max(4, count)) === 0);
+  return { at: thinned, texts: thinned.map((value) => formatted(value, ".6g")) };
 }
 
 function decades(low: number, high: number, count: number): Ticks {

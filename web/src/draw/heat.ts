@@ -62,7 +62,8 @@ function ramp({ data }: Tensor, diverging: boolean): Ramp {
   const down = interpolateRgb(resolved("--card"), resolved("--diffusion"));
   const of = (value: number) => {
     if (!Number.isFinite(value)) return resolved("--line");
-    if (diverging) return value >= 0 ? up(value / most) : down(-value / most);
+    // by the root, so that one large weight does not hide the small ones
+    if (diverging) return value >= 0 ? up(Math.sqrt(value / most)) : down(Math.sqrt(-value / most));
     return up((value - low) / (high - low));
   };
   return { of, low, high };
@@ -124,6 +125,7 @@ function scaleBar(svg: Root, { of, low, high }: Ramp, at: Layout, y: number): vo
     .attr("x", at.left).attr("y", y).attr("width", width).attr("height", BAR);
   svg.append("rect").attr("class", "frame").attr("x", at.left).attr("y", y).attr("width", width).attr("height", BAR);
   label(svg, formatted(low, ".2g"), at.left, y + BAR + 15, "start", "label small");
+  if (low < 0) label(svg, "0", at.left + width / 2, y + BAR + 15, "middle", "label small");
   label(svg, formatted(high, ".2g"), at.left + width, y + BAR + 15, "end", "label small");
 }
 

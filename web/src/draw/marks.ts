@@ -86,6 +86,7 @@ function stems(parent: Group, mark: Mark, place: Place): void {
   const zero = Math.min(Math.max(place.y(0), top), bottom);
   const foot = Number.isFinite(zero) ? zero : bottom; // a logarithmic axis has no zero
   const width = Math.min(22, (0.8 * spacing(x, place.x)) / place.stem.count);
+  const thick = width < 4 ? width / 0.8 : width - 1; // gaps thinner than a pixel would flicker
   const shift = (place.stem.index - (place.stem.count - 1) / 2) * width;
   let d = "";
   for (let i = 0; i < x.length; i++) {
@@ -94,7 +95,7 @@ function stems(parent: Group, mark: Mark, place: Place): void {
   }
   parent.append("path").attr("class", "stroke flat").attr("d", d)
     .style("stroke", `var(${colour(mark)})`)
-    .style("stroke-width", `${mark.style.width ?? Math.max(1, width - 1)}px`)
+    .style("stroke-width", `${mark.style.width ?? Math.max(1, thick)}px`)
     .style("opacity", String(mark.style.opacity ?? 0.9));
 }
 

@@ -27,7 +27,7 @@ export function plot(panel: Panel, width: number): Drawing {
   keys.draw(svg);
   if (y.label) label(svg, y.label, 0, top - 15, "start", "label title");
   if (x.label) label(svg, x.label, box.left + box.width / 2, box.top + box.height + 42, "middle", "label title");
-  const xTicks = ticks(xScale, Boolean(x.log), Math.max(2, Math.floor(box.width / 80)));
+  const xTicks = ticks(xScale, Boolean(x.log), Math.max(3, Math.floor(box.width / 72)));
   axes(svg as unknown as Group, box, xScale, yScale.scale, xTicks, yScale.ticks);
   if (panel.marks.length === 0) label(svg, NOTHING, box.left + box.width / 2, box.top + box.height / 2, "middle", "label title");
   drawMarks(svg, panel.marks, box, xScale, yScale.scale);
