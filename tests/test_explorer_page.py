@@ -3,11 +3,16 @@
 import csv
 import hashlib
 import io
+import itertools
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +22,7 @@ from playwright.sync_api import expect, sync_playwright
 
 import twosides.explorer
 from twosides.explorer import wire
+from twosides.explorer.export import write
 from twosides.explorer.figure import (
     Axis,
     Choice,
@@ -32,6 +38,7 @@ from twosides.explorer.figure import (
     View,
     table,
 )
+from twosides.explorer.figures import FIGURES
 
 PAGE = Path(twosides.explorer.__file__).parent / "page"
 WEB = Path(__file__).parents[1] / "web"
@@ -106,7 +113,9 @@ def everything(c, steps, schedule, samplers, truth, f):
     panels = (
         Panel("plot", r"Curves of $\alpha_t$", Axis("time $t$", 0, 1), Axis("", 0, 1), plot),
         Panel("plot", "A plane", Axis("$x_1$", -3, 3), Axis("$x_2$", -3, 3, reverse=True), plane),
-        Panel("plot", "Stems", Axis("step"), Axis("w"), (Mark("stems", "w", 4, {"x": k, "y": c / k}),)),
+        Panel(
+            "plot", "Stems", Axis("step"), Axis("w"), (Mark("stems", "w", 4, {"x": k, "y": c / k}),)
+        ),
         Panel(
             "plot",
             "Error",
@@ -137,7 +146,7 @@ CONTROLS = (
     Text("f", "Drift $f(t)$", "-t", when={"truth": (True,)}),
 )
 TEXT = "First *words* of $x$ and `code`, <b>not bold</b>.\n\nMore:\n\n$$z_s = \\alpha_s \\hat x$$\n\nEnd."
-FIGURES = (
+PRACTICE = (
     Figure("everything", "Everything at once", TEXT, CONTROLS, f"{__name__}:everything"),
     Figure("again", "The same again", TEXT, CONTROLS, f"{__name__}:everything"),
 )
@@ -163,7 +172,7 @@ class StandIn:
     def receive(self, socket, message):
         content = json.loads(message)
         if "token" in content:
-            specs = [figure.spec() for figure in FIGURES]
+            specs = [figure.spec() for figure in PRACTICE]
             hello = {"version": "9.9", "figures": specs, "ready": self.ready}
             if content["token"] == "key":
                 socket.send(json.dumps({"hello": hello}))
@@ -179,7 +188,7 @@ class StandIn:
     def answer(self, socket, message):
         number = json.loads(message)["req"]
         try:
-            number, figure, params = wire.request(message, {f.name: f for f in FIGURES})
+            number, figure, params = wire.request(message, {f.name: f for f in PRACTICE})
             socket.send(wire.reply(number, figure.name, 1.0, everything(**params)))
         except Invalid as error:
             socket.send(wire.error(number, str(error), "invalid", error.control))
@@ -231,7 +240,9 @@ def test_every_kind_of_panel_and_mark_is_drawn(page):
     for i, least in enumerate([4, 3, 1, 1]):  # the paths with a stroke, at least
         plot = panels.nth(i)
         assert plot.locator(".stroke").count() >= least
-        for d in plot.locator(".stroke, .area").evaluate_all("all => all.map(a => a.getAttribute('d'))"):
+        for d in plot.locator(".stroke, .area").evaluate_all(
+            "all => all.map(a => a.getAttribute('d'))"
+        ):
             assert d and "NaN" not in d
         assert plot.locator(".axis .tick").count() >= 4
         assert plot.locator("svg").get_attribute("aria-label")
@@ -265,7 +276,7 @@ def test_readouts_say_the_number_to_the_last_digit(page):
     shown(page)
     assert float(readout(page, "gap")) == 2.220446049250313e-16
     texts = page.locator("#numbers dd").all_inner_texts()
-    assert texts == ["2.2 × 10⁻¹⁶", "0.300", "∞", "flow"]
+    assert texts == ["2.2 \N{MULTIPLICATION SIGN} 10⁻¹⁶", "0.300", "∞", "flow"]
     expect(page.locator("#aloud")).to_contain_text("churn: 0.300")
 
 
@@ -404,7 +415,7 @@ def test_stale_and_foreign_replies_are_dropped(page):
     page.locator("#figures a").nth(1).click()  # while the first figure is still on its way
     until(page, lambda: server.held)
     socket = server.sockets[-1]
-    params = FIGURES[0].checked({"c": 0.44})
+    params = PRACTICE[0].checked({"c": 0.44})
     socket.send(wire.reply(77, "everything", 1.0, everything(**params)))
     server.release()
     until(page, lambda: server.held)
@@ -430,7 +441,9 @@ def test_a_lost_connection_is_said_and_mended(page):
 def test_without_the_token_it_says_what_to_open(page):
     StandIn(page)
     page.goto(f"{STAND_IN}/#wrong")
-    expect(page.locator("#status")).to_contain_text("Open the address that “twosides explore” printed")
+    expect(page.locator("#status")).to_contain_text(
+        "Open the address that “twosides explore” printed"
+    )
 
 
 # ---------------------------------------------------------------------------- to take home
@@ -446,7 +459,7 @@ def test_what_is_shown_can_be_taken_home(page):
     StandIn(page)
     page.goto(f"{STAND_IN}/#key")
     shown(page)
-    view = everything(**FIGURES[0].checked({}))
+    view = everything(**PRACTICE[0].checked({}))
     for button, text in (("copy-python", view.python), ("copy-cli", view.cli)):
         page.locator(f"#{button}").click()
         expect(page.locator(f"#{button}")).to_have_text("Copied")
@@ -472,7 +485,9 @@ def test_what_is_shown_can_be_taken_home(page):
 
 
 def overflow(page):
-    return page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    return page.evaluate(
+        "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    )
 
 
 def violations(page):
@@ -560,6 +575,126 @@ def test_the_theme_can_be_chosen_and_is_kept(page):
     assert page.locator("#theme").inner_text() == "Theme: dark" and page.evaluate(ground) != light
 
 
+# ---------------------------------------------------------------------------- the figures themselves
+
+
+@pytest.fixture(scope="module")
+def server():
+    """The address that `twosides explore` prints."""
+    words = [sys.executable, "-c", "from twosides.cli import main; main()"]
+    words += ["explore", "--no-browser"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        yield re.search(r"http://127\.0\.0\.1:\d+/#\S+", process.stdout.readline())[0]
+        process.terminate()
+
+
+def number(text):
+    return float(text) if text in ("nan", "inf", "-inf") or text[-1].isdigit() else text
+
+
+@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.name)
+def test_a_figure_shows_what_python_computes_to_everybody(browser, server, figure):
+    view = figure.view(figure.checked({}))
+    with opened(browser, color_scheme="light", viewport={"width": 1280, "height": 900}) as page:
+        page.goto(server.replace("#", f"?figure={figure.name}#"))
+        shown(page, figure.name)
+        said = page.locator("#numbers data").evaluate_all(
+            "all => Object.fromEntries(all.map(one => [one.dataset.number, one.value]))"
+        )
+        assert set(said) == {each.name for each in view.numbers}
+        for each in view.numbers:
+            assert number(said[each.name]) == pytest.approx(
+                each.value, rel=1e-6, abs=1e-12, nan_ok=True
+            )
+        page.locator("#copy-python").click()
+        expect(page.locator("#copy-python")).to_have_text("Copied")
+        assert page.evaluate("navigator.clipboard.readText()") == view.python
+        drawn(page, view)
+        for width in WIDTHS:
+            page.set_viewport_size({"width": width, "height": 900})
+            page.wait_for_timeout(100)
+            assert overflow(page) == 0
+        assert violations(page) == []
+        page.emulate_media(color_scheme="dark")
+        page.set_viewport_size({"width": 1280, "height": 900})
+        page.wait_for_timeout(300)  # colours fade
+        assert violations(page) == []
+
+
+def drawn(page, view):
+    """Every panel is there, with as many marks as it should have, and labels that do not overlap."""
+    assert page.locator(".panel").count() == len(view.panels)
+    for i, panel in enumerate(view.panels):
+        one = page.locator(".panel").nth(i)
+        if panel.kind == "table":
+            rows = sum(len(mark.style["rows"]) for mark in panel.marks)
+            assert one.locator("tbody tr").count() == rows > 0
+            continue
+        if panel.kind == "plot":
+            for axis in one.locator(".axis").all():
+                texts = axis.locator(".tick text").all_text_contents()
+                assert len([text for text in texts if text]) >= 2
+                assert not overlapping(axis.locator(".tick text"))
+        assert not overlapping(one.locator(".label:not(.cell)"))
+        shapes = one.locator("svg").locator(".stroke, .area, image")
+        assert shapes.count() >= len([mark for mark in panel.marks if mark.kind != "text"])
+        assert "NaN" not in one.locator("svg").inner_html()
+
+
+def overlapping(texts):
+    """Pairs of texts whose boxes share more than a sliver."""
+    boxes = texts.evaluate_all(
+        "all => all.map(a => a.getBoundingClientRect()).map(a => [a.left, a.top, a.right, a.bottom])"
+    )
+    return [
+        (one, other)
+        for one, other in itertools.combinations(boxes, 2)
+        if min(one[2], other[2]) - max(one[0], other[0]) > 1
+        and min(one[3], other[3]) - max(one[1], other[1]) > 3
+    ]
+
+
+# ---------------------------------------------------------------------------- without a server
+
+
+def test_an_exported_page_works_from_a_file(browser, tmp_path):
+    churn = next(figure for figure in FIGURES if figure.name == "churn")
+    figures = (
+        replace(churn, frames={"c": (0.0, 0.3, 0.5), "steps": (5, 10)}),
+        replace(PRACTICE[0], frames={"c": (0.1, 0.4), "schedule": ("flow", "cosine")}),
+    )
+    path = tmp_path / "page.html"
+    write(path, figures)
+    with opened(browser, offline=True) as page:
+        page.goto(path.as_uri())
+        shown(page, "churn")
+        assert page.locator("#version").inner_text().startswith("precomputed by twosides")
+        assert page.get_by_label("sampler", exact=True).is_disabled()
+        slider = page.locator('[data-control="c"] input[type=range]')
+        for position, c in enumerate((0.0, 0.3, 0.5)):
+            slider.fill(str(position))
+            view = churn.view(churn.checked({"c": c, "steps": 10}))
+            expect(page.locator("#code code").first).to_have_text(view.python)
+            for each in view.numbers:
+                assert number(readout(page, each.name)) == pytest.approx(each.value, rel=1e-6)
+        page.locator("#figures a").nth(1).click()
+        shown(page, "everything")
+        page.locator("select").select_option("cosine")
+        expect(page.locator('[data-number="equal"]')).to_have_attribute("value", "cosine")
+        assert readout(page, "c") == "0.4"  # the frame nearest to the default, never one between
+        assert page.get_by_label("Churn c, as a number").input_value() == "0.4"
+        assert saved(page, "save-png")[1].startswith(b"\x89PNG")
+        page.locator("#permalink").click()
+        link = page.evaluate("navigator.clipboard.readText()")
+        other = page.context.new_page()
+        other.goto(link)
+        shown(other, "everything")
+        assert readout(other, "equal") == "cosine"
+        assert violations(page) == [] and overflow(page) == 0
+
+
 # ---------------------------------------------------------------------------- the bundle
 
 
@@ -576,7 +711,9 @@ def test_the_bundle_is_whole_small_and_evaluates_no_text():
     sources = [path.read_text() for path in sorted((WEB / "src").rglob("*.ts"))]
     assert len(sources) > 15 and not any("innerHTML" in source for source in sources)
     assert "</script" not in script.lower()
-    inline = re.findall(r"<style|\sstyle=|\son\w+=|<script(?! src=)", (PAGE / "index.html").read_text())
+    inline = re.findall(
+        r"<style|\sstyle=|\son\w+=|<script(?! src=)", (PAGE / "index.html").read_text()
+    )
     assert not inline
     fonts = set(re.findall(r"url\(\"?\./([^)\"]+)", style))
     assert {f"assets/{name}" for name in fonts} == set(manifest["fonts"])

@@ -43,12 +43,6 @@ export class Controls {
     this.conditions();
   }
 
-  set(params: Params): void {
-    this.params = params;
-    for (const [name, { field }] of this.rows) field.set(params[name] as Value);
-    this.conditions();
-  }
-
   /** Shows an error beside its control; false if there is no such control. */
   fail(name: string | null | undefined, message: string): boolean {
     for (const [key, { error, field }] of this.rows) {

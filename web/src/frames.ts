@@ -68,6 +68,14 @@ export function nearest(values: readonly unknown[], asked: unknown): number {
   return Math.max(0, values.findIndex((value) => JSON.stringify(value) === wanted));
 }
 
+/** The parameters that there are frames of, nearest to those asked for. */
+export function snapped(params: Params, grid: (control: string) => unknown[] | null): Params {
+  return Object.fromEntries(Object.entries(params).map(([name, value]) => {
+    const values = grid(name) ?? [];
+    return [name, values.length > 0 ? (values[nearest(values, value)] as Value) : value];
+  }));
+}
+
 async function unpack(base64: string): Promise<ArrayBuffer[]> {
   const packed = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));

@@ -5,6 +5,7 @@ import { Controls } from "./controls";
 import { button, h, settled } from "./dom";
 import { PanelView } from "./draw/index";
 import { shown } from "./format";
+import { snapped } from "./frames";
 import { address, asked, defaults, restored } from "./link";
 import { spoken } from "./mathtext";
 import { inline, prose } from "./prose";
@@ -111,10 +112,11 @@ export class Page implements Listener {
     const figure = this.figures.find((one) => one.name === name) as FigureSpec;
     if (figure !== this.figure) this.clear(figure);
     this.figure = figure;
-    this.params.set(name, params);
-    this.controls = new Controls(figure, params, (control) => this.transport?.grid(name, control) ?? null, (now) => this.ask(now));
+    const grid = (control: string) => this.transport?.grid(name, control) ?? null;
+    const possible = snapped(params, grid);
+    this.controls = new Controls(figure, possible, grid, (now) => this.ask(now));
     this.at.controls.replaceChildren(this.controls.element);
-    this.ask(params, false);
+    this.ask(possible, false);
   }
 
   /** A figure's own words at once; its drawings when they come. */
@@ -259,9 +261,9 @@ export class Page implements Listener {
 
   private reset(): void {
     if (!this.figure) return;
-    const params = defaults(this.figure);
-    this.controls?.set(params);
-    this.ask(params);
+    this.params.delete(this.figure.name);
+    this.open(this.figure.name, defaults(this.figure));
+    this.linked();
   }
 
   private done(element: HTMLButtonElement, word: string): void {
