@@ -315,7 +315,6 @@ def test_every_control_acts_and_the_link_brings_it_back(browser, page):
     page.get_by_label("Drift f(t)").fill("-2*t")
     page.get_by_role("switch").uncheck()
     expect(page.locator('[data-number="equal"]')).to_have_attribute("value", "cosine")
-    page.wait_for_url("**truth=false**")
     wanted = {
         "c": 0.125,
         "steps": 1000,
@@ -324,7 +323,8 @@ def test_every_control_acts_and_the_link_brings_it_back(browser, page):
         "truth": False,
         "f": "-2*t",
     }
-    assert server.requests[-1]["params"] == wanted
+    until(page, lambda: server.requests[-1]["params"] == wanted)
+    page.wait_for_url(re.compile("truth=false&f=-2"))
     page.locator("#permalink").click()
     link = page.evaluate("navigator.clipboard.readText()")
     assert "key" not in link and link == page.url

@@ -25,7 +25,6 @@ from twosides.explorer import page as pages
 from twosides.explorer import wire
 from twosides.explorer.figure import Figure
 from twosides.explorer.page import Page
-from twosides.storage import write_file
 
 BITS = 12  # of a float32's mantissa that are kept; it has 23
 
@@ -36,6 +35,8 @@ def write(
     """Write the page and return its size in bytes; `tell(done, total)` hears of the progress."""
     if path.suffix != ".html":
         raise ValueError(f"{path}: the explorer is exported as a .html file")
+    from twosides.storage import write_file  # which imports torch
+
     page, total = pages.load(), sum(len(list(points(figure))) for figure in figures)
     done = itertools.count(1)
 

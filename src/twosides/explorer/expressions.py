@@ -34,7 +34,7 @@ def parse(text: str, name: str) -> tuple[Function, str]:
     ValueError: g = sqrt(2 t) / (1 - t) cannot be read: write products as 2*t, powers as t**2 or t^2
     >>> function, python = parse("2^t + 1", "g")
     >>> float(function(torch.tensor(1.0, dtype=torch.float64))), python
-    (3.0, '((2.0 ** t) + 1.0)')
+    (3.0, '(((2.0 + 0 * t) ** t) + (1.0 + 0 * t))')
     """
     try:
         tree = ast.parse(text.replace("^", "**").strip(), mode="eval").body
@@ -43,7 +43,7 @@ def parse(text: str, name: str) -> tuple[Function, str]:
         why = error.args[0] if type(error) is ValueError else ""
         hint = why or "write products as 2*t, powers as t**2 or t^2"
         raise ValueError(f"{name} = {text} cannot be read: {hint}") from None
-    return (lambda t: function(t) + 0 * t), python
+    return function, python
 
 
 def _walk(node: ast.expr, depth: int) -> tuple[Function, str]:
@@ -51,7 +51,7 @@ def _walk(node: ast.expr, depth: int) -> tuple[Function, str]:
         raise ValueError("it is nested too deeply")
     if isinstance(node, ast.Constant) and type(node.value) in (int, float):
         value = float(node.value)
-        return (lambda t: t * 0 + value), repr(value)
+        return (lambda t: t * 0 + value), f"({value!r} + 0 * t)"
     if isinstance(node, ast.Name):
         return _name(node.id)
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
@@ -71,7 +71,7 @@ def _name(name: str) -> tuple[Function, str]:
         return (lambda t: t), "t"
     if name in CONSTANTS:
         value = CONSTANTS[name]
-        return (lambda t: t * 0 + value), repr(value)
+        return (lambda t: t * 0 + value), f"({value!r} + 0 * t)"
     raise ValueError(f"there is no {name[:20]!r}; it is a function of t")
 
 

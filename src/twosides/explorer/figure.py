@@ -125,9 +125,7 @@ class Text(_Control):
     def check(self, value: object) -> str:
         """The text, if it is short and printable."""
         if not isinstance(value, str) or len(value) > self.longest or not value.isprintable():
-            raise Invalid(
-                f"{self.label} is a line of at most {self.longest} characters", self.name
-            )
+            raise Invalid(f"{self.label} is a line of at most {self.longest} characters", self.name)
         return value
 
 
@@ -178,7 +176,9 @@ class Figure:
         known = {control.name: control for control in self.controls}
         for name in params:
             if name not in known:
-                raise Invalid(f"{self.name} has no control {_short(name)}; it has {', '.join(known)}")
+                raise Invalid(
+                    f"{self.name} has no control {_short(name)}; it has {', '.join(known)}"
+                )
         return {
             name: control.check(params[name]) if name in params else control.check(control.default)
             for name, control in known.items()

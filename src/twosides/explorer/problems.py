@@ -1,13 +1,58 @@
-"""The data of the figures: small problems whose denoisers are known exactly, by name."""
+"""What the figures are about: small problems whose denoisers are known exactly, and a schedule."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from twosides.naming import unknown
 from twosides.oracle import Empirical, GaussianMixture
+from twosides.schedules import FlowMatching, Scaling
+
+
+@dataclass(frozen=True)
+class Between(Scaling):
+    """Flow matching's (alpha, sigma) times `S = 1 + k (1 / sqrt((1 - t)^2 + t^2) - 1)`.
+
+    Flow scaling at k = 0, variance preserving at k = 1, linear in the factor as in the post.
+    """
+
+    k: float
+
+    def levels(self, logsnr: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha, sigma)."""
+        alpha, sigma = torch.sigmoid(0.5 * logsnr), torch.sigmoid(-0.5 * logsnr)
+        scale = 1 + self.k * (1 / torch.hypot(alpha, sigma) - 1)
+        return scale * alpha, scale * sigma
+
+    def slopes(self, logsnr: Tensor) -> tuple[Tensor, Tensor]:
+        """Derivatives in t."""
+        alpha, sigma = torch.sigmoid(0.5 * logsnr), torch.sigmoid(-0.5 * logsnr)
+        length = torch.hypot(alpha, sigma)
+        scale = 1 + self.k * (1 / length - 1)
+        slope = self.k * (alpha - sigma) / length**3
+        return slope * alpha - scale, slope * sigma + scale
+
+
+@dataclass(frozen=True)
+class ScaledFlow(FlowMatching):
+    """Flow matching's time in a scaling between its own (k = 0) and VP (k = 1).
+
+    >>> level = ScaledFlow(1.0).at(0.5)
+    >>> round(float(level.alpha**2 + level.sigma**2), 12)
+    1.0
+    """
+
+    k: float
+
+    @property
+    def scaling(self) -> Scaling:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Between the two."""
+        return Between(self.k)
 
 
 def named(name: str, variance: float | None = None) -> GaussianMixture:

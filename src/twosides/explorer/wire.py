@@ -45,8 +45,9 @@ def request(text: str, figures: dict[str, Figure]) -> tuple[int, Figure, dict[st
 def number_of(content: Any) -> int | None:
     """The number of a request, if it has one."""
     number = content.get("req") if isinstance(content, dict) else None
-    whole = isinstance(number, int) and not isinstance(number, bool)
-    return number if whole and 0 <= number < 2**53 else None
+    if not isinstance(number, int) or isinstance(number, bool):
+        return None
+    return number if 0 <= number < 2**53 else None
 
 
 def error(number: int | None, message: str, code: str, control: str | None = None) -> str:

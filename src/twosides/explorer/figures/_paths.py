@@ -16,21 +16,10 @@ Array = NDArray[np.float64]
 TRUTH, FINE = "kab3c", 32  # of third order or more, on equal steps of time
 
 
-def schedule(k: float) -> ts.Schedule:
-    """Flow matching times `S = 1 + k (1 / sqrt((1 - t)^2 + t^2) - 1)`: flow at 0, VP at 1."""
-
-    def norm(logsnr: torch.Tensor) -> torch.Tensor:
-        t = torch.sigmoid(-0.5 * logsnr)
-        length = torch.hypot(1 - t, t)
-        return length + k * (1 - length)
-
-    return ts.FlowMatching().with_scaling(norm)
-
-
 @functools.lru_cache(256)
 def plan(sampler: str, k: float, steps: int) -> Any:
     """The plan of a sampler on `steps` equal steps of time."""
-    return ts.plan(sampler, schedule(k), steps)
+    return ts.plan(sampler, problems.ScaledFlow(k), steps)
 
 
 @functools.lru_cache(512)
@@ -70,18 +59,10 @@ data = problems.named({name!r}, {variance!r})
 start = torch.linspace(-2, 2, {particles}, dtype=torch.float64)[:, None]
 
 
-def scaled(k):  # flow matching at k = 0, VP at k = 1
-    def norm(logsnr):
-        t = torch.sigmoid(-logsnr / 2)
-        length = torch.hypot(1 - t, t)
-        return length + k * (1 - length)
-
-    return ts.FlowMatching().with_scaling(norm)
-
-
 def path(sampler, k, steps):
     run = ts.sample(
-        data, start.shape, sampler=sampler, schedule=scaled(k), steps=steps,
+        data, start.shape, sampler=sampler, steps=steps,
+        schedule=problems.ScaledFlow(k),  # flow matching at k = 0, VP at k = 1
         init=start, seed=0, dtype=torch.float64, trajectory=True,
     )
     return torch.cat(run.states, 1).numpy()

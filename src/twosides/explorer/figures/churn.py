@@ -100,8 +100,12 @@ def compute(c: float, sampler: str, output: str, schedule: str, steps: int) -> V
 
 
 def _python(c: float, sampler: str, output: str, schedule: str, steps: int) -> str:
-    noise = f"""
-sampler = ts.Sampler(sampler.grid, sampler.solver, ts.Churn({c!r}))""" if c > 0 else ""
+    noise = (
+        f"""
+sampler = ts.Sampler(sampler.grid, sampler.solver, ts.Churn({c!r}))"""
+        if c > 0
+        else ""
+    )
     return f"""import twosides as ts
 
 sampler = ts.samplers[{sampler!r}]{noise}

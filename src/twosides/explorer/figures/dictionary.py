@@ -8,7 +8,18 @@ from typing import Any
 
 import twosides as ts
 from twosides.explorer import expressions
-from twosides.explorer.figure import Axis, Choice, Figure, Mark, Number, Panel, Range, Text, View, table
+from twosides.explorer.figure import (
+    Axis,
+    Choice,
+    Figure,
+    Mark,
+    Number,
+    Panel,
+    Range,
+    Text,
+    View,
+    table,
+)
 from twosides.explorer.names import SCHEDULES
 
 TEXT = r"""A diffusion model is given by its forward process $dz = f z\,dt + g\,dW$ and the noise $\eta$ of its
@@ -43,7 +54,17 @@ FIGURE = Figure(
             "steps": (5, 20, 100)},
 )  # fmt: skip
 
-COORDINATES = ("Eta", "Churn", "DDIMEta", "Tau", "Epsilon", "Diffusion", "EDMChurn", "Overshoot", "Rectified")
+COORDINATES = (
+    "Eta",
+    "Churn",
+    "DDIMEta",
+    "Tau",
+    "Epsilon",
+    "Diffusion",
+    "EDMChurn",
+    "Overshoot",
+    "Rectified",
+)
 WORDS = {
     "Eta": "eta of the reverse SDE", "Churn": "churn of the post", "DDIMEta": "DDIM's eta, Euler ancestral",
     "Tau": "SA-Solver's tau", "Epsilon": "epsilon_t of flow matching", "Diffusion": "SiT's D",
@@ -149,14 +170,14 @@ def _python(given: str, schedule: str, f: str, g: str, eta: str, t: float, steps
     noise = expressions.parse(eta, "eta")[1]
     if given == "schedule":
         setup = f"""schedule = schedule_named({schedule!r})
-process = ts.Dynamics.of(schedule, eta=lambda t: {noise} + 0 * t)   # alpha, sigma -> f, g
+process = ts.Dynamics.of(schedule, eta=lambda t: {noise})   # alpha, sigma -> f, g
 start = schedule.at(0.0)
 back = process.schedule(float(start.alpha), float(start.sigma))   # f, g -> alpha, sigma"""
         gap = "max(float((a / b - 1).abs().max()) for a, b in (\n    (back.alpha(times), schedule.alpha(times)), (back.sigma(times), schedule.sigma(times))))"
     else:
         drift, diffusion = expressions.parse(f, "f")[1], expressions.parse(g, "g")[1]
         setup = f"""process = ts.Dynamics(
-    lambda t: {drift} + 0 * t, lambda t: {diffusion} + 0 * t, lambda t: {noise} + 0 * t
+    lambda t: {drift}, lambda t: {diffusion}, lambda t: {noise}
 )
 schedule = process.schedule()   # f, g -> alpha, sigma"""
         gap = "max(float(((a - b) / b.abs().clamp(min=1e-9)).abs().max()) for a, b in (\n    (ts.dynamics.f(schedule, times), process.f(times)), (ts.dynamics.g(schedule, times), process.g(times))))"

@@ -9,7 +9,18 @@ from typing import Any
 import numpy as np
 
 import twosides as ts
-from twosides.explorer.figure import Axis, Choice, Figure, Many, Mark, Number, Panel, Range, View, table
+from twosides.explorer.figure import (
+    Axis,
+    Choice,
+    Figure,
+    Many,
+    Mark,
+    Number,
+    Panel,
+    Range,
+    View,
+    table,
+)
 from twosides.explorer.names import DATA_2D, SAMPLERS
 
 TEXT = r"""An exact network leaves only the sampler's own error. Both axes are logarithmic: a method of
@@ -70,7 +81,9 @@ def exact(data: str, schedule: str) -> tuple[Any, Any]:
 
 
 @functools.lru_cache(4096)
-def measured(name: str, steps: int, grid: str, schedule: str, c: float, data: str) -> tuple[int, float]:
+def measured(
+    name: str, steps: int, grid: str, schedule: str, c: float, data: str
+) -> tuple[int, float]:
     """Calls and error of one run; data "" for the error of the variance."""
     from twosides.explorer import problems
     from twosides.orders import reached_variance
@@ -97,7 +110,9 @@ def compute(
     for i, name in enumerate(samplers):
         made = sampler(name, grid, c)
         if end and made.stochastic:
-            notes.append(f"{name} adds noise and has no end point; choose the error of the variance")
+            notes.append(
+                f"{name} adds noise and has no end point; choose the error of the variance"
+            )
             continue
         try:
             points = [measured(name, n, grid, schedule, c, data) for n in budgets(made)]
@@ -106,10 +121,31 @@ def compute(
             continue
         nfe, errors = (np.array(part) for part in zip(*points, strict=True))
         order = slope(nfe, errors)
-        marks.append(Mark("line", name, i, {"x": nfe, "y": errors}, {"dots": True},
-                          {"x": f"results[{name!r}][0]", "y": f"results[{name!r}][1]"}))
-        rows.append([name, made.order, round(order, 2), made.nfe_per_step, f"{errors[0]:.2e}", f"{errors[-1]:.2e}"])
-        numbers.append(Number(f"order_{name}", f"fitted order, {name}", order, ".2f", f"slope(*results[{name!r}])"))
+        marks.append(
+            Mark(
+                "line",
+                name,
+                i,
+                {"x": nfe, "y": errors},
+                {"dots": True},
+                {"x": f"results[{name!r}][0]", "y": f"results[{name!r}][1]"},
+            )
+        )
+        rows.append(
+            [
+                name,
+                made.order,
+                round(order, 2),
+                made.nfe_per_step,
+                f"{errors[0]:.2e}",
+                f"{errors[-1]:.2e}",
+            ]
+        )
+        numbers.append(
+            Number(
+                f"order_{name}", f"fitted order, {name}", order, ".2f", f"slope(*results[{name!r}])"
+            )
+        )
     heads = ["sampler", "order", "fitted", "calls per step", "error, fewest calls", "error, most"]
     y = "relative error of the end point" if end else "error of the variance, summed"
     return View(
@@ -138,8 +174,13 @@ def slope(nfe: Any, errors: Any) -> float:
 
 def _python(names: tuple[str, ...], c: float, data: str, schedule: str, grid: str) -> str:
     noise = f"ts.Churn({c!r})" if c > 0 else "made.stochasticity"
-    nodes = "made.grid" if grid == "own" else f"made.grid if made.grid.renoises else ts.grids.GRIDS[{grid!r}]"
-    setup = f"""start = ts.PerSample(0, range(64)).normal((2,), torch.float64)
+    nodes = (
+        "made.grid"
+        if grid == "own"
+        else f"made.grid if made.grid.renoises else ts.grids.GRIDS[{grid!r}]"
+    )
+    setup = (
+        f"""start = ts.PerSample(0, range(64)).normal((2,), torch.float64)
 data = problems.named({data!r})
 end = run(ts.plan("rk4", {schedule!r}, 400), data, start)
 
@@ -147,11 +188,14 @@ end = run(ts.plan("rk4", {schedule!r}, 400), data, start)
 def error(plan):
     gap = run(plan, data, start) - end
     return float((gap**2).mean().sqrt() / (end**2).mean().sqrt())
-""" if data else """
+"""
+        if data
+        else """
 
 def error(plan):
     return sum(abs(reached_variance(plan, 0.02 * 2.0**i) - 1) for i in range(8))
 """
+    )
     return f"""import numpy as np
 import torch
 import twosides as ts

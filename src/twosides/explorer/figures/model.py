@@ -72,7 +72,14 @@ def loaded(model: str, trust_code: bool) -> Any:
 
 
 def compute(
-    model: str, trust_code: bool, sampler: str, c: float, steps: int, count: int, seed: int, label: str = ""
+    model: str,
+    trust_code: bool,
+    sampler: str,
+    c: float,
+    steps: int,
+    count: int,
+    seed: int,
+    label: str = "",
 ) -> View:
     """Samples at steps/4, steps/2 and steps from the same noise; x-hat along the longest run."""
     shape, classes = _about(Path(model))
@@ -80,7 +87,9 @@ def compute(
     made = ts.Sampler(made.grid, made.solver, ts.Churn(c)) if c > 0 else made
     labels = "".join(label or classes[i % len(classes)] for i in range(count)) if classes else ""
     numbers = sorted({max(1, steps // 4), max(1, steps // 2), steps})
-    runs = {n: _run(model, trust_code, made, (count, *shape), n, seed, labels, classes) for n in numbers}
+    runs = {
+        n: _run(model, trust_code, made, (count, *shape), n, seed, labels, classes) for n in numbers
+    }
     longest = runs[steps]
     restore = loaded(model, trust_code).unstandardise
     beliefs = np.stack([restore(each.x[0]).numpy() for each in longest.predictions])
@@ -108,7 +117,9 @@ def _run(
 ) -> Any:  # fmt: skip
     import torch
 
-    numbers = {"class_labels": torch.tensor([classes.index(each) for each in labels])} if labels else {}
+    numbers: dict[str, Any] = (
+        {"class_labels": torch.tensor([classes.index(each) for each in labels])} if labels else {}
+    )
     return ts.sample(
         loaded(model, trust_code), shape, sampler=sampler, steps=steps, seed=seed, trajectory=True, **numbers
     )  # fmt: skip
@@ -125,22 +136,32 @@ def _panel(title: str, values: np.ndarray, labels: list[str], code: str) -> Pane
     view = f"np.clip(0.5 * ({code} + 1), 0, 1)"
     view += "[:, 0]" if values.shape[1] == 1 else ".transpose(0, 2, 3, 1)"
     style = {"columns": min(len(shown), 8), "labels": labels}
-    return Panel("images", title, marks=(Mark("images", "", None, {"v": shown}, style, {"v": view}),))
+    return Panel(
+        "images", title, marks=(Mark("images", "", None, {"v": shown}, style, {"v": view}),)
+    )
 
 
-def _command(model: str, sampler: str, c: float, steps: int, labels: str, count: int, seed: int) -> str:
+def _command(
+    model: str, sampler: str, c: float, steps: int, labels: str, count: int, seed: int
+) -> str:
     noise = f" --noise 'churn({c:g})'" if c > 0 else ""
     which = f" --labels {labels}" if labels else f" --count {count}"
-    return f"twosides sample {model!r} --sampler {sampler} --steps {steps}{noise}{which} --seed {seed}"
+    return (
+        f"twosides sample {model!r} --sampler {sampler} --steps {steps}{noise}{which} --seed {seed}"
+    )
 
 
 def _python(
     model: str, trust_code: bool, sampler: str, c: float, numbers: list[int], shape: tuple[int, ...],
     seed: int, labels: str, classes: str,
 ) -> str:  # fmt: skip
-    noise = f"\nsampler = ts.Sampler(sampler.grid, sampler.solver, ts.Churn({c!r}))" if c > 0 else ""
+    noise = (
+        f"\nsampler = ts.Sampler(sampler.grid, sampler.solver, ts.Churn({c!r}))" if c > 0 else ""
+    )
     trust = ", trust_code=True" if trust_code else ""
-    given = f", class_labels=torch.tensor({[classes.index(each) for each in labels]})" if labels else ""
+    given = (
+        f", class_labels=torch.tensor({[classes.index(each) for each in labels]})" if labels else ""
+    )
     return f"""import numpy as np
 import torch
 import twosides as ts

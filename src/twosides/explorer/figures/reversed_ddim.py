@@ -66,7 +66,13 @@ def density(data: str, schedule: str, t: float) -> Any:
 
     axis = torch.linspace(-REACH, REACH, SIDE, dtype=torch.float64)
     z = torch.cartesian_prod(axis, axis).flip(1)
-    return problems.named(data).log_prob(z, schedule_named(schedule).at(t)).exp().reshape(SIDE, SIDE).numpy()
+    return (
+        problems.named(data)
+        .log_prob(z, schedule_named(schedule).at(t))
+        .exp()
+        .reshape(SIDE, SIDE)
+        .numpy()
+    )
 
 
 def compute(t: float, data: str, steps: str, schedule: str, particles: int) -> View:

@@ -13,8 +13,8 @@ TEXT = r"""The left panel is variance preserving, the right one flow matching: t
 variance at 1, the paths of the *variance preserving* side are straight, and flow matching's are
 not. Straightness is a property of a scaling *and* of the data; real data are neither case.
 
-The meter is $\int E\,|z'_t - (z_1 - z_0)|^2\,dt$ divided by $E\,|z_1 - z_0|^2 + \int E\,|z'_t|^2 dt$: 0 is
-straight, and at most 1.
+The meter is how far the speed of a path is from constant, $\int E\,|z'_t - (z_1 - z_0)|^2\,dt$ over
+$E\,|z_1|^2$ [Liu+ 2022]: 0 is straight.
 """
 
 FIGURE = Figure(
@@ -38,12 +38,10 @@ PARTICLES = 6
 
 
 def bend(z: np.ndarray) -> float:
-    """`int |z' - (z_1 - z_0)|^2 dt / (|z_1 - z_0|^2 + int |z'|^2 dt)` of paths (k, n + 1), t in [0, 1]."""
+    """`int E|z' - (z_0 - z_1)|^2 ds / E|z_1|^2` of paths (k, n + 1) from noise to data, s in [0, 1]."""
     steps = z.shape[1] - 1
-    speed = np.diff(z, axis=1) * steps
-    whole = z[:, -1:] - z[:, :1]
-    total = (whole**2).sum() + (speed**2).sum() / steps
-    return float(((speed - whole) ** 2).sum() / steps / total) if total > 1e-12 else 0.0
+    speed, whole = np.diff(z, axis=1) * steps, z[:, -1:] - z[:, :1]
+    return float(((speed - whole) ** 2).mean() / (z[:, 0] ** 2).mean())
 
 
 def compute(variance: float, steps: int, data: str) -> View:
@@ -88,10 +86,8 @@ def side(k):
 
 
 def bend(z):  # 0 is straight
-    steps = z.shape[1] - 1
-    speed, whole = (z[:, 1:] - z[:, :-1]) * steps, z[:, -1:] - z[:, :1]
-    total = (whole**2).sum() + (speed**2).sum() / steps
-    return ((speed - whole)**2).sum() / steps / total if total > 1e-12 else 0.0
+    speed, whole = (z[:, 1:] - z[:, :-1]) * (z.shape[1] - 1), z[:, -1:] - z[:, :1]
+    return ((speed - whole)**2).mean() / (z[:, 0]**2).mean()
 
 
 def error(side, sampler):

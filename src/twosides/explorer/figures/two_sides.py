@@ -94,12 +94,21 @@ def plans(schedule: str, pair: str, eta: float, steps: int) -> tuple[Any, Any]:
     both = PAIRS[pair]
     noises = (ts.Eta(eta), ts.Churn(eta**2 / (1 + eta**2))) if eta else (ts.Deterministic(),) * 2
     names = (both.diffusion, both.flow)
-    samplers = [ts.Sampler(solver=solver(n), stochasticity=s) for n, s in zip(names, noises, strict=True)]
+    samplers = [
+        ts.Sampler(solver=solver(n), stochasticity=s) for n, s in zip(names, noises, strict=True)
+    ]
     return ts.plan(samplers[0], left.schedule, steps), ts.plan(samplers[1], right.schedule, steps)
 
 
 def compute(
-    data: str, schedule: str, output: str, pair: str, eta: float, steps: int, particles: int, seed: int
+    data: str,
+    schedule: str,
+    output: str,
+    pair: str,
+    eta: float,
+    steps: int,
+    particles: int,
+    seed: int,
 ) -> View:
     """States of both runs in their own units; the largest difference in the same ones.
 
@@ -110,7 +119,9 @@ def compute(
     sides = models(data, schedule, output)
     dims = 1 if data in dict(DATA_1D) else 2
     runs = [
-        ts.sample(side, (particles, dims), sampler=plan, seed=seed, dtype=torch.float64, trajectory=True)
+        ts.sample(
+            side, (particles, dims), sampler=plan, seed=seed, dtype=torch.float64, trajectory=True
+        )
         for side, plan in zip(sides, plans(schedule, pair, eta, steps), strict=True)
     ]
     left, right = (torch.stack(run.states).numpy() for run in runs)
@@ -142,8 +153,9 @@ def _behind(data: str) -> np.ndarray | None:
 
     if data in dict(DATA_1D):
         return None
-    made = problems.points() if data == "points" else problems.named(data)
-    return np.asarray(made.data if data == "points" else made.sample(300, seed=0))
+    if data == "points":
+        return np.asarray(problems.points().data)
+    return problems.named(data).sample(300, seed=0).numpy()
 
 
 def _panel(states: np.ndarray, time: np.ndarray, side: str, dims: int, behind: Any) -> Panel:
@@ -187,7 +199,11 @@ def _words(sides: Any, output: str, pair: str, eta: float, runs: Any) -> list[li
 
 def _command(pair: str, steps: int, schedule: str) -> str:
     named = {"first": ("ddim", "flow-euler")}.get(pair)
-    return f"twosides compare {named[0]} {named[1]} --steps {steps} --schedule '{schedule}'" if named else ""
+    return (
+        f"twosides compare {named[0]} {named[1]} --steps {steps} --schedule '{schedule}'"
+        if named
+        else ""
+    )
 
 
 def _python(
@@ -196,7 +212,10 @@ def _python(
 ) -> str:  # fmt: skip
     both = PAIRS[pair]
     exact = "problems.points()" if data == "points" else f"problems.named({data!r})"
-    noises = (f", stochasticity=ts.Eta({eta!r})", f", stochasticity=ts.Churn({eta!r}**2 / (1 + {eta!r}**2))")
+    noises = (
+        f", stochasticity=ts.Eta({eta!r})",
+        f", stochasticity=ts.Churn({eta!r}**2 / (1 + {eta!r}**2))",
+    )
     noises = noises if eta else ("", "")
     return f"""import numpy as np
 import torch

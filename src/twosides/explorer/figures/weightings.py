@@ -9,7 +9,19 @@ from typing import Any
 import numpy as np
 
 import twosides as ts
-from twosides.explorer.figure import Axis, Choice, Figure, Many, Mark, Number, Panel, Range, Switch, View, table
+from twosides.explorer.figure import (
+    Axis,
+    Choice,
+    Figure,
+    Many,
+    Mark,
+    Number,
+    Panel,
+    Range,
+    Switch,
+    View,
+    table,
+)
 from twosides.explorer.names import RECIPES
 
 TEXT = r"""Every published loss is $\int w(\lambda)\,E\,|\hat\epsilon - \epsilon|^2\,d\lambda$, whatever the network
@@ -72,7 +84,9 @@ def scaled(log_w: Any, normalise: str) -> Any:
     return w
 
 
-def compute(recipes: tuple[str, ...], normalise: str, log: bool, edm_std: float, std: float) -> View:
+def compute(
+    recipes: tuple[str, ...], normalise: str, log: bool, edm_std: float, std: float
+) -> View:
     """w and p over the log-SNR of unit-variance data, in [-15, 15]; what equals what, by pairs."""
     stds = {n: edm_std if ts.recipes[n].output.startswith("F") else std for n in recipes}
     found = {name: curves(name, stds[name]) for name in recipes}
@@ -88,7 +102,9 @@ def compute(recipes: tuple[str, ...], normalise: str, log: bool, edm_std: float,
     )
     rows = [[n, ts.recipes[n].output, str(ts.recipes[n].weighting), str(ts.recipes[n].density)]
             for n in recipes]  # fmt: skip
-    pairs = [[a, b, verdict(a, b, (stds[a], stds[b]))] for a, b in itertools.combinations(recipes, 2)]
+    pairs = [
+        [a, b, verdict(a, b, (stds[a], stds[b]))] for a, b in itertools.combinations(recipes, 2)
+    ]
     axis = Axis("log-SNR of unit-variance data", -15, 15)
     low = 1e-5 if log else None
     return View(
