@@ -40,7 +40,6 @@ export class Page implements Listener {
   private readonly linked = settled(() => this.remember("replaceState"), 200);
 
   constructor(private readonly badge: (version: string) => string) {
-    new ResizeObserver(settled(() => this.redraw(), 60)).observe(part("title"));
     window.addEventListener("popstate", () => this.follow(asked()));
     this.at.take.append(...this.buttons());
   }
@@ -194,12 +193,11 @@ export class Page implements Listener {
       this.at.panels.replaceChildren(...this.panels.map(({ element }) => element));
     }
     this.at.panels.dataset["count"] = String(view.panels.length);
-    const wide = wideOnes(view.panels);
-    view.panels.forEach((panel, i) => {
-      const one = this.panels[i] as PanelView;
-      one.element.classList.toggle("wide", wide[i]);
-      one.show(panel);
-    });
+    const each = (action: (one: PanelView, panel: Panel) => void) =>
+      view.panels.forEach((panel, i) => action(this.panels[i] as PanelView, panel));
+    // how wide one is depends on all
+    each((one, panel) => one.element.classList.toggle("wide", panel.kind === "table" || panel.kind === "images"));
+    each((one, panel) => one.show(panel));
     this.numbers(view);
     this.at.notes.replaceChildren(...view.notes.flatMap((note) => prose(note)));
     this.code(view);
@@ -273,18 +271,6 @@ export class Page implements Listener {
     this.at.aloud.textContent = word;
     setTimeout(() => (element.textContent = label), 1200);
   }
-}
-
-/** Tables and pictures have a row of their own, and so has a drawing that is left without a neighbour. */
-function wideOnes(panels: Panel[]): boolean[] {
-  const wide = panels.map(({ kind }) => kind === "table" || kind === "images");
-  let run = 0;
-  for (let i = 0; i < panels.length; i++) {
-    run = wide[i] ? 0 : run + 1;
-    const last = i + 1 === panels.length || wide[i + 1];
-    if (last && run % 2 === 1) wide[i] = true;
-  }
-  return wide;
 }
 
 function part(id: string): HTMLElement {

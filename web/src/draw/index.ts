@@ -20,9 +20,13 @@ export class PanelView {
   private readonly caption = h("p", { class: "caption" });
   private drawing: Drawing | null = null;
   private panel: Panel | null = null;
+  private width = 0; // that the drawing was made for
 
   constructor() {
     this.element.append(h("figcaption", {}, this.title), this.stage, this.caption);
+    new ResizeObserver(() => {
+      if (Math.floor(this.stage.clientWidth) !== this.width) this.redraw();
+    }).observe(this.stage);
     this.stage.addEventListener("pointermove", (event) => this.point(event));
     this.stage.addEventListener("pointerleave", () => (this.tip.hidden = true));
   }
@@ -38,9 +42,9 @@ export class PanelView {
 
   redraw(): void {
     if (!this.panel) return;
-    const width = Math.floor(this.stage.clientWidth);
-    if (width === 0) return;
-    this.drawing = KINDS[this.panel.kind](this.panel, width);
+    this.width = Math.floor(this.stage.clientWidth);
+    if (this.width === 0) return;
+    this.drawing = KINDS[this.panel.kind](this.panel, this.width);
     this.stage.replaceChildren(this.drawing.element, this.tip);
   }
 
