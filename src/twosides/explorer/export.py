@@ -75,7 +75,7 @@ def frames(figures: Sequence[Figure], tick: Callable[[], None] = lambda: None) -
 
 
 def rounded(reply: bytes) -> bytes:
-    """The reply with BITS bits left of every number, rounded to nearest; infinities and NaN stay."""
+    """The reply with BITS bits left of every number, to nearest; infinities and NaN stay."""
     start = 4 + struct.unpack_from("<I", reply)[0]
     values = np.frombuffer(reply, "<u4", offset=start).astype(np.uint64)
     spare = 23 - BITS

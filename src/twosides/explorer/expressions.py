@@ -26,12 +26,12 @@ _BINARY: dict[type[ast.operator], tuple[str, Callable[[Any, Any], Any]]] = {
 
 
 def parse(text: str, name: str) -> tuple[Function, str]:
-    """A function of a float64 tensor, and its Python (for `t`, with `torch`); ValueError if unclear.
+    """A function of a float64 tensor, and its Python (of `t`, with `torch`); ValueError if unclear.
 
     >>> import torch
-    >>> function, python = parse("sqrt(2 t) / (1 - t)", "g")
+    >>> function, python = parse("2 t", "g")
     Traceback (most recent call last):
-    ValueError: g = sqrt(2 t) / (1 - t) cannot be read: write products as 2*t, powers as t**2 or t^2
+    ValueError: g = 2 t cannot be read: write products as 2*t, powers as t**2 or t^2
     >>> function, python = parse("2^t + 1", "g")
     >>> float(function(torch.tensor(1.0, dtype=torch.float64))), python
     (3.0, '(((2.0 + 0 * t) ** t) + (1.0 + 0 * t))')
@@ -49,7 +49,9 @@ def parse(text: str, name: str) -> tuple[Function, str]:
 def _walk(node: ast.expr, depth: int) -> tuple[Function, str]:
     if depth > 30:
         raise ValueError("it is nested too deeply")
-    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+        if isinstance(node.value, bool):
+            raise ValueError("True and False are no numbers")
         value = float(node.value)
         return (lambda t: t * 0 + value), f"({value!r} + 0 * t)"
     if isinstance(node, ast.Name):

@@ -1,7 +1,7 @@
 """What a figure of the explorer is: plain data, and a function that turns parameters into a view.
 
-A Figure states its controls and the path of its function, `compute(**parameters) -> View`. A view is
-panels of marks, numbers, and the Python that reproduces them. The page draws what it is told and
+A Figure states its controls and the path of its function, `compute(**parameters) -> View`. A view
+is panels of marks, numbers, and the Python that reproduces them. The page draws what it is told and
 computes nothing.
 
 Every array and number states the expression in that Python which gives it (`code`), and the tests
@@ -52,16 +52,16 @@ class Range(_Control):
 
     def check(self, value: object) -> float | int:
         """The number; Invalid outside the range, which NaN and infinity are."""
-        number = isinstance(value, int | float) and not isinstance(value, bool)
+        number = value if isinstance(value, int | float) and not isinstance(value, bool) else None
         # Compared before it is converted: JSON's integers have any number of digits.
-        if not number or not self.low <= value <= self.high:
+        if number is None or not self.low <= number <= self.high:
             raise Invalid(
                 f"{self.label} is a number in [{self.low:g}, {self.high:g}], got {_short(value)}",
                 self.name,
             )
-        if self.integer and value != int(value):
+        if self.integer and number != int(number):
             raise Invalid(f"{self.label} is a whole number, got {_short(value)}", self.name)
-        return int(value) if self.integer else float(value)
+        return int(number) if self.integer else float(number)
 
 
 @dataclass(frozen=True)

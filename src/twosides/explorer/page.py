@@ -27,7 +27,7 @@ class Page:
 
 
 def load(folder: Path = FOLDER) -> Page:
-    """The page of a folder that its manifest.json describes; FileNotFoundError if it is not built."""
+    """The page of a folder, as its manifest.json says; FileNotFoundError if it is not built."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         script, sheet, fonts = manifest["js"], manifest["css"], tuple(manifest["fonts"])

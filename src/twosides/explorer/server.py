@@ -177,7 +177,7 @@ class Explorer:
 
 
 def computed(number: int, figure: Figure, params: dict[str, Any]) -> bytes | str:
-    """A reply, or what went wrong: the library's own refusals are for people, other errors a bug."""
+    """A reply, or what went wrong: the library's refusals are for people, other errors bugs."""
     try:
         view, milliseconds = timed(lambda: figure.view(params))
         return wire.reply(number, figure.name, milliseconds, view)

@@ -11,15 +11,16 @@ import twosides as ts
 from twosides.explorer.figure import Axis, Choice, Figure, Mark, Number, Panel, Range, View
 from twosides.explorer.names import OUTPUTS, SAMPLERS, SCHEDULES
 
-TEXT = r"""Every sampler on a fixed grid is linear in what the network says, so its result is
-$z_0 = w\,\epsilon + \sum_t h_t\,o_t + \sum_t c_t\,n_t$ for every network: the weights are the sampler.
+TEXT = r"""Every sampler on a fixed grid is linear in what the network says, so its result is $z_0 =
+w\,\epsilon + \sum_t h_t\,o_t + \sum_t c_t\,n_t$ for every network: the weights are the sampler.
 
 Move the *churn* away from 0. Each step goes too far along the ODE and is noised back: early
 predictions are forgotten, fresh noise takes the place of the initial one, and the weights bend
-towards the last steps. Churn $c$ is the reverse SDE with $\eta^2 = c/(1-c)$; at $c = 1/2$ it is DDPM.
+towards the last steps. Churn $c$ is the reverse SDE with $\eta^2 = c/(1-c)$; at $c = 1/2$ it is
+DDPM.
 
-The post says that DDIM weighs all v-predictions equally; it does to 1.2 % (0.015506 to 0.015696 at
-100 steps). It plots $-h_t$, because v and u point towards the noise; so does this figure.
+The post says that DDIM weighs all v-predictions equally; it does to 1.2 % (0.015506 to 0.015696
+at 100 steps). It plots $-h_t$, because v and u point towards the noise; so does this figure.
 """
 
 FIGURE = Figure(
@@ -69,34 +70,73 @@ def compute(c: float, sampler: str, output: str, schedule: str, steps: int) -> V
         {"y": f"{sign:g} * weights.predictions"},
     )
     stems = Mark(
-        "stems", "c_t", 1, {"x": np.arange(1, noises.size + 1), "y": noises}, {},
+        "stems",
+        "c_t",
+        1,
+        {"x": np.arange(1, noises.size + 1), "y": noises},
+        {},
         {"y": "weights.noises"},
-    )  # fmt: skip
+    )
     heat = Mark("heat", "", None, {"v": matrix}, {"diverging": True}, {"v": "matrix"})
     name = f"-h_t, weight of {output}" if sign < 0 else f"h_t, weight of {output}"
     return View(
         (
-            Panel("plot", "Weights of the predictions", Axis("network call, noise to data"),
-                  Axis(name), (h,)),
-            Panel("plot", "Weights of the injected noises", Axis("noise, in order"), Axis("c_t"),
-                  (stems,) if noises.size else ()),
-            Panel("heat", "All states over noise, predictions and injected noises",
-                  Axis("initial noise, predictions, injected noises"), Axis("state"), (heat,),
-                  "Row i is the input of call i + 1, the last row the result."),
+            Panel(
+                "plot",
+                "Weights of the predictions",
+                Axis("network call, noise to data"),
+                Axis(name),
+                (h,),
+            ),
+            Panel(
+                "plot",
+                "Weights of the injected noises",
+                Axis("noise, in order"),
+                Axis("c_t"),
+                (stems,) if noises.size else (),
+            ),
+            Panel(
+                "heat",
+                "All states over noise, predictions and injected noises",
+                Axis("initial noise, predictions, injected noises"),
+                Axis("state"),
+                (heat,),
+                "Row i is the input of call i + 1, the last row the result.",
+            ),
         ),
         (
-            Number("sum", "sum of h", sign * float(weights.predictions.sum()), ".4f",
-                   f"{sign:g} * weights.predictions.sum()"),
+            Number(
+                "sum",
+                "sum of h",
+                sign * float(weights.predictions.sum()),
+                ".4f",
+                f"{sign:g} * weights.predictions.sum()",
+            ),
             Number("initial", "weight of z_1", weights.initial, ".4f", "weights.initial"),
-            Number("noise", "variance of injected noise", float((noises**2).sum()), ".4f",
-                   "(weights.noises**2).sum()"),
-            Number("smallest", "smallest h", float((sign * weights.predictions).min()), ".6f",
-                   f"({sign:g} * weights.predictions).min()"),
-            Number("largest", "largest h", float((sign * weights.predictions).max()), ".6f",
-                   f"({sign:g} * weights.predictions).max()"),
+            Number(
+                "noise",
+                "variance of injected noise",
+                float((noises**2).sum()),
+                ".4f",
+                "(weights.noises**2).sum()",
+            ),
+            Number(
+                "smallest",
+                "smallest h",
+                float((sign * weights.predictions).min()),
+                ".6f",
+                f"({sign:g} * weights.predictions).min()",
+            ),
+            Number(
+                "largest",
+                "largest h",
+                float((sign * weights.predictions).max()),
+                ".6f",
+                f"({sign:g} * weights.predictions).max()",
+            ),
         ),
         _python(c, sampler, output, schedule, steps),
-    )  # fmt: skip
+    )
 
 
 def _python(c: float, sampler: str, output: str, schedule: str, steps: int) -> str:

@@ -1,4 +1,4 @@
-"""The two languages as a dictionary: (f, g, eta) of the SDE, (alpha, sigma, epsilon) of the flow."""
+"""The dictionary: (f, g, eta) of the SDE, (alpha, sigma, epsilon) of the flow."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ from twosides.explorer.figure import (
 )
 from twosides.explorer.names import SCHEDULES
 
-TEXT = r"""A diffusion model is given by its forward process $dz = f z\,dt + g\,dW$ and the noise $\eta$ of its
-reversal; flow matching by $z = \alpha x + \sigma\epsilon$ and $\varepsilon_t$. They translate exactly:
+TEXT = r"""A diffusion model is given by its forward process $dz = f z\,dt + g\,dW$ and the noise
+$\eta$ of its reversal; flow matching by $z = \alpha x + \sigma\epsilon$ and $\varepsilon_t$. They
+translate exactly:
 
-$$f = \frac{d\log\alpha}{dt},\quad g^2 = -\sigma^2\frac{d\lambda}{dt},\quad \varepsilon_t = \eta\,g,\qquad
-\alpha = e^{\int f},\quad \sigma^2 = \alpha^2\int g^2/\alpha^2$$
+$$f = \frac{d\log\alpha}{dt},\quad g^2 = -\sigma^2\frac{d\lambda}{dt},\quad \varepsilon_t =
+\eta\,g,\qquad \alpha = e^{\int f},\quad \sigma^2 = \alpha^2\int g^2/\alpha^2$$
 
-The post prints the last line without the factor $\alpha^2$; for VP-linear that is off by 57 times at
-$t = 0.9$. Type $f$ and $g$ of your own, or choose a schedule; the readout goes there and back.
+The post prints the last line without the factor $\alpha^2$; for VP-linear that is off by 57 times
+at $t = 0.9$. Type $f$ and $g$ of your own, or choose a schedule; the readout goes there and back.
 
 The table reads the noise of one step in the words of every paper: the post's churn, EDM's, DDIM's
 eta, SA-Solver's tau, SiT's diffusion coefficient. It is one quantity.
@@ -42,17 +43,26 @@ FIGURE = Figure(
     (
         Choice("given", "given", (("schedule", "a schedule"), ("sde", "f and g")), "schedule"),
         Choice("schedule", "schedule", SCHEDULES, "vp-linear", when={"given": ("schedule",)}),
-        Text("f", "f(t)", "-0.5*(0.1 + 19.9*t)", 80, "numbers, t, + - * / **, sqrt, exp, log, sin, ...",
-             when={"given": ("sde",)}),
+        Text(
+            "f",
+            "f(t)",
+            "-0.5*(0.1 + 19.9*t)",
+            80,
+            "numbers, t, + - * / **, sqrt, exp, log, sin, ...",
+            when={"given": ("sde",)},
+        ),
         Text("g", "g(t)", "sqrt(0.1 + 19.9*t)", 80, "", when={"given": ("sde",)}),
         Text("eta", "eta(t), 0 the ODE, 1 DDPM", "1", 80),
         Range("t", "time t of the step", 0.05, 0.95, 0.01, 0.5),
         Range("steps", "steps of the run", 2, 1000, 1, 20, integer=True, log=True),
     ),
     "twosides.explorer.figures.dictionary:compute",
-    frames={"schedule": tuple(n for n, _ in SCHEDULES), "t": (0.1, 0.3, 0.5, 0.7, 0.9),
-            "steps": (5, 20, 100)},
-)  # fmt: skip
+    frames={
+        "schedule": tuple(n for n, _ in SCHEDULES),
+        "t": (0.1, 0.3, 0.5, 0.7, 0.9),
+        "steps": (5, 20, 100),
+    },
+)
 
 COORDINATES = (
     "Eta",
@@ -66,10 +76,16 @@ COORDINATES = (
     "Rectified",
 )
 WORDS = {
-    "Eta": "eta of the reverse SDE", "Churn": "churn of the post", "DDIMEta": "DDIM's eta, Euler ancestral",
-    "Tau": "SA-Solver's tau", "Epsilon": "epsilon_t of flow matching", "Diffusion": "SiT's D",
-    "EDMChurn": "EDM's S_churn", "Overshoot": "overshoot, in log-SNR", "Rectified": "rectified-flow ancestral",
-}  # fmt: skip
+    "Eta": "eta of the reverse SDE",
+    "Churn": "churn of the post",
+    "DDIMEta": "DDIM's eta, Euler ancestral",
+    "Tau": "SA-Solver's tau",
+    "Epsilon": "epsilon_t of flow matching",
+    "Diffusion": "SiT's D",
+    "EDMChurn": "EDM's S_churn",
+    "Overshoot": "overshoot, in log-SNR",
+    "Rectified": "rectified-flow ancestral",
+}
 
 
 @functools.lru_cache(64)
@@ -106,34 +122,51 @@ def compute(given: str, schedule: str, f: str, g: str, eta: str, t: float, steps
     dynamics, made = process(given, schedule, f, g, eta)
     times = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
     arrays = {
-        "f": dynamics.f(times), "g": dynamics.g(times), "eta": dynamics.eta(times),
-        "epsilon": dynamics.epsilon(times), "alpha": made.alpha(times), "sigma": made.sigma(times),
+        "f": dynamics.f(times),
+        "g": dynamics.g(times),
+        "eta": dynamics.eta(times),
+        "epsilon": dynamics.epsilon(times),
+        "alpha": made.alpha(times),
+        "sigma": made.sigma(times),
         "logsnr": made.logsnr(times),
-    }  # fmt: skip
+    }
     step = Interval.between(made, t, max(t - 1 / steps, 0.5 * t), steps)
-    found = {name: coordinate(name, float(dynamics.eta(torch.tensor(t, dtype=torch.float64))), step)
-             for name in COORDINATES}  # fmt: skip
+    found = {
+        name: coordinate(name, float(dynamics.eta(torch.tensor(t, dtype=torch.float64))), step)
+        for name in COORDINATES
+    }
     gap = _there_and_back(given, schedule, f, g)
     return View(
         (
             _plot("The diffusion's side: f, g, eta", times, arrays, ("f", "g", "eta")),
-            _plot("The flow's side: alpha, sigma, epsilon", times, arrays, ("alpha", "sigma", "epsilon")),
+            _plot(
+                "The flow's side: alpha, sigma, epsilon",
+                times,
+                arrays,
+                ("alpha", "sigma", "epsilon"),
+            ),
             _plot("log-SNR", times, arrays, ("logsnr",)),
-            table("The noise of one step, in every paper's words", ["words", "class", "value"],
-                  [[WORDS[name], name, value] for name, value in found.items()],
-                  f"from t = {t:g} to {max(t - 1 / steps, 0.5 * t):.4g}, one of {steps} steps"),
+            table(
+                "The noise of one step, in every paper's words",
+                ["words", "class", "value"],
+                [[WORDS[name], name, value] for name, value in found.items()],
+                f"from t = {t:g} to {max(t - 1 / steps, 0.5 * t):.4g}, one of {steps} steps",
+            ),
         ),
         (
             Number("gap", "there and back, largest relative error", gap, ".1e", "gap"),
-            *(Number(name, WORDS[name], value, ".6g", f"coordinates[{name!r}]")
-              for name, value in found.items() if not math.isnan(value)),
+            *(
+                Number(name, WORDS[name], value, ".6g", f"coordinates[{name!r}]")
+                for name, value in found.items()
+                if not math.isnan(value)
+            ),
         ),
         _python(given, schedule, f, g, eta, t, steps),
-    )  # fmt: skip
+    )
 
 
 def coordinate(name: str, eta: float, step: Any) -> float:
-    """The coordinate of the class `name` that is the noise eta on a step; NaN where there is none."""
+    """The coordinate of class `name` that is the noise eta on a step; NaN if there is none."""
     from twosides.sampling import stochasticity
 
     try:
@@ -159,10 +192,16 @@ def _there_and_back(given: str, schedule: str, f: str, g: str) -> float:
 
 def _plot(title: str, times: Any, arrays: dict[str, Any], names: tuple[str, ...]) -> Panel:
     marks = tuple(
-        Mark("line", name, i, {"x": times.numpy(), "y": arrays[name].numpy()}, {},
-             {"x": "times", "y": f"arrays[{name!r}]"})
+        Mark(
+            "line",
+            name,
+            i,
+            {"x": times.numpy(), "y": arrays[name].numpy()},
+            {},
+            {"x": "times", "y": f"arrays[{name!r}]"},
+        )
         for i, name in enumerate(names)
-    )  # fmt: skip
+    )
     return Panel("plot", title, Axis("t, data to noise", 0, 1), Axis(", ".join(names)), marks)
 
 
@@ -173,14 +212,19 @@ def _python(given: str, schedule: str, f: str, g: str, eta: str, t: float, steps
 process = ts.Dynamics.of(schedule, eta=lambda t: {noise})   # alpha, sigma -> f, g
 start = schedule.at(0.0)
 back = process.schedule(float(start.alpha), float(start.sigma))   # f, g -> alpha, sigma"""
-        gap = "max(float((a / b - 1).abs().max()) for a, b in (\n    (back.alpha(times), schedule.alpha(times)), (back.sigma(times), schedule.sigma(times))))"
+        gap = """max(float((a / b - 1).abs().max()) for a, b in (
+    (back.alpha(times), schedule.alpha(times)), (back.sigma(times), schedule.sigma(times))
+))"""
     else:
         drift, diffusion = expressions.parse(f, "f")[1], expressions.parse(g, "g")[1]
         setup = f"""process = ts.Dynamics(
     lambda t: {drift}, lambda t: {diffusion}, lambda t: {noise}
 )
 schedule = process.schedule()   # f, g -> alpha, sigma"""
-        gap = "max(float(((a - b) / b.abs().clamp(min=1e-9)).abs().max()) for a, b in (\n    (ts.dynamics.f(schedule, times), process.f(times)), (ts.dynamics.g(schedule, times), process.g(times))))"
+        gap = """max(float(((a - b) / b.abs().clamp(min=1e-9)).abs().max()) for a, b in (
+    (ts.dynamics.f(schedule, times), process.f(times)),
+    (ts.dynamics.g(schedule, times), process.g(times)),
+))"""
     return f"""import torch
 import twosides as ts
 from twosides.sampling import stochasticity

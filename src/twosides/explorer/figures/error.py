@@ -23,16 +23,18 @@ from twosides.explorer.figure import (
 )
 from twosides.explorer.names import DATA_2D, SAMPLERS
 
-TEXT = r"""An exact network leaves only the sampler's own error. Both axes are logarithmic: a method of
-order $p$ falls with slope $-p$, and the fitted slope of the last three points stands in the table.
+TEXT = r"""An exact network leaves only the sampler's own error. Both axes are logarithmic: a
+method of order $p$ falls with slope $-p$, and the fitted slope of the last three points stands in
+the table.
 
-*End point*: the distance to the exact solution of the probability-flow ODE from the same noise (root
-mean square, over that of the data). Samplers that add noise have no end point to aim at; choose
-*variance* for them: the error of the variance they reach on Gaussian data of eight widths, which
-follows from the plan without drawing anything.
+*End point*: the distance to the exact solution of the probability-flow ODE from the same noise
+(root mean square, over that of the data). Samplers that add noise have no end point to aim at;
+choose *variance* for them: the error of the variance they reach on Gaussian data of eight widths,
+which follows from the plan without drawing anything.
 
 Order is not everything: with 5 to 10 calls the curves cross. The post's remark that the output of
-the network matters for higher orders is the difference between heun (on eps) and flow-heun (on u).
+the network matters for higher orders is the difference between heun (on eps) and flow-heun (on
+u).
 """
 
 CALLS = (4, 6, 8, 12, 16, 24, 32, 48)
@@ -47,18 +49,36 @@ FIGURE = Figure(
     TEXT,
     (
         Many("samplers", "samplers", SAMPLERS, ("ddim", "flow-heun", "dpmpp-2m", "kab2c"), most=6),
-        Choice("measure", "error of", (("end", "the end point"), ("variance", "the variance")), "end"),
-        Range("c", "churn", 0.0, 0.9, 0.05, 0.0, when={"measure": ("variance",)},
-              help="replaces the preset's noise where it is not 0"),
+        Choice(
+            "measure", "error of", (("end", "the end point"), ("variance", "the variance")), "end"
+        ),
+        Range(
+            "c",
+            "churn",
+            0.0,
+            0.9,
+            0.05,
+            0.0,
+            when={"measure": ("variance",)},
+            help="replaces the preset's noise where it is not 0",
+        ),
         Choice("data", "data", DATA_2D, "ring", when={"measure": ("end",)}),
         Choice("schedule", "schedule", SCHEDULES, "cosine(-9, 9)"),
-        Choice("grid", "grid", (("uniform-time", "equal times"), ("own", "the sampler's own"),
-                                ("karras", "Karras"), ("uniform-logsnr", "equal log-SNRs")),
-               "uniform-time"),
+        Choice(
+            "grid",
+            "grid",
+            (
+                ("uniform-time", "equal times"),
+                ("own", "the sampler's own"),
+                ("karras", "Karras"),
+                ("uniform-logsnr", "equal log-SNRs"),
+            ),
+            "uniform-time",
+        ),
     ),
     "twosides.explorer.figures.error:compute",
     frames={"schedule": tuple(n for n, _ in SCHEDULES), "grid": ("uniform-time", "own", "karras")},
-)  # fmt: skip
+)
 
 
 def sampler(name: str, grid: str, c: float) -> Any:
@@ -150,14 +170,19 @@ def compute(
     y = "relative error of the end point" if end else "error of the variance, summed"
     return View(
         (
-            Panel("plot", "Error against network calls", Axis("network calls", log=True),
-                  Axis(y, log=True), tuple(marks)),
+            Panel(
+                "plot",
+                "Error against network calls",
+                Axis("network calls", log=True),
+                Axis(y, log=True),
+                tuple(marks),
+            ),
             table("Orders", heads, rows),
         ),
         tuple(numbers),
         _python(tuple(row[0] for row in rows), c, data, schedule, grid),
         notes=tuple(notes),
-    )  # fmt: skip
+    )
 
 
 def budgets(made: Any) -> list[int]:
@@ -211,7 +236,8 @@ for name in {names}:
     sampler = ts.Sampler({nodes}, made.solver, {noise})
     steps = sorted({{max(1, calls // made.nfe_per_step) for calls in {CALLS}}})
     plans = [ts.plan(sampler, {schedule!r}, n) for n in steps]
-    results[name] = np.array([plan.nfe for plan in plans]), np.array([error(plan) for plan in plans])
+    calls = np.array([plan.nfe for plan in plans])
+    results[name] = calls, np.array([error(plan) for plan in plans])
 
 
 def slope(nfe, errors):

@@ -15,8 +15,9 @@ from twosides.explorer.figure import Axis, Choice, Control, Figure, Mark, Number
 from twosides.explorer.names import SAMPLERS
 
 TEXT = r"""Your model, sampled with any sampler: trained as diffusion or as flow matching makes no
-difference. The panels start from the same noise and differ in the number of steps only; the last one
-shows what the network believes on the way, its estimate $\hat x$ at every call of the longest run.
+difference. The panels start from the same noise and differ in the number of steps only; the last
+one shows what the network believes on the way, its estimate $\hat x$ at every call of the longest
+run.
 
 At churn 0 the pictures settle as steps grow; with noise they change, and stay as good.
 """
@@ -94,35 +95,57 @@ def compute(
     restore = loaded(model, trust_code).unstandardise
     beliefs = np.stack([restore(each.x[0]).numpy() for each in longest.predictions])
     panels = [
-        _panel(f"{n} steps, {runs[n].plan.nfe} calls", runs[n].sample.numpy(), list(labels),
-               f"runs[{n}].sample.numpy()") for n in numbers
-    ]  # fmt: skip
+        _panel(
+            f"{n} steps, {runs[n].plan.nfe} calls",
+            runs[n].sample.numpy(),
+            list(labels),
+            f"runs[{n}].sample.numpy()",
+        )
+        for n in numbers
+    ]
     panels.append(_panel("x-hat on the way, first sample", beliefs, [], "beliefs"))
     gaps = [float((runs[n].sample - longest.sample).abs().mean()) for n in numbers[:-1]]
     return View(
         tuple(panels),
         tuple(
-            Number(f"gap_{n}", f"mean |difference|, {n} to {steps} steps", gap, ".3f",
-                   f"(runs[{n}].sample - runs[{steps}].sample).abs().mean()")
+            Number(
+                f"gap_{n}",
+                f"mean |difference|, {n} to {steps} steps",
+                gap,
+                ".3f",
+                f"(runs[{n}].sample - runs[{steps}].sample).abs().mean()",
+            )
             for n, gap in zip(numbers, gaps, strict=False)
         ),
         _python(model, trust_code, sampler, c, numbers, (count, *shape), seed, labels, classes),
         cli=_command(model, sampler, c, steps, labels, count, seed),
-    )  # fmt: skip
+    )
 
 
 def _run(
-    model: str, trust_code: bool, sampler: Any, shape: tuple[int, ...], steps: int, seed: int,
-    labels: str, classes: str,
-) -> Any:  # fmt: skip
+    model: str,
+    trust_code: bool,
+    sampler: Any,
+    shape: tuple[int, ...],
+    steps: int,
+    seed: int,
+    labels: str,
+    classes: str,
+) -> Any:
     import torch
 
     numbers: dict[str, Any] = (
         {"class_labels": torch.tensor([classes.index(each) for each in labels])} if labels else {}
     )
     return ts.sample(
-        loaded(model, trust_code), shape, sampler=sampler, steps=steps, seed=seed, trajectory=True, **numbers
-    )  # fmt: skip
+        loaded(model, trust_code),
+        shape,
+        sampler=sampler,
+        steps=steps,
+        seed=seed,
+        trajectory=True,
+        **numbers,
+    )
 
 
 def _panel(title: str, values: np.ndarray, labels: list[str], code: str) -> Panel:
@@ -152,9 +175,16 @@ def _command(
 
 
 def _python(
-    model: str, trust_code: bool, sampler: str, c: float, numbers: list[int], shape: tuple[int, ...],
-    seed: int, labels: str, classes: str,
-) -> str:  # fmt: skip
+    model: str,
+    trust_code: bool,
+    sampler: str,
+    c: float,
+    numbers: list[int],
+    shape: tuple[int, ...],
+    seed: int,
+    labels: str,
+    classes: str,
+) -> str:
     noise = (
         f"\nsampler = ts.Sampler(sampler.grid, sampler.solver, ts.Churn({c!r}))" if c > 0 else ""
     )
@@ -169,8 +199,11 @@ import twosides as ts
 denoiser = ts.load({model!r}{trust})
 sampler = ts.samplers[{sampler!r}]{noise}
 runs = {{
-    steps: ts.sample(denoiser, {shape}, sampler=sampler, steps=steps, seed={seed}, trajectory=True{given})
+    steps: ts.sample(
+        denoiser, {shape}, sampler=sampler, steps=steps, seed={seed}, trajectory=True{given}
+    )
     for steps in {numbers}
 }}
-beliefs = np.stack([denoiser.unstandardise(each.x[0]).numpy() for each in runs[{numbers[-1]}].predictions])
+longest = runs[{numbers[-1]}].predictions
+beliefs = np.stack([denoiser.unstandardise(each.x[0]).numpy() for each in longest])
 """

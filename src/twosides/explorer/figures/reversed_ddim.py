@@ -11,12 +11,13 @@ import twosides as ts
 from twosides.explorer.figure import Axis, Choice, Figure, Mark, Number, Panel, Range, View
 from twosides.explorer.names import DATA_2D
 
-TEXT = r"""Left, the forward process: every point is mixed with its own noise, $z_t = \alpha_t x + \sigma_t\epsilon$.
-Right, DDIM run backwards: the same points carried along the ODE, without any noise.
+TEXT = r"""Left, the forward process: every point is mixed with its own noise, $z_t = \alpha_t x +
+\sigma_t\epsilon$. Right, DDIM run backwards: the same points carried along the ODE, without any
+noise.
 
-Drag $t$ from 0 to 1. Behind both is the exact density at that level: at every $t$ the two clouds are
-samples of the same distribution, though no point goes to the same place. The paths on the right
-never cross; on the left a point's noise is as likely to send it anywhere.
+Drag $t$ from 0 to 1. Behind both is the exact density at that level: at every $t$ the two clouds
+are samples of the same distribution, though no point goes to the same place. The paths on the
+right never cross; on the left a point's noise is as likely to send it anywhere.
 
 The post shows this as a film; with few steps you see that DDIM's cloud lags behind the density.
 """
@@ -29,20 +30,26 @@ FIGURE = Figure(
     (
         Range("t", "time t", 0.0, 1.0, 1 / NODES, 0.5),
         Choice("data", "data", DATA_2D, "moons"),
-        Choice("steps", "steps of DDIM", (("40", "40"), ("20", "20"), ("10", "10"), ("5", "5")), "40"),
-        Choice("schedule", "schedule", (("flow-matching", "flow matching"), ("cosine", "cosine")),
-               "flow-matching"),
+        Choice(
+            "steps", "steps of DDIM", (("40", "40"), ("20", "20"), ("10", "10"), ("5", "5")), "40"
+        ),
+        Choice(
+            "schedule",
+            "schedule",
+            (("flow-matching", "flow matching"), ("cosine", "cosine")),
+            "flow-matching",
+        ),
         Range("particles", "points", 10, 500, 10, 200, integer=True),
     ),
     "twosides.explorer.figures.reversed_ddim:compute",
     frames={"t": tuple(round(i / 20, 2) for i in range(21)), "data": ("moons", "ring")},
-)  # fmt: skip
+)
 REACH, SIDE, PATHS = 2.6, 48, 24
 
 
 @functools.lru_cache(32)
 def runs(data: str, schedule: str, steps: int, particles: int) -> tuple[Any, Any, Any]:
-    """Points x and noise (particles, 2), and DDIM's states from data to noise (steps + 1, particles, 2)."""
+    """Points and noise (particles, 2); DDIM's states, data to noise (steps + 1, particles, 2)."""
     from twosides.explorer import problems
 
     exact = problems.named(data)
@@ -84,34 +91,71 @@ def compute(t: float, data: str, steps: str, schedule: str, particles: int) -> V
     x, noise, states = runs(data, schedule, count, particles)
     level = schedule_named(schedule).at(node / count).floats()
     forward, carried = level.alpha * x + level.sigma * noise, states[node]
-    behind = Mark("field", "", None, {"v": density(data, schedule, node / count)},
-                  {"extent": [-REACH, REACH, -REACH, REACH]}, {"v": "density"})  # fmt: skip
+    behind = Mark(
+        "field",
+        "",
+        None,
+        {"v": density(data, schedule, node / count)},
+        {"extent": [-REACH, REACH, -REACH, REACH]},
+        {"v": "density"},
+    )
     past = states[: node + 1, :PATHS]
-    paths = Mark("paths", "", 1, {"x": past[:, :, 0].T, "y": past[:, :, 1].T},
-                 {"width": 1, "opacity": 0.5, "side": "flow"},
-                 {"x": f"states[:{node + 1}, :{PATHS}, 0].T", "y": f"states[:{node + 1}, :{PATHS}, 1].T"})  # fmt: skip
-    clouds = (("forward", "Forward diffusion", 0, forward, ()),
-              ("states[node]", "DDIM, reversed", 1, carried, (paths,)))  # fmt: skip
+    paths = Mark(
+        "paths",
+        "",
+        1,
+        {"x": past[:, :, 0].T, "y": past[:, :, 1].T},
+        {"width": 1, "opacity": 0.5, "side": "flow"},
+        {"x": f"states[:{node + 1}, :{PATHS}, 0].T", "y": f"states[:{node + 1}, :{PATHS}, 1].T"},
+    )
+    clouds = (
+        ("forward", "Forward diffusion", 0, forward, ()),
+        ("states[node]", "DDIM, reversed", 1, carried, (paths,)),
+    )
     panels = tuple(
-        Panel("plot", title, Axis("z, first axis", -REACH, REACH), Axis("z, second axis", -REACH, REACH),
-              (behind, *more, Mark("points", "", group, {"x": z[:, 0], "y": z[:, 1]}, {"size": 3},
-                                   {"x": f"{code}[:, 0]", "y": f"{code}[:, 1]"})))
+        Panel(
+            "plot",
+            title,
+            Axis("z, first axis", -REACH, REACH),
+            Axis("z, second axis", -REACH, REACH),
+            (
+                behind,
+                *more,
+                Mark(
+                    "points",
+                    "",
+                    group,
+                    {"x": z[:, 0], "y": z[:, 1]},
+                    {"size": 3},
+                    {"x": f"{code}[:, 0]", "y": f"{code}[:, 1]"},
+                ),
+            ),
+        )
         for code, title, group, z, more in clouds
-    )  # fmt: skip
+    )
     spread = {"forward": forward, "states[node]": carried}
     return View(
         panels,
         (
             Number("t", "t", node / count, ".3f", "node / steps"),
             Number("logsnr", "log-SNR", level.logsnr, ".3f", "float(level.logsnr)"),
-            *(Number(name, f"mean square, {label}", float((spread[code] ** 2).mean()), ".3f",
-                     f"({code}**2).mean()")
-              for name, label, code in (("forward", "diffused", "forward"),
-                                        ("carried", "carried", "states[node]"))),
+            *(
+                Number(
+                    name,
+                    f"mean square, {label}",
+                    float((spread[code] ** 2).mean()),
+                    ".3f",
+                    f"({code}**2).mean()",
+                )
+                for name, label, code in (
+                    ("forward", "diffused", "forward"),
+                    ("carried", "carried", "states[node]"),
+                )
+            ),
             Number("exact", "mean square, exact", _mean_square(data, level), ".3f", "exact"),
         ),
         _python(data, schedule, count, node, particles),
-    )  # fmt: skip
+    )
 
 
 def _mean_square(data: str, level: Any) -> float:
@@ -129,7 +173,8 @@ from twosides.explorer import problems
 from twosides.sampling.plan import run
 from twosides.schedules import schedule_named
 
-data, schedule, steps, node = problems.named({data!r}), schedule_named({schedule!r}), {steps}, {node}
+data, schedule = problems.named({data!r}), schedule_named({schedule!r})
+steps, node = {steps}, {node}
 x = data.sample({particles}, seed=0)
 noise = ts.PerSample(0, range({particles})).normal((2,), torch.float64)
 level = schedule.at(node / steps).floats()

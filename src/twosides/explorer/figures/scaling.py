@@ -7,13 +7,13 @@ import numpy as np
 from twosides.explorer.figure import Axis, Choice, Figure, Mark, Number, Panel, Range, View
 from twosides.explorer.names import DATA_1D
 
-TEXT = r"""One schedule, written in every scaling between flow matching ($\alpha = 1-t$, $\sigma = t$) and
-variance preserving: both are multiplied by $S = 1 + k\,(1/\sqrt{(1-t)^2+t^2} - 1)$.
+TEXT = r"""One schedule, written in every scaling between flow matching ($\alpha = 1-t$, $\sigma
+= t$) and variance preserving: both are multiplied by $S = 1 + k\,(1/\sqrt{(1-t)^2+t^2} - 1)$.
 
-Move $k$ and watch the right ends. The *paths* bend, because $z$ is measured in another unit at each
-time. *DDIM's end points stand still*: its steps are the same in every scaling, and on $k = 0$ they
-are flow matching's Euler steps. Plain Euler on the probability-flow ODE is another method on each
-scaling, and its end points move.
+Move $k$ and watch the right ends. The *paths* bend, because $z$ is measured in another unit at
+each time. *DDIM's end points stand still*: its steps are the same in every scaling, and on $k =
+0$ they are flow matching's Euler steps. Plain Euler on the probability-flow ODE is another method
+on each scaling, and its end points move.
 
 In the post the factor is printed without the square root, and the five steps are called six; the
 data are one Gaussian, of variance 0.25.
@@ -49,11 +49,24 @@ def compute(k: float, steps: int, data: str, particles: int) -> View:
     moved = [float(np.abs(each - still)[:, -1].max()) for each in (ddim, euler)]
     x, fine = nodes(steps, particles), nodes(FINE, particles)
     marks = (
-        Mark("paths", "exact", None, {"x": fine, "y": exact(*about, k, particles)}, {"width": 1}, {"y": "exact"}),
+        Mark(
+            "paths",
+            "exact",
+            None,
+            {"x": fine, "y": exact(*about, k, particles)},
+            {"width": 1},
+            {"y": "exact"},
+        ),
         Mark("paths", "DDIM", 0, {"x": x, "y": ddim}, {"dots": True}, {"y": "ddim"}),
-        Mark("paths", "Euler on the PF-ODE", 1, {"x": x, "y": euler},
-             {"dots": True, "dash": True}, {"y": "euler"}),
-    )  # fmt: skip
+        Mark(
+            "paths",
+            "Euler on the PF-ODE",
+            1,
+            {"x": x, "y": euler},
+            {"dots": True, "dash": True},
+            {"y": "euler"},
+        ),
+    )
     python = PYTHON.format(name=data, variance=VARIANCE, particles=particles) + _python(k, steps)
     return View(
         (Panel("plot", "Noise to data", Axis("1 - t", 0, 1), Axis("z"), marks),),

@@ -7,14 +7,15 @@ import numpy as np
 from twosides.explorer.figure import Axis, Choice, Figure, Mark, Number, Panel, Range, View
 from twosides.explorer.names import DATA_1D
 
-TEXT = r"""The left panel is variance preserving, the right one flow matching: the same model in two scalings.
+TEXT = r"""The left panel is variance preserving, the right one flow matching: the same model in two
+scalings.
 
 "Flow matching has straight paths" is true of one data point: move the variance down. With the
 variance at 1, the paths of the *variance preserving* side are straight, and flow matching's are
 not. Straightness is a property of a scaling *and* of the data; real data are neither case.
 
-The meter is how far the speed of a path is from constant, $\int E\,|z'_t - (z_1 - z_0)|^2\,dt$ over
-$E\,|z_1|^2$ [Liu+ 2022]: 0 is straight.
+The meter is how far the speed of a path is from constant, $\int E\,|z'_t - (z_1 - z_0)|^2\,dt$
+over $E\,|z_1|^2$ [Liu+ 2022]: 0 is straight.
 """
 
 FIGURE = Figure(
@@ -38,7 +39,7 @@ PARTICLES = 6
 
 
 def bend(z: np.ndarray) -> float:
-    """`int E|z' - (z_0 - z_1)|^2 ds / E|z_1|^2` of paths (k, n + 1) from noise to data, s in [0, 1]."""
+    """`int E|z' - (z_0 - z_1)|^2 ds / E|z_1|^2` of paths (k, n + 1), noise to data, s in [0, 1]."""
     steps = z.shape[1] - 1
     speed, whole = np.diff(z, axis=1) * steps, z[:, -1:] - z[:, :1]
     return float(((speed - whole) ** 2).mean() / (z[:, 0] ** 2).mean())
@@ -55,22 +56,37 @@ def compute(variance: float, steps: int, data: str) -> View:
             "ddim": path(data, variance, "ddim", k, steps, PARTICLES),
             "euler": path(data, variance, "pf-euler", k, steps, PARTICLES),
         }
-        styles = (("exact", None, {"width": 1}), ("ddim", 0, {"dots": True}),
-                  ("euler", 1, {"dots": True, "dash": True}))  # fmt: skip
+        styles = (
+            ("exact", None, {"width": 1}),
+            ("ddim", 0, {"dots": True}),
+            ("euler", 1, {"dots": True, "dash": True}),
+        )
         marks = tuple(
-            Mark("paths", _LABELS[key], group,
-                 {"x": nodes(runs[key].shape[1] - 1, PARTICLES), "y": runs[key]}, style,
-                 {"y": f"{side}[{key!r}]"})
+            Mark(
+                "paths",
+                _LABELS[key],
+                group,
+                {"x": nodes(runs[key].shape[1] - 1, PARTICLES), "y": runs[key]},
+                style,
+                {"y": f"{side}[{key!r}]"},
+            )
             for key, group, style in styles
-        )  # fmt: skip
+        )
         panels.append(Panel("plot", title, Axis("1 - t", 0, 1), Axis("z", -2.2, 2.2), marks))
         straight, name = runs["exact"], "VP" if side == "vp" else "flow"
         code = f"bend({side}['exact'])"
         numbers.append(Number(f"bend_{side}", f"bend of {name}", bend(straight), ".4f", code))
         for key in ("ddim", "euler"):
             gap = float(np.abs(runs[key][:, -1] - straight[:, -1]).max())
-            numbers.append(Number(f"{key}_{side}", f"{_LABELS[key]}'s error, {name}", gap, ".3f",
-                                  f"error({side}, {key!r})"))  # fmt: skip
+            numbers.append(
+                Number(
+                    f"{key}_{side}",
+                    f"{_LABELS[key]}'s error, {name}",
+                    gap,
+                    ".3f",
+                    f"error({side}, {key!r})",
+                )
+            )
     python = PYTHON.format(name=data, variance=variance, particles=PARTICLES) + _python(steps)
     return View(tuple(panels), tuple(numbers), python)
 

@@ -12,16 +12,16 @@ import twosides as ts
 from twosides.explorer.figure import Axis, Choice, Figure, Mark, Number, Panel, Range, View, table
 from twosides.explorer.names import DATA_1D, DATA_2D, OUTPUTS, POINTS, SCHEDULES
 
-TEXT = r"""Left, a diffusion model: a variance-preserving schedule, a network that predicts what you choose,
-noise given as $\eta$ of the reverse SDE. Right, flow matching: $z = (1-\tau)\,x + \tau\,\epsilon$, a
-velocity $u$, noise given as the diffusion $\varepsilon_\tau$. Both start from the same numbers and ask
-*the same network*; the right one sees it through a change of notation.
+TEXT = r"""Left, a diffusion model: a variance-preserving schedule, a network that predicts what
+you choose, noise given as $\eta$ of the reverse SDE. Right, flow matching: $z = (1-\tau)\,x +
+\tau\,\epsilon$, a velocity $u$, noise given as the diffusion $\varepsilon_\tau$. Both start from
+the same numbers and ask *the same network*; the right one sees it through a change of notation.
 
 The readout is the largest difference between the two runs, at any step, in the same units. Change
 anything you like: it stays at the rounding of float64.
 
-The post says this of DDIM and Euler; it holds for every pair offered here, with any noise. Where a
-network says nothing (eps at zero SNR, at $t = 1$ of flow matching and cosine) you are told so.
+The post says this of DDIM and Euler; it holds for every pair offered here, with any noise. Where
+a network says nothing (eps at zero SNR, at $t = 1$ of flow matching and cosine) you are told so.
 """
 
 
@@ -35,14 +35,23 @@ class Pair(NamedTuple):
 
 PAIRS = {
     "first": Pair("DDIM, DDPM | flow Euler", "DDIM()", "Euler('u')"),
-    "heun": Pair("Heun on EDM's ODE | the same in flow time",
-                 "RungeKutta('heun', 'eps')", "RungeKutta('heun', 'eps')"),
-    "flow-heun": Pair("Heun in the frame of u | flow Heun",
-                      "RungeKutta('heun', 'u')", "RungeKutta('heun', 'u')"),
-    "dpmpp-2m": Pair("DPM-Solver++(2M) | the same on a flow",
-                     "Adams(2, 'x', 'logsnr')", "Adams(2, 'x', 'logsnr')"),
-    "adams": Pair("Adams in the frame of u | two-step Adams on u", "Adams(2, 'u')", "Adams(2, 'u')"),
-}  # fmt: skip
+    "heun": Pair(
+        "Heun on EDM's ODE | the same in flow time",
+        "RungeKutta('heun', 'eps')",
+        "RungeKutta('heun', 'eps')",
+    ),
+    "flow-heun": Pair(
+        "Heun in the frame of u | flow Heun", "RungeKutta('heun', 'u')", "RungeKutta('heun', 'u')"
+    ),
+    "dpmpp-2m": Pair(
+        "DPM-Solver++(2M) | the same on a flow",
+        "Adams(2, 'x', 'logsnr')",
+        "Adams(2, 'x', 'logsnr')",
+    ),
+    "adams": Pair(
+        "Adams in the frame of u | two-step Adams on u", "Adams(2, 'u')", "Adams(2, 'u')"
+    ),
+}
 
 FIGURE = Figure(
     "two-sides",
@@ -60,10 +69,12 @@ FIGURE = Figure(
     ),
     "twosides.explorer.figures.two_sides:compute",
     frames={
-        "eta": (0.0, 0.5, 1.0), "steps": (1, 5, 10, 20, 50), "pair": ("first", "dpmpp-2m"),
+        "eta": (0.0, 0.5, 1.0),
+        "steps": (1, 5, 10, 20, 50),
+        "pair": ("first", "dpmpp-2m"),
         "data": ("moons", "two-modes"),
     },
-)  # fmt: skip
+)
 
 
 def solver(code: str) -> Any:
@@ -135,8 +146,14 @@ def compute(
         for states, time, side in ((left, times[0], "diffusion"), (right, times[1], "flow"))
     )
     return View(
-        (*panels, table("Two vocabularies", ["", "diffusion", "flow matching"],
-                        _words(sides, output, pair, eta, runs))),
+        (
+            *panels,
+            table(
+                "Two vocabularies",
+                ["", "diffusion", "flow matching"],
+                _words(sides, output, pair, eta, runs),
+            ),
+        ),
         (
             Number("difference", "max |difference| of the runs", worst, ".1e", "difference"),
             Number("samples", "max |difference| of the samples", ends, ".1e", "ends"),
@@ -144,7 +161,7 @@ def compute(
         ),
         _python(data, schedule, output, pair, eta, steps, (particles, dims), seed),
         cli=_command(pair, steps, schedule) if not eta else "",
-    )  # fmt: skip
+    )
 
 
 @functools.lru_cache(16)
@@ -172,11 +189,23 @@ def _panel(states: np.ndarray, time: np.ndarray, side: str, dims: int, behind: A
     codes = {"x": f"{code}[:, :, 0].T", "y": f"{code}[:, :, 1].T"}
     last = {"x": x[:, -1], "y": y[:, -1]}
     marks = (
-        Mark("points", "data", None, {"x": behind[:, 0], "y": behind[:, 1]}, {"size": 2, "opacity": 0.4}),
+        Mark(
+            "points",
+            "data",
+            None,
+            {"x": behind[:, 0], "y": behind[:, 1]},
+            {"size": 2, "opacity": 0.4},
+        ),
         Mark("paths", "", group, {"x": x, "y": y}, style, codes),
-        Mark("points", "samples", group, last, {"size": 4, "side": side},
-             {"x": f"{code}[-1, :, 0]", "y": f"{code}[-1, :, 1]"}),
-    )  # fmt: skip
+        Mark(
+            "points",
+            "samples",
+            group,
+            last,
+            {"size": 4, "side": side},
+            {"x": f"{code}[-1, :, 0]", "y": f"{code}[-1, :, 1]"},
+        ),
+    )
     return Panel("plot", title, Axis("z, first axis", -3, 3), Axis("z, second axis", -3, 3), marks)
 
 
@@ -207,9 +236,15 @@ def _command(pair: str, steps: int, schedule: str) -> str:
 
 
 def _python(
-    data: str, schedule: str, output: str, pair: str, eta: float, steps: int,
-    shape: tuple[int, int], seed: int,
-) -> str:  # fmt: skip
+    data: str,
+    schedule: str,
+    output: str,
+    pair: str,
+    eta: float,
+    steps: int,
+    shape: tuple[int, int],
+    seed: int,
+) -> str:
     both = PAIRS[pair]
     exact = "problems.points()" if data == "points" else f"problems.named({data!r})"
     noises = (
@@ -230,8 +265,10 @@ left = ts.Denoiser(network, {output!r}, diffusion)
 right = ts.Denoiser(ts.convert(left, "u", flow), "u", flow)
 
 options = dict(steps={steps}, seed={seed}, dtype=torch.float64, trajectory=True)
-a = ts.sample(left, {shape}, sampler=ts.Sampler(solver=ts.solvers.{both.diffusion}{noises[0]}), **options)
-b = ts.sample(right, {shape}, sampler=ts.Sampler(solver=ts.solvers.{both.flow}{noises[1]}), **options)
+here = ts.Sampler(solver=ts.solvers.{both.diffusion}{noises[0]})
+there = ts.Sampler(solver=ts.solvers.{both.flow}{noises[1]})
+a = ts.sample(left, {shape}, sampler=here, **options)
+b = ts.sample(right, {shape}, sampler=there, **options)
 
 
 def states(run):

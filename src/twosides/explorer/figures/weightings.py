@@ -24,9 +24,10 @@ from twosides.explorer.figure import (
 )
 from twosides.explorer.names import RECIPES
 
-TEXT = r"""Every published loss is $\int w(\lambda)\,E\,|\hat\epsilon - \epsilon|^2\,d\lambda$, whatever the network
-predicts and whichever schedule it is trained on. Two recipes train the same model when their $w$
-are proportional; the density $p$ of the levels they draw only changes the variance of the estimate.
+TEXT = r"""Every published loss is $\int w(\lambda)\,E\,|\hat\epsilon - \epsilon|^2\,d\lambda$,
+whatever the network predicts and whichever schedule it is trained on. Two recipes train the same
+model when their $w$ are proportional; the density $p$ of the levels they draw only changes the
+variance of the estimate.
 
 Look for curves that lie on each other: flow matching's is v-prediction's on the cosine schedule,
 times $\pi/2$. The table computes what is equal, and how far apart the rest is.
@@ -43,16 +44,27 @@ FIGURE = Figure(
     TEXT,
     (
         Many("recipes", "recipes", RECIPES, ("flow-matching", "v-cosine", "sd3", "edm"), most=6),
-        Choice("normalise", "scale of w", (("max", "largest value 1"), ("area", "area 1"),
-                                           ("none", "as published")), "max"),
+        Choice(
+            "normalise",
+            "scale of w",
+            (("max", "largest value 1"), ("area", "area 1"), ("none", "as published")),
+            "max",
+        ),
         Switch("log", "logarithmic", False),
-        Range("edm_std", "deviation of EDM's data", 0.1, 2.0, 0.05, 0.5,
-              help="of the recipes that predict F, made for 0.5"),
+        Range(
+            "edm_std",
+            "deviation of EDM's data",
+            0.1,
+            2.0,
+            0.05,
+            0.5,
+            help="of the recipes that predict F, made for 0.5",
+        ),
         Range("std", "deviation of the others' data", 0.1, 2.0, 0.05, 1.0),
     ),
     "twosides.explorer.figures.weightings:compute",
     frames={"log": (False, True), "normalise": ("max", "area", "none"), "edm_std": (0.5, 1.0)},
-)  # fmt: skip
+)
 
 
 @functools.lru_cache(512)
@@ -92,16 +104,24 @@ def compute(
     found = {name: curves(name, stds[name]) for name in recipes}
     grid = _grid().numpy()
     w = tuple(
-        Mark("line", name, i, {"x": grid, "y": scaled(found[name][0], normalise)}, {},
-             {"x": "grid", "y": f"w[{name!r}]"})
+        Mark(
+            "line",
+            name,
+            i,
+            {"x": grid, "y": scaled(found[name][0], normalise)},
+            {},
+            {"x": "grid", "y": f"w[{name!r}]"},
+        )
         for i, name in enumerate(recipes)
-    )  # fmt: skip
+    )
     p = tuple(
         Mark("line", name, i, {"x": grid, "y": np.exp(found[name][1])}, {}, {"y": f"p[{name!r}]"})
         for i, name in enumerate(recipes)
     )
-    rows = [[n, ts.recipes[n].output, str(ts.recipes[n].weighting), str(ts.recipes[n].density)]
-            for n in recipes]  # fmt: skip
+    rows = [
+        [n, ts.recipes[n].output, str(ts.recipes[n].weighting), str(ts.recipes[n].density)]
+        for n in recipes
+    ]
     pairs = [
         [a, b, verdict(a, b, (stds[a], stds[b]))] for a, b in itertools.combinations(recipes, 2)
     ]
@@ -110,18 +130,25 @@ def compute(
     return View(
         (
             Panel("plot", "Weighting w", axis, Axis("w", low, log=log), w),
-            Panel("plot", "Density p of the levels that are drawn", axis, Axis("p", low, log=log), p),
+            Panel(
+                "plot", "Density p of the levels that are drawn", axis, Axis("p", low, log=log), p
+            ),
             table("What equals what", ["recipe", "and", "weightings"], pairs),
             table("The recipes", ["recipe", "predicts", "w", "p"], rows),
         ),
         tuple(
-            Number(f"peak_{n}", f"peak of w, {n}", float(grid[np.argmax(found[n][0])]), ".2f",
-                   f"float(grid[w[{n!r}].argmax()])")
+            Number(
+                f"peak_{n}",
+                f"peak of w, {n}",
+                float(grid[np.argmax(found[n][0])]),
+                ".2f",
+                f"float(grid[w[{n!r}].argmax()])",
+            )
             for n in recipes
         ),
         _python(recipes, normalise, stds),
         cli=_command(recipes, stds),
-    )  # fmt: skip
+    )
 
 
 def _command(recipes: tuple[str, ...], stds: dict[str, float]) -> str:
