@@ -25,7 +25,7 @@ function block(mark: Mark, width: number): { height: number; draw: (svg: Root, t
   const columns = typeof mark.style.columns === "number" ? mark.style.columns : Math.min(count, 8);
   const cell = Math.min(112, Math.floor((width - GAP * (columns - 1)) / columns));
   const side = Math.round((cell * tall) / wide);
-  const pitch = side + GAP + (mark.style.labels ? CAPTION : 0);
+  const pitch = side + GAP + (mark.style.labels?.length ? CAPTION : 0);
   const head = mark.label ? 24 : 0;
   const draw = (svg: Root, top: number) => {
     if (mark.label) label(svg, mark.label, 0, top + 14);
