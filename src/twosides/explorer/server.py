@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
+import logging
 import secrets
 import socket
 import sys
@@ -208,8 +209,14 @@ def listening(port: int) -> socket.socket:
     return made
 
 
+def _worth_saying(record: logging.LogRecord) -> bool:
+    # uvicorn says this of every WebSocket that was refused as it should be.
+    return "without completing handshake" not in record.getMessage()
+
+
 def configured(explorer: Explorer, port: int) -> uvicorn.Server:
-    """The web server for an explorer: one process, no logs, nothing large accepted."""
+    """The web server for an explorer: one process, errors logged only, nothing large accepted."""
+    logging.getLogger("uvicorn.error").addFilter(_worth_saying)
     config = uvicorn.Config(
         explorer.app(port),
         ws="websockets-sansio",
