@@ -655,6 +655,40 @@ def demo(
     print(run(out, steps=steps, minutes=minutes, seed=seed))
 
 
+def explore(
+    *,
+    port: int = 0,
+    no_browser: bool = False,
+    model: Path | None = None,
+    trust_code: bool = False,
+    export: Path | None = None,
+) -> None:
+    """Show the figures of the post, live, in a page of the browser; Ctrl-C ends it.
+
+    Args:
+        port: of 127.0.0.1, 0 for a free one.
+        no_browser: only print the page's address.
+        model: a model's or a run's folder, to sample it in a figure of its own.
+        trust_code: import the network's class from outside diffusers and twosides.
+        export: write the page with precomputed figures to this .html file instead; a minute.
+    """
+    from twosides.explorer.figures import FIGURES
+    from twosides.explorer.figures import model as own
+
+    figures = FIGURES if model is None else (*FIGURES, own.of(model, trust_code=trust_code))
+    if export is not None:
+        from twosides.explorer.export import write
+        from twosides.progress import bar
+
+        with bar("computing", 1) as tell:
+            size = write(export, figures, tell)
+        print(f"{export}: {size / 1e6:.1f} MB, {len(figures)} figures, no server needed")
+        return
+    from twosides.explorer.server import explore as serve
+
+    serve(figures, port=port, browser=not no_browser)
+
+
 COMMANDS = (
     train,
     finetune,
@@ -664,6 +698,7 @@ COMMANDS = (
     report,
     data,
     encode_latents,
+    explore,
     samplers,
     recipes,
     convert,
