@@ -1,14 +1,15 @@
-# `make demo` and `make test` need Python >= 3.11, make and a C library; everything else is installed.
+# `make demo` needs Python >= 3.11, make and a C library; `make test` Node and Chromium too. The rest
+# is installed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types tests bench clean
+.PHONY: demo test lint types tests web torture bench clean
 
 demo: $(VENV)/ready
 	$(BIN)/twosides demo
 
-test: lint types tests
+test: lint types web tests
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
@@ -17,15 +18,26 @@ lint: $(VENV)/ready
 types: $(VENV)/ready
 	$(BIN)/pyright
 
+# The explorer's page as it is committed is what its sources give.
+web: web/node_modules/ready
+	cd web && npm run check
+
 # One process per core, a file at a time: torch's own threads would only be in each other's way.
-tests: $(VENV)/ready
+tests: $(VENV)/ready web/node_modules/ready
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
+
+# Two hundred kills of a training on one process, and on two, by DDP and by FSDP2; an hour or two.
+torture: $(VENV)/ready
+	for mode in one ddp fsdp; do \
+		OMP_NUM_THREADS=1 $(BIN)/python tests/torture.py --kills 200 --mode $$mode || exit 1; done
 
 bench: $(VENV)/ready
 	$(BIN)/python benchmarks/step_overhead.py
 	$(BIN)/python benchmarks/scheduler_cost.py
 	$(BIN)/python benchmarks/brownian.py
 	$(BIN)/python benchmarks/quality_per_nfe.py --quick
+	$(BIN)/python benchmarks/loss_variance.py --quick
+	$(BIN)/python benchmarks/explorer.py
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -34,5 +46,9 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[all]" --group dev
 	touch $@
 
+web/node_modules/ready: web/package-lock.json
+	cd web && npm ci --no-audit --no-fund
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs web/node_modules
