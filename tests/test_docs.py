@@ -56,7 +56,7 @@ def test_the_diffusers_pages_python_runs(capsys):
 
 def test_the_readmes_commands_run(tmp_path):
     """`verify` has its own test of every claim, and stands last."""
-    assert len(SHELL) == 7 and SHELL[-1] == "twosides verify"
+    assert len(SHELL) == 8 and SHELL[-1] == "twosides verify"
     for line in SHELL[:-1]:
         words = shlex.split(line)
         command = [sys.executable, "-m", "twosides.cli", *words[1:]]
