@@ -189,12 +189,12 @@ def test_failed_writes_are_clear_and_lose_nothing(tmp_path):
 
 def test_tasks_by_name(tmp_path, monkeypatch):
     assert task_named("ring").shape == (2,)
-    module = tmp_path / "mine.py"
+    module = tmp_path / "my_tasks.py"
     module.write_text("from test_fit import ring\ndef wrong(): return 3\n")
     monkeypatch.syspath_prepend(tmp_path)
-    assert task_named("mine:ring").shape == (2,)
+    assert task_named("my_tasks:ring").shape == (2,)
     with pytest.raises(TypeError, match="Task"):
-        task_named("mine:wrong")
+        task_named("my_tasks:wrong")
     with pytest.raises(ValueError, match="unknown data set"):
         task_named("glyfs")
     with pytest.raises(ValueError, match="steps must be"):
@@ -209,3 +209,12 @@ def test_a_clock_that_cannot_tell_all_levels_is_refused_before_training(tmp_path
     with pytest.raises(ValueError, match="cannot tell all of that"):
         train_task(ring(), tmp_path / "run", "edm", steps=3, time="t")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_killed_before_its_model_was_written_writes_it(tmp_path):
+    whole = train(tmp_path / "run", steps=20)
+    (tmp_path / "run/model").rename(tmp_path / "gone")  # what a kill after the last step leaves
+    again = train(tmp_path / "run", steps=20)
+    assert checkpoint.read_config(tmp_path / "run")["training"]["steps"] == 20
+    for a, b in zip(whole.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)

@@ -278,6 +278,8 @@ def work() -> None:
             order["device"],
             lambda n: print(f'{{"done": {n}}}', file=answers),
         )
+    except BrokenPipeError:  # nobody listens any more
+        os._exit(1)
     except _EXPECTED as error:
         print(json.dumps({"error": str(error)}), file=answers)
         sys.exit(1)

@@ -18,7 +18,7 @@ from twosides import tables
 from twosides.comparison import AXIS, RANGE, compare, curves, falls_off
 from twosides.schedules import Rescaled, Schedule, Shifted
 from twosides.training.densities import FromSchedule
-from twosides.training.recipes import Recipe, recipes
+from twosides.training.recipes import Recipe, recipe_named, recipes
 
 HEADS = (
     "name",
@@ -48,7 +48,7 @@ class Row:
 def rows(names: Iterable[str] | None = None) -> list[Row]:
     """One row per recipe, other names for it included; or of those named, among themselves."""
     if names is not None:
-        chosen = {name: recipes[name] for name in names}
+        chosen = {name: recipe_named(name) for name in names}
         return [_row(name, chosen) for name in chosen]
     others = {id(recipe): name for name, recipe in reversed(recipes.items())}
     distinct = {name: recipes[name] for name in recipes if others[id(recipes[name])] == name}

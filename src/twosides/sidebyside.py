@@ -27,12 +27,12 @@ from twosides.randomness import PerSample
 from twosides.schedules import schedule_named
 from twosides.storage import write_file
 from twosides.training.fit import loss_curve
-from twosides.training.recipes import recipes
+from twosides.training.recipes import recipe_named
 
 SHOWN = 28  # pictures of each run
 POINTS = 400  # of each run, of data in the plane
 LEVELS = torch.linspace(-8, 8, 17, dtype=torch.float64)
-WORDS = ("output", "schedule", "weighting w", "levels p", "bound", "same weighting as (or nearest)")
+WORDS = {"w": "weighting w", "p": "levels p"}  # what heads of the catalogue are called here
 Curve = tuple[Sequence[float], Sequence[float]]
 
 
@@ -52,7 +52,11 @@ class Run:
     def recipe(self) -> str:
         """The name of its recipe; empty if that is none of the published ones."""
         name = str(self.config.get("recipe", ""))
-        return name if name in recipes else ""
+        try:
+            recipe_named(name)
+        except ValueError:
+            return ""
+        return name
 
 
 def report(
@@ -131,7 +135,7 @@ def _how(options: dict[str, Any], schedule: str | None, seed: int) -> str:
 
 
 def _page(runs: list[Run], yardstick: Yardstick | None, how: str) -> str:
-    named = [(run.recipe, recipes[run.recipe]) for run in runs if run.recipe]
+    named = [(run.recipe, recipe_named(run.recipe)) for run in runs if run.recipe]
     named = list(dict(named).items())
     title = f"{len(runs)} training runs, side by side" if len(runs) > 1 else runs[0].title
     shared, own = _settings(runs)
@@ -178,12 +182,14 @@ def _words(runs: list[Run]) -> Iterator[tuple[str, ...]]:
     """What the recipes are, by the catalogue; of other runs their output and schedule."""
     names = dict.fromkeys(run.recipe for run in runs if run.recipe)
     about = {
-        name: catalogue.cells(row)[1:7]
+        name: catalogue.cells(row)[1:-1]
         for name, row in zip(names, catalogue.rows(names), strict=True)
     }
-    columns = [about.get(run.recipe) or (*_notation(run), "", "", "", "") for run in runs]
-    for label, *cells in zip(WORDS, *columns, strict=True):
-        yield label, *(html.escape(cell) for cell in cells)
+    heads = catalogue.HEADS[1:-1]
+    blank = [""] * (len(heads) - 2)
+    columns = [about.get(run.recipe) or (*_notation(run), *blank) for run in runs]
+    for head, *cells in zip(heads, *columns, strict=True):
+        yield WORDS.get(head, head), *(html.escape(cell) for cell in cells)
 
 
 def _notation(run: Run) -> tuple[str, str]:

@@ -50,8 +50,8 @@ class Averaging(lightning.Callback):
             self.seen = trainer.global_step
             self.ema.update(self.denoiser)
 
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Gather the result while the processes are still together."""
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """Gather the result while the processes are still together, after no step at all too."""
         self.result = self.averaged(first=trainer.is_global_zero)
 
     def state_dict(self) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from twosides import checkpoint
 from twosides.data.tasks import Data, Stream
 from twosides.denoiser import Denoiser
 from twosides.storage import Checkpoints, write_file
+from twosides.training.adaptive import LevelBins
 from twosides.training.batches import Batches
 from twosides.training.callbacks import Averaging, Recording, Watching
 from twosides.training.checkpoint_io import SaveCheckpoints, TreeCheckpointIO
@@ -122,7 +123,7 @@ def fit(
         training = {"asked": asked, "steps": trainer.global_step, **settings.lasting()}
         notes = {"training": training, "ema": {"sigma_rel": settings.sigma_rel}, **(about or {})}
         bins = getattr(objective, "bins", None)
-        if bins is not None and bins.ready:
+        if isinstance(bins, LevelBins) and bins.ready:
             notes["entropic"] = checkpoint.describe(bins.grid())
         checkpoint.save(average.result, folder / "model", **notes)
     trainer.strategy.barrier()
