@@ -693,7 +693,7 @@ def test_an_exported_page_works_from_a_file(browser, tmp_path):
         page.goto(path.as_uri())
         shown(page, "churn")
         assert page.locator("#version").inner_text().startswith("precomputed by twosides")
-        assert page.get_by_label("sampler", exact=True).is_disabled()
+        assert page.get_by_label("Sampler", exact=True).is_disabled()
         slider = page.locator('[data-control="c"] input[type=range]')
         for position, c in enumerate((0.0, 0.3, 0.5)):
             slider.fill(str(position))

@@ -37,19 +37,19 @@ RECIPES = options("training/recipes.py", "recipes")
 SCHEDULES: tuple[tuple[str, str], ...] = (
     ("flow-matching", "flow matching"),
     ("cosine", "cosine"),
-    ("cosine(-15, 15)", "cosine, logsnr in [-15, 15]"),
-    ("vp-linear", "VP, linear beta"),
+    ("cosine(-15, 15)", "cosine, log-SNR in [-15, 15]"),
+    ("vp-linear", r"VP, linear $\beta$"),
     ("edm", "EDM"),
     ("geometric", "VE, geometric"),
     ("scaled-linear", "Stable Diffusion's"),
 )
 OUTPUTS: tuple[tuple[str, str], ...] = (
-    ("eps", "eps"),
-    ("x", "x"),
-    ("v", "v"),
-    ("u", "u = eps - x"),
+    ("eps", r"$\epsilon$"),
+    ("x", "$x$"),
+    ("v", "$v$"),
+    ("u", r"$u = \epsilon - x$"),
     ("score", "score"),
-    ("F", "EDM's F"),
+    ("F", "EDM's $F$"),
 )
 DATA_1D: tuple[tuple[str, str], ...] = (
     ("gaussian", "one Gaussian, 1-D"),

@@ -28,11 +28,11 @@ FIGURE = Figure(
     "Churn: what each prediction weighs",
     TEXT,
     (
-        Range("c", "churn c", 0.0, 0.9, 0.01, 0.3, help="eta^2 = c / (1 - c); 0.5 is DDPM"),
-        Choice("sampler", "sampler", SAMPLERS, "ddim", help="its noise is replaced where c > 0"),
-        Choice("output", "the network predicts", OUTPUTS, "v"),
-        Choice("schedule", "schedule", SCHEDULES, "cosine(-15, 15)"),
-        Range("steps", "steps", 1, 100, 1, 100, integer=True),
+        Range("c", "Churn $c$", 0.0, 0.9, 0.01, 0.3, help=r"$\eta^2 = c/(1-c)$; $1/2$ is DDPM"),
+        Choice("sampler", "Sampler", SAMPLERS, "ddim", help="its noise is replaced where $c > 0$"),
+        Choice("output", "The network predicts", OUTPUTS, "v"),
+        Choice("schedule", "Schedule", SCHEDULES, "cosine(-15, 15)"),
+        Range("steps", "Steps", 1, 100, 1, 100, integer=True),
     ),
     "twosides.explorer.figures.churn:compute",
     frames={"c": (0.0, 0.1, 0.2, 0.3, 0.4, 0.5), "steps": (20, 100)},
@@ -63,7 +63,7 @@ def compute(c: float, sampler: str, output: str, schedule: str, steps: int) -> V
     noises = weights.noises
     h = Mark(
         "line",
-        "h_t",
+        "$h_t$",
         0,
         {"x": call, "y": sign * weights.predictions},
         {"dots": made.nfe <= 40},
@@ -71,65 +71,67 @@ def compute(c: float, sampler: str, output: str, schedule: str, steps: int) -> V
     )
     stems = Mark(
         "stems",
-        "c_t",
+        "$c_t$",
         1,
         {"x": np.arange(1, noises.size + 1), "y": noises},
         {},
         {"y": "weights.noises"},
     )
+    injected = Panel(
+        "plot",
+        "Weights of the injected noises",
+        Axis("Noise, in order"),
+        Axis("$c_t$"),
+        (stems,),
+    )
     heat = Mark("heat", "", None, {"v": matrix}, {"diverging": True}, {"v": "matrix"})
-    name = f"-h_t, weight of {output}" if sign < 0 else f"h_t, weight of {output}"
+    weight = "$-h_t$" if sign < 0 else "$h_t$"
+    name = f"{weight}, weight of {dict(OUTPUTS)[output]}"
     return View(
         (
             Panel(
                 "plot",
                 "Weights of the predictions",
-                Axis("network call, noise to data"),
+                Axis("Network call, noise to data"),
                 Axis(name),
                 (h,),
             ),
-            Panel(
-                "plot",
-                "Weights of the injected noises",
-                Axis("noise, in order"),
-                Axis("c_t"),
-                (stems,) if noises.size else (),
-            ),
+            *((injected,) if noises.size else ()),
             Panel(
                 "heat",
                 "All states over noise, predictions and injected noises",
-                Axis("initial noise, predictions, injected noises"),
-                Axis("state"),
+                Axis("Initial noise, predictions, injected noises"),
+                Axis("State"),
                 (heat,),
-                "Row i is the input of call i + 1, the last row the result.",
+                "Row $i$ is the input of call $i + 1$, the last row the result.",
             ),
         ),
         (
             Number(
                 "sum",
-                "sum of h",
+                r"$\sum_t h_t$" if sign > 0 else r"$-\sum_t h_t$",
                 sign * float(weights.predictions.sum()),
                 ".4f",
                 f"{sign:g} * weights.predictions.sum()",
             ),
-            Number("initial", "weight of z_1", weights.initial, ".4f", "weights.initial"),
+            Number("initial", "Weight of $z_1$", weights.initial, ".4f", "weights.initial"),
             Number(
                 "noise",
-                "variance of injected noise",
+                r"Variance of injected noise, $\sum_t c_t^2$",
                 float((noises**2).sum()),
                 ".4f",
                 "(weights.noises**2).sum()",
             ),
             Number(
                 "smallest",
-                "smallest h",
+                f"Smallest {weight}",
                 float((sign * weights.predictions).min()),
                 ".6f",
                 f"({sign:g} * weights.predictions).min()",
             ),
             Number(
                 "largest",
-                "largest h",
+                f"Largest {weight}",
                 float((sign * weights.predictions).max()),
                 ".6f",
                 f"({sign:g} * weights.predictions).max()",

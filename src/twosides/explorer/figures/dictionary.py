@@ -41,20 +41,20 @@ FIGURE = Figure(
     "The SDE and ODE dictionary",
     TEXT,
     (
-        Choice("given", "given", (("schedule", "a schedule"), ("sde", "f and g")), "schedule"),
-        Choice("schedule", "schedule", SCHEDULES, "vp-linear", when={"given": ("schedule",)}),
+        Choice("given", "Given", (("schedule", "a schedule"), ("sde", "$f$ and $g$")), "schedule"),
+        Choice("schedule", "Schedule", SCHEDULES, "vp-linear", when={"given": ("schedule",)}),
         Text(
             "f",
-            "f(t)",
+            "$f(t)$",
             "-0.5*(0.1 + 19.9*t)",
             80,
             "numbers, t, + - * / **, sqrt, exp, log, sin, ...",
             when={"given": ("sde",)},
         ),
-        Text("g", "g(t)", "sqrt(0.1 + 19.9*t)", 80, "", when={"given": ("sde",)}),
-        Text("eta", "eta(t), 0 the ODE, 1 DDPM", "1", 80),
-        Range("t", "time t of the step", 0.05, 0.95, 0.01, 0.5),
-        Range("steps", "steps of the run", 2, 1000, 1, 20, integer=True, log=True),
+        Text("g", "$g(t)$", "sqrt(0.1 + 19.9*t)", 80, "", when={"given": ("sde",)}),
+        Text("eta", r"$\eta(t)$: 0 the ODE, 1 DDPM", "1", 80),
+        Range("t", "Time $t$ of the step", 0.05, 0.95, 0.01, 0.5),
+        Range("steps", "Steps of the run", 2, 1000, 1, 20, integer=True, log=True),
     ),
     "twosides.explorer.figures.dictionary:compute",
     frames={
@@ -76,15 +76,25 @@ COORDINATES = (
     "Rectified",
 )
 WORDS = {
-    "Eta": "eta of the reverse SDE",
-    "Churn": "churn of the post",
-    "DDIMEta": "DDIM's eta, Euler ancestral",
-    "Tau": "SA-Solver's tau",
-    "Epsilon": "epsilon_t of flow matching",
-    "Diffusion": "SiT's D",
-    "EDMChurn": "EDM's S_churn",
-    "Overshoot": "overshoot, in log-SNR",
-    "Rectified": "rectified-flow ancestral",
+    "Eta": r"$\eta$ of the reverse SDE",
+    "Churn": "Churn $c$ of the post",
+    "DDIMEta": r"DDIM's $\eta$, Euler ancestral",
+    "Tau": r"SA-Solver's $\tau$",
+    "Epsilon": r"$\varepsilon_t$ of flow matching",
+    "Diffusion": "SiT's $D$",
+    "EDMChurn": r"EDM's $S_\mathrm{churn}$",
+    "Overshoot": "Overshoot, in log-SNR",
+    "Rectified": "Rectified-flow ancestral",
+}
+
+LETTERS = {
+    "f": "$f$",
+    "g": "$g$",
+    "eta": r"$\eta$",
+    "epsilon": r"$\varepsilon$",
+    "alpha": r"$\alpha$",
+    "sigma": r"$\sigma$",
+    "logsnr": r"log-SNR $\lambda$",
 }
 
 
@@ -138,9 +148,9 @@ def compute(given: str, schedule: str, f: str, g: str, eta: str, t: float, steps
     gap = _there_and_back(given, schedule, f, g)
     return View(
         (
-            _plot("The diffusion's side: f, g, eta", times, arrays, ("f", "g", "eta")),
+            _plot(r"The diffusion's side: $f$, $g$, $\eta$", times, arrays, ("f", "g", "eta")),
             _plot(
-                "The flow's side: alpha, sigma, epsilon",
+                r"The flow's side: $\alpha$, $\sigma$, $\varepsilon$",
                 times,
                 arrays,
                 ("alpha", "sigma", "epsilon"),
@@ -150,11 +160,11 @@ def compute(given: str, schedule: str, f: str, g: str, eta: str, t: float, steps
                 "The noise of one step, in every paper's words",
                 ["words", "class", "value"],
                 [[WORDS[name], name, value] for name, value in found.items()],
-                f"from t = {t:g} to {max(t - 1 / steps, 0.5 * t):.4g}, one of {steps} steps",
+                f"From $t = {t:g}$ to {max(t - 1 / steps, 0.5 * t):.4g}, one of {steps} steps.",
             ),
         ),
         (
-            Number("gap", "there and back, largest relative error", gap, ".1e", "gap"),
+            Number("gap", "There and back, largest relative error", gap, ".1e", "gap"),
             *(
                 Number(name, WORDS[name], value, ".6g", f"coordinates[{name!r}]")
                 for name, value in found.items()
@@ -194,7 +204,7 @@ def _plot(title: str, times: Any, arrays: dict[str, Any], names: tuple[str, ...]
     marks = tuple(
         Mark(
             "line",
-            name,
+            LETTERS[name],
             i,
             {"x": times.numpy(), "y": arrays[name].numpy()},
             {},
@@ -202,7 +212,8 @@ def _plot(title: str, times: Any, arrays: dict[str, Any], names: tuple[str, ...]
         )
         for i, name in enumerate(names)
     )
-    return Panel("plot", title, Axis("t, data to noise", 0, 1), Axis(", ".join(names)), marks)
+    label = ", ".join(LETTERS[name] for name in names)
+    return Panel("plot", title, Axis("$t$, data to noise", 0, 1), Axis(label), marks)
 
 
 def _python(given: str, schedule: str, f: str, g: str, eta: str, t: float, steps: int) -> str:

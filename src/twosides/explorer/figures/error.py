@@ -33,13 +33,13 @@ choose *variance* for them: the error of the variance they reach on Gaussian dat
 which follows from the plan without drawing anything.
 
 Order is not everything: with 5 to 10 calls the curves cross. The post's remark that the output of
-the network matters for higher orders is the difference between heun (on eps) and flow-heun (on
-u).
+the network matters for higher orders is the difference between heun (on $\epsilon$) and flow-heun
+(on $u$).
 """
 
 CALLS = (4, 6, 8, 12, 16, 24, 32, 48)
 SCHEDULES = (
-    ("cosine(-9, 9)", "cosine, logsnr in [-9, 9]"),
+    ("cosine(-9, 9)", "cosine, log-SNR in [-9, 9]"),
     ("edm", "EDM"),
     ("flow-matching", "flow matching"),
 )
@@ -48,13 +48,13 @@ FIGURE = Figure(
     "Error against network calls",
     TEXT,
     (
-        Many("samplers", "samplers", SAMPLERS, ("ddim", "flow-heun", "dpmpp-2m", "kab2c"), most=6),
+        Many("samplers", "Samplers", SAMPLERS, ("ddim", "flow-heun", "dpmpp-2m", "kab2c"), most=6),
         Choice(
-            "measure", "error of", (("end", "the end point"), ("variance", "the variance")), "end"
+            "measure", "Error of", (("end", "the end point"), ("variance", "the variance")), "end"
         ),
         Range(
             "c",
-            "churn",
+            "Churn $c$",
             0.0,
             0.9,
             0.05,
@@ -62,11 +62,11 @@ FIGURE = Figure(
             when={"measure": ("variance",)},
             help="replaces the preset's noise where it is not 0",
         ),
-        Choice("data", "data", DATA_2D, "ring", when={"measure": ("end",)}),
-        Choice("schedule", "schedule", SCHEDULES, "cosine(-9, 9)"),
+        Choice("data", "Data", DATA_2D, "ring", when={"measure": ("end",)}),
+        Choice("schedule", "Schedule", SCHEDULES, "cosine(-9, 9)"),
         Choice(
             "grid",
-            "grid",
+            "Grid",
             (
                 ("uniform-time", "equal times"),
                 ("own", "the sampler's own"),
@@ -157,23 +157,23 @@ def compute(
                 made.order,
                 round(order, 2),
                 made.nfe_per_step,
-                f"{errors[0]:.2e}",
-                f"{errors[-1]:.2e}",
+                float(errors[0]),
+                float(errors[-1]),
             ]
         )
         numbers.append(
             Number(
-                f"order_{name}", f"fitted order, {name}", order, ".2f", f"slope(*results[{name!r}])"
+                f"order_{name}", f"Fitted order, {name}", order, ".2f", f"slope(*results[{name!r}])"
             )
         )
     heads = ["sampler", "order", "fitted", "calls per step", "error, fewest calls", "error, most"]
-    y = "relative error of the end point" if end else "error of the variance, summed"
+    y = "Relative error of the end point" if end else "Error of the variance, summed"
     return View(
         (
             Panel(
                 "plot",
                 "Error against network calls",
-                Axis("network calls", log=True),
+                Axis("Network calls", log=True),
                 Axis(y, log=True),
                 tuple(marks),
             ),

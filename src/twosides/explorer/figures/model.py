@@ -27,11 +27,13 @@ FIGURE = Figure(
     "Your model",
     TEXT,
     (
-        Choice("sampler", "sampler", SAMPLERS, "ddim"),
-        Range("c", "churn", 0.0, 0.9, 0.05, 0.0, help="replaces the sampler's noise where not 0"),
-        Range("steps", "steps, at most", 1, 40, 1, 16, integer=True),
-        Range("count", "samples", 1, 12, 1, 6, integer=True),
-        Range("seed", "seed", 0, 9999, 1, 0, integer=True),
+        Choice("sampler", "Sampler", SAMPLERS, "ddim"),
+        Range(
+            "c", "Churn $c$", 0.0, 0.9, 0.05, 0.0, help="replaces the sampler's noise where not 0"
+        ),
+        Range("steps", "Steps, at most", 1, 40, 1, 16, integer=True),
+        Range("count", "Samples", 1, 12, 1, 6, integer=True),
+        Range("seed", "Seed", 0, 9999, 1, 0, integer=True),
     ),
     "twosides.explorer.figures.model:compute",
 )
@@ -45,7 +47,7 @@ def of(folder: Path, *, trust_code: bool = False) -> Figure:
     controls: tuple[Control, ...] = FIGURE.controls
     if classes:
         letters = (("", "each in turn"), *((letter, letter) for letter in classes))
-        controls = (Choice("label", "class", letters, ""), *controls)
+        controls = (Choice("label", "Class", letters, ""), *controls)
     bound = {"model": str(folder), "trust_code": trust_code}
     return replace(FIGURE, controls=controls, bound=bound)
 
@@ -103,14 +105,14 @@ def compute(
         )
         for n in numbers
     ]
-    panels.append(_panel("x-hat on the way, first sample", beliefs, [], "beliefs"))
+    panels.append(_panel(r"$\hat x$ on the way, first sample", beliefs, [], "beliefs"))
     gaps = [float((runs[n].sample - longest.sample).abs().mean()) for n in numbers[:-1]]
     return View(
         tuple(panels),
         tuple(
             Number(
                 f"gap_{n}",
-                f"mean |difference|, {n} to {steps} steps",
+                f"Mean |difference|, {n} to {steps} steps",
                 gap,
                 ".3f",
                 f"(runs[{n}].sample - runs[{steps}].sample).abs().mean()",
@@ -153,7 +155,7 @@ def _panel(title: str, values: np.ndarray, labels: list[str], code: str) -> Pane
         x, y = values[:, 0], values[:, -1] if values.shape[1] > 1 else 0 * values[:, 0]
         codes = {"x": f"{code}[:, 0]"}
         mark = Mark("points", "", 0, {"x": x, "y": y}, {}, codes)
-        return Panel("plot", title, Axis("first axis"), Axis("second axis"), (mark,))
+        return Panel("plot", title, Axis("$x_1$"), Axis("$x_2$"), (mark,))
     shown = np.clip(0.5 * (values + 1), 0, 1)
     shown = shown[:, 0] if shown.shape[1] == 1 else shown.transpose(0, 2, 3, 1)
     view = f"np.clip(0.5 * ({code} + 1), 0, 1)"

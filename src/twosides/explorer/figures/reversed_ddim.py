@@ -28,18 +28,18 @@ FIGURE = Figure(
     "Reversed DDIM and forward diffusion",
     TEXT,
     (
-        Range("t", "time t", 0.0, 1.0, 1 / NODES, 0.5),
-        Choice("data", "data", DATA_2D, "moons"),
+        Range("t", "Time $t$", 0.0, 1.0, 1 / NODES, 0.5),
+        Choice("data", "Data", DATA_2D, "moons"),
         Choice(
-            "steps", "steps of DDIM", (("40", "40"), ("20", "20"), ("10", "10"), ("5", "5")), "40"
+            "steps", "Steps of DDIM", (("40", "40"), ("20", "20"), ("10", "10"), ("5", "5")), "40"
         ),
         Choice(
             "schedule",
-            "schedule",
+            "Schedule",
             (("flow-matching", "flow matching"), ("cosine", "cosine")),
             "flow-matching",
         ),
-        Range("particles", "points", 10, 500, 10, 200, integer=True),
+        Range("particles", "Points", 10, 500, 10, 200, integer=True),
     ),
     "twosides.explorer.figures.reversed_ddim:compute",
     frames={"t": tuple(round(i / 20, 2) for i in range(21)), "data": ("moons", "ring")},
@@ -116,8 +116,8 @@ def compute(t: float, data: str, steps: str, schedule: str, particles: int) -> V
         Panel(
             "plot",
             title,
-            Axis("z, first axis", -REACH, REACH),
-            Axis("z, second axis", -REACH, REACH),
+            Axis("$z_1$", -REACH, REACH),
+            Axis("$z_2$", -REACH, REACH),
             (
                 behind,
                 *more,
@@ -137,12 +137,12 @@ def compute(t: float, data: str, steps: str, schedule: str, particles: int) -> V
     return View(
         panels,
         (
-            Number("t", "t", node / count, ".3f", "node / steps"),
-            Number("logsnr", "log-SNR", level.logsnr, ".3f", "float(level.logsnr)"),
+            Number("t", "Time $t$", node / count, ".3f", "node / steps"),
+            Number("logsnr", r"log-SNR $\lambda$", level.logsnr, ".3f", "float(level.logsnr)"),
             *(
                 Number(
                     name,
-                    f"mean square, {label}",
+                    f"Mean square, {label}",
                     float((spread[code] ** 2).mean()),
                     ".3f",
                     f"({code}**2).mean()",
@@ -152,7 +152,7 @@ def compute(t: float, data: str, steps: str, schedule: str, particles: int) -> V
                     ("carried", "carried", "states[node]"),
                 )
             ),
-            Number("exact", "mean square, exact", _mean_square(data, level), ".3f", "exact"),
+            Number("exact", "Mean square, exact", _mean_square(data, level), ".3f", "exact"),
         ),
         _python(data, schedule, count, node, particles),
     )

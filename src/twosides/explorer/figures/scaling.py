@@ -24,10 +24,12 @@ FIGURE = Figure(
     "Paths bend, end points stand still",
     TEXT,
     (
-        Range("k", "scaling", 0.0, 1.0, 0.01, 0.0, help="0 flow matching, 1 variance preserving"),
-        Range("steps", "steps", 1, 20, 1, 5, integer=True),
-        Choice("data", "data", DATA_1D, "gaussian"),
-        Range("particles", "particles", 2, 12, 1, 6, integer=True),
+        Range(
+            "k", "Scaling $k$", 0.0, 1.0, 0.01, 0.0, help="0 flow matching, 1 variance preserving"
+        ),
+        Range("steps", "Steps", 1, 20, 1, 5, integer=True),
+        Choice("data", "Data", DATA_1D, "gaussian"),
+        Range("particles", "Particles", 2, 12, 1, 6, integer=True),
     ),
     "twosides.explorer.figures.scaling:compute",
     frames={"k": tuple(round(0.05 * i, 2) for i in range(21)), "steps": (5, 10)},
@@ -69,7 +71,7 @@ def compute(k: float, steps: int, data: str, particles: int) -> View:
     )
     python = PYTHON.format(name=data, variance=VARIANCE, particles=particles) + _python(k, steps)
     return View(
-        (Panel("plot", "Noise to data", Axis("1 - t", 0, 1), Axis("z"), marks),),
+        (Panel("plot", "Noise to data", Axis("$1 - t$", 0, 1), Axis("$z$"), marks),),
         (
             Number("ddim", "DDIM's end points moved by", moved[0], ".1e", "moved(ddim)"),
             Number("euler", "Euler's end points moved by", moved[1], ".3f", "moved(euler)"),

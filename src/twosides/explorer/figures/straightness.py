@@ -23,9 +23,9 @@ FIGURE = Figure(
     "Straight paths depend on the data",
     TEXT,
     (
-        Range("variance", "variance of the data", 0.01, 2.0, 0.01, 0.1, log=True),
-        Range("steps", "steps", 1, 20, 1, 5, integer=True),
-        Choice("data", "data", DATA_1D, "gaussian"),
+        Range("variance", "Variance of the data", 0.01, 2.0, 0.01, 0.1, log=True),
+        Range("steps", "Steps", 1, 20, 1, 5, integer=True),
+        Choice("data", "Data", DATA_1D, "gaussian"),
     ),
     "twosides.explorer.figures.straightness:compute",
     frames={
@@ -72,10 +72,10 @@ def compute(variance: float, steps: int, data: str) -> View:
             )
             for key, group, style in styles
         )
-        panels.append(Panel("plot", title, Axis("1 - t", 0, 1), Axis("z", -2.2, 2.2), marks))
+        panels.append(Panel("plot", title, Axis("$1 - t$", 0, 1), Axis("$z$", -2.2, 2.2), marks))
         straight, name = runs["exact"], "VP" if side == "vp" else "flow"
         code = f"bend({side}['exact'])"
-        numbers.append(Number(f"bend_{side}", f"bend of {name}", bend(straight), ".4f", code))
+        numbers.append(Number(f"bend_{side}", f"Bend of {name}", bend(straight), ".4f", code))
         for key in ("ddim", "euler"):
             gap = float(np.abs(runs[key][:, -1] - straight[:, -1]).max())
             numbers.append(

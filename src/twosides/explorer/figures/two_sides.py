@@ -21,7 +21,8 @@ The readout is the largest difference between the two runs, at any step, in the 
 anything you like: it stays at the rounding of float64.
 
 The post says this of DDIM and Euler; it holds for every pair offered here, with any noise. Where
-a network says nothing (eps at zero SNR, at $t = 1$ of flow matching and cosine) you are told so.
+a network says nothing ($\epsilon$ at zero SNR, at $t = 1$ of flow matching and cosine) you are told
+so.
 """
 
 
@@ -41,7 +42,7 @@ PAIRS = {
         "RungeKutta('heun', 'eps')",
     ),
     "flow-heun": Pair(
-        "Heun in the frame of u | flow Heun", "RungeKutta('heun', 'u')", "RungeKutta('heun', 'u')"
+        "Heun in the frame of $u$ | flow Heun", "RungeKutta('heun', 'u')", "RungeKutta('heun', 'u')"
     ),
     "dpmpp-2m": Pair(
         "DPM-Solver++(2M) | the same on a flow",
@@ -49,7 +50,7 @@ PAIRS = {
         "Adams(2, 'x', 'logsnr')",
     ),
     "adams": Pair(
-        "Adams in the frame of u | two-step Adams on u", "Adams(2, 'u')", "Adams(2, 'u')"
+        "Adams in the frame of $u$ | two-step Adams on $u$", "Adams(2, 'u')", "Adams(2, 'u')"
     ),
 }
 
@@ -58,14 +59,14 @@ FIGURE = Figure(
     "Two sides of the same coin",
     TEXT,
     (
-        Choice("data", "data", (*DATA_2D, *DATA_1D, *POINTS), "moons"),
-        Choice("schedule", "schedule", SCHEDULES, "cosine(-15, 15)"),
-        Choice("output", "the diffusion network predicts", OUTPUTS, "eps"),
-        Choice("pair", "sampler", tuple((key, pair.label) for key, pair in PAIRS.items()), "first"),
-        Range("eta", "eta, 1 is DDPM", 0.0, 1.5, 0.05, 0.0),
-        Range("steps", "steps", 1, 50, 1, 10, integer=True),
-        Range("particles", "particles", 1, 100, 1, 40, integer=True),
-        Range("seed", "seed", 0, 99, 1, 0, integer=True),
+        Choice("data", "Data", (*DATA_2D, *DATA_1D, *POINTS), "moons"),
+        Choice("schedule", "Schedule", SCHEDULES, "cosine(-15, 15)"),
+        Choice("output", "The diffusion network predicts", OUTPUTS, "eps"),
+        Choice("pair", "Sampler", tuple((key, pair.label) for key, pair in PAIRS.items()), "first"),
+        Range("eta", r"Noise $\eta$", 0.0, 1.5, 0.05, 0.0, help="0 is the ODE, 1 DDPM"),
+        Range("steps", "Steps", 1, 50, 1, 10, integer=True),
+        Range("particles", "Particles", 1, 100, 1, 40, integer=True),
+        Range("seed", "Seed", 0, 99, 1, 0, integer=True),
     ),
     "twosides.explorer.figures.two_sides:compute",
     frames={
@@ -155,9 +156,9 @@ def compute(
             ),
         ),
         (
-            Number("difference", "max |difference| of the runs", worst, ".1e", "difference"),
-            Number("samples", "max |difference| of the samples", ends, ".1e", "ends"),
-            Number("calls", "network calls", runs[0].plan.nfe, ".0f", "a.plan.nfe"),
+            Number("difference", "Largest |difference| of the runs", worst, ".1e", "difference"),
+            Number("samples", "Largest |difference| of the samples", ends, ".1e", "ends"),
+            Number("calls", "Network calls", runs[0].plan.nfe, ".0f", "a.plan.nfe"),
         ),
         _python(data, schedule, output, pair, eta, steps, (particles, dims), seed),
         cli=_command(pair, steps, schedule) if not eta else "",
@@ -178,13 +179,13 @@ def _behind(data: str) -> np.ndarray | None:
 def _panel(states: np.ndarray, time: np.ndarray, side: str, dims: int, behind: Any) -> Panel:
     group, name = (0, "a") if side == "diffusion" else (1, "b")
     style = {"side": side, "width": 1, "opacity": 0.6}
-    title = "Diffusion: z, variance preserving" if side == "diffusion" else "Flow matching: z"
+    title = "Diffusion: $z$, variance preserving" if side == "diffusion" else "Flow matching: $z$"
     code = f"states({name})"
     if dims == 1:
         arrays = {"x": np.repeat(time[None], states.shape[1], 0), "y": states[:, :, 0].T}
         marks = (Mark("paths", "", group, arrays, style, {"y": f"{code}[:, :, 0].T"}),)
-        label = "t" if side == "diffusion" else "flow time"
-        return Panel("plot", title, Axis(label, 0, 1, reverse=True), Axis("z"), marks)
+        label = "$t$" if side == "diffusion" else r"Flow time $\tau$"
+        return Panel("plot", title, Axis(label, 0, 1, reverse=True), Axis("$z$"), marks)
     x, y = states[:, :, 0].T, states[:, :, 1].T
     codes = {"x": f"{code}[:, :, 0].T", "y": f"{code}[:, :, 1].T"}
     last = {"x": x[:, -1], "y": y[:, -1]}
@@ -206,7 +207,10 @@ def _panel(states: np.ndarray, time: np.ndarray, side: str, dims: int, behind: A
             {"x": f"{code}[-1, :, 0]", "y": f"{code}[-1, :, 1]"},
         ),
     )
-    return Panel("plot", title, Axis("z, first axis", -3, 3), Axis("z, second axis", -3, 3), marks)
+    return Panel("plot", title, Axis("$z_1$", -3, 3), Axis("$z_2$", -3, 3), marks)
+
+
+STATE = r"$z = \alpha x + \sigma\epsilon$, $\alpha^2 + \sigma^2 = 1$"
 
 
 def _words(sides: Any, output: str, pair: str, eta: float, runs: Any) -> list[list[Any]]:
@@ -216,13 +220,17 @@ def _words(sides: Any, output: str, pair: str, eta: float, runs: Any) -> list[li
     epsilon = eta * math.sqrt(2 * own[1].sigma / own[1].alpha) if own[1].alpha else math.inf
     labels = PAIRS[pair].label.split(" | ")
     return [
-        ["the state", "z = alpha x + sigma eps, alpha^2 + sigma^2 = 1", "z = (1 - t) x + t eps"],
-        ["the network predicts", output, "u = eps - x"],
+        ["the state", STATE, r"$z = (1 - \tau) x + \tau\epsilon$"],
+        ["the network predicts", dict(OUTPUTS)[output], dict(OUTPUTS)["u"]],
         ["sampler", *labels],
-        ["noise", f"eta = {eta:g}", f"epsilon = eta g: {epsilon:.4g} in the middle of the run"],
+        [
+            "noise",
+            rf"$\eta = {eta:g}$",
+            rf"$\varepsilon = \eta g$: {epsilon:.4g} in the middle of the run",
+        ],
         ["time in the middle", round(time, 5), round(own[1].sigma, 5)],
-        ["alpha, sigma there", *(f"{o.alpha:.4f}, {o.sigma:.4f}" for o in own)],
-        ["log-SNR there", *(round(o.logsnr, 4) for o in own)],
+        [r"$\alpha$, $\sigma$ there", *(f"{o.alpha:.4f}, {o.sigma:.4f}" for o in own)],
+        [r"log-SNR $\lambda$ there", *(round(o.logsnr, 4) for o in own)],
     ]
 
 

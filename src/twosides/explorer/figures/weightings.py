@@ -43,24 +43,24 @@ FIGURE = Figure(
     "Weightings and levels",
     TEXT,
     (
-        Many("recipes", "recipes", RECIPES, ("flow-matching", "v-cosine", "sd3", "edm"), most=6),
+        Many("recipes", "Recipes", RECIPES, ("flow-matching", "v-cosine", "sd3", "edm"), most=6),
         Choice(
             "normalise",
-            "scale of w",
+            "Scale of $w$",
             (("max", "largest value 1"), ("area", "area 1"), ("none", "as published")),
             "max",
         ),
-        Switch("log", "logarithmic", False),
+        Switch("log", "Logarithmic", False),
         Range(
             "edm_std",
-            "deviation of EDM's data",
+            "Deviation of EDM's data",
             0.1,
             2.0,
             0.05,
             0.5,
-            help="of the recipes that predict F, made for 0.5",
+            help="of the recipes that predict $F$, made for 0.5",
         ),
-        Range("std", "deviation of the others' data", 0.1, 2.0, 0.05, 1.0),
+        Range("std", "Deviation of the others' data", 0.1, 2.0, 0.05, 1.0),
     ),
     "twosides.explorer.figures.weightings:compute",
     frames={"log": (False, True), "normalise": ("max", "area", "none"), "edm_std": (0.5, 1.0)},
@@ -125,21 +125,25 @@ def compute(
     pairs = [
         [a, b, verdict(a, b, (stds[a], stds[b]))] for a, b in itertools.combinations(recipes, 2)
     ]
-    axis = Axis("log-SNR of unit-variance data", -15, 15)
+    axis = Axis(r"log-SNR $\lambda$ of unit-variance data", -15, 15)
     low = 1e-5 if log else None
     return View(
         (
-            Panel("plot", "Weighting w", axis, Axis("w", low, log=log), w),
+            Panel("plot", r"Weighting $w(\lambda)$", axis, Axis("$w$", low, log=log), w),
             Panel(
-                "plot", "Density p of the levels that are drawn", axis, Axis("p", low, log=log), p
+                "plot",
+                r"Density $p(\lambda)$ of the levels that are drawn",
+                axis,
+                Axis("$p$", low, log=log),
+                p,
             ),
             table("What equals what", ["recipe", "and", "weightings"], pairs),
-            table("The recipes", ["recipe", "predicts", "w", "p"], rows),
+            table("The recipes", ["recipe", "predicts", "$w$", "$p$"], rows),
         ),
         tuple(
             Number(
                 f"peak_{n}",
-                f"peak of w, {n}",
+                f"Peak of $w$, {n}",
                 float(grid[np.argmax(found[n][0])]),
                 ".2f",
                 f"float(grid[w[{n!r}].argmax()])",
