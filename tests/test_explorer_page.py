@@ -17,10 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
+import twosides as ts
 import twosides.explorer
+from twosides import checkpoint
 from twosides.explorer import wire
 from twosides.explorer.export import write
 from twosides.explorer.figure import (
@@ -38,7 +41,8 @@ from twosides.explorer.figure import (
     View,
     table,
 )
-from twosides.explorer.figures import FIGURES
+from twosides.explorer.figures import FIGURES, model
+from twosides.networks import MLP
 
 PAGE = Path(twosides.explorer.__file__).parent / "page"
 WEB = Path(__file__).parents[1] / "web"
@@ -354,7 +358,7 @@ def test_an_error_stands_beside_its_control_until_it_is_repaired(page):
     number = page.get_by_label("Churn c, as a number")
     number.fill("7")
     error = page.locator('[data-control="c"] .error')
-    expect(error).to_have_text("Churn $c$ is a number in [0, 0.5], got 7")
+    expect(error).to_have_text("Churn c is a number in [0, 0.5], got 7")
     assert number.get_attribute("aria-invalid") == "true"
     assert error.get_attribute("id") in number.get_attribute("aria-describedby")
     number.fill("0.5")
@@ -578,16 +582,23 @@ def test_the_theme_can_be_chosen_and_is_kept(page):
 # ---------------------------------------------------------------------------- the figures themselves
 
 
-@pytest.fixture(scope="module")
-def server():
+@contextmanager
+def serving(*options):
     """The address that `twosides explore` prints."""
     words = [sys.executable, "-c", "from twosides.cli import main; main()"]
-    words += ["explore", "--no-browser"]
+    words += ["explore", "--no-browser", *options]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         yield re.search(r"http://127\.0\.0\.1:\d+/#\S+", process.stdout.readline())[0]
         process.terminate()
+
+
+@pytest.fixture(scope="module")
+def server():
+    """The server with the figures alone."""
+    with serving() as address:
+        yield address
 
 
 # In a process of its own, where the tests' type checks do not make it slow.
@@ -646,6 +657,30 @@ def test_a_figure_shows_what_python_computes_to_everybody(browser, server, views
         page.emulate_media(color_scheme="dark")
         page.wait_for_timeout(250)  # colours fade
         assert violations(page) == []
+
+
+def test_a_model_of_the_visitors_own_is_sampled(browser, tmp_path):
+    with torch.random.fork_rng(devices=[]):
+        checkpoint.save(ts.Denoiser(MLP(2), "v", "cosine"), tmp_path / "m", shape=[2])
+    figure = model.of(tmp_path / "m")
+    with (
+        serving("--model", str(tmp_path / "m")) as address,
+        opened(browser, viewport={"width": 1280, "height": 900}) as page,
+    ):
+        page.goto(address.replace("#", "?figure=model#"))
+        shown(page, "model")
+        assert page.locator("h1").inner_text() == "Your model"
+        for params in ({}, {"count": 9}):
+            for name, value in params.items():
+                page.locator(f'[data-control="{name}"] input:not([type=range])').fill(str(value))
+                page.keyboard.press("Enter")
+            view = figure.view(figure.checked(params))
+            expect(page.locator("#code code").first).to_have_text(view.python)
+            assert len(view.numbers) == 2
+            for each in view.numbers:
+                assert float(readout(page, each.name)) == pytest.approx(each.value, rel=1e-5)
+            drawn(page, [("plot", 1, 0)] * 4)
+        assert violations(page) == [] and overflow(page) == 0
 
 
 def drawn(page, panels):

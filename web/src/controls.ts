@@ -29,7 +29,7 @@ let fields = 0;
 
 export class Controls {
   readonly element: HTMLFormElement;
-  private readonly rows = new Map<string, { row: HTMLElement; error: HTMLElement; field: Field }>();
+  private readonly rows = new Map<string, { row: HTMLElement; label: string; error: HTMLElement; field: Field }>();
 
   constructor(
     private readonly figure: FigureSpec,
@@ -45,8 +45,8 @@ export class Controls {
 
   /** Shows an error beside its control; false if there is no such control. */
   fail(name: string | null | undefined, message: string): boolean {
-    for (const [key, { error, field }] of this.rows) {
-      error.textContent = key === name ? message : "";
+    for (const [key, { label, error, field }] of this.rows) {
+      error.textContent = key === name ? message.replace(label, spoken(label)) : "";
       error.hidden = key !== name;
       for (const input of field.inputs) input.setAttribute("aria-invalid", String(key === name));
     }
@@ -66,7 +66,7 @@ export class Controls {
     const about = `${help.length > 0 ? `${id}-help ` : ""}${id}-error`;
     for (const input of field.inputs) input.setAttribute("aria-describedby", about);
     const row = h("div", { class: `control ${control.kind}`, "data-control": control.name }, field.element, ...help, error);
-    this.rows.set(control.name, { row, error, field });
+    this.rows.set(control.name, { row, label: control.label, error, field });
     return row;
   }
 

@@ -19,8 +19,8 @@ predictions are forgotten, fresh noise takes the place of the initial one, and t
 towards the last steps. Churn $c$ is the reverse SDE with $\eta^2 = c/(1-c)$; at $c = 1/2$ it is
 DDPM.
 
-The post says that DDIM weighs all v-predictions equally; it does to 1.2 % (0.015506 to 0.015696
-at 100 steps). It plots $-h_t$, because v and u point towards the noise; so does this figure.
+The post says that DDIM weighs all $v$-predictions equally; it does to 1.2 % (0.015506 to 0.015696
+at 100 steps). It plots $-h_t$, because $v$ and $u$ point towards the noise; so does this figure.
 """
 
 FIGURE = Figure(
@@ -53,17 +53,18 @@ def plan(sampler: str, c: float, schedule: str, steps: int) -> Any:
 def compute(c: float, sampler: str, output: str, schedule: str, steps: int) -> View:
     """Weights h_t of the outputs and c_t of the noises in the result, and the whole matrix.
 
-    The curves are over the level of each call, -logsnr; `Sum h`, the weight of z_1 (the initial
-    noise, times the state's scale at the start) and the variance of the injected noise are numbers.
+    The curves are over the number of the call; `Sum h`, the weight of z_1 (the initial noise, times
+    the state's scale at the start) and the variance of the injected noise are numbers.
     """
     made = plan(sampler, c, schedule, steps)
     weights, matrix = made.weights(output), made.matrix(output)
     sign = SIGNS.get(output, 1.0)
+    weight = "$-h_t$" if sign < 0 else "$h_t$"
     call = np.arange(1, made.nfe + 1)
     noises = weights.noises
     h = Mark(
         "line",
-        "$h_t$",
+        weight,
         0,
         {"x": call, "y": sign * weights.predictions},
         {"dots": made.nfe <= 40},
@@ -85,7 +86,6 @@ def compute(c: float, sampler: str, output: str, schedule: str, steps: int) -> V
         (stems,),
     )
     heat = Mark("heat", "", None, {"v": matrix}, {"diverging": True}, {"v": "matrix"})
-    weight = "$-h_t$" if sign < 0 else "$h_t$"
     name = f"{weight}, weight of {dict(OUTPUTS)[output]}"
     return View(
         (

@@ -33,7 +33,7 @@ The post prints the last line without the factor $\alpha^2$; for VP-linear that 
 at $t = 0.9$. Type $f$ and $g$ of your own, or choose a schedule; the readout goes there and back.
 
 The table reads the noise of one step in the words of every paper: the post's churn, EDM's, DDIM's
-eta, SA-Solver's tau, SiT's diffusion coefficient. It is one quantity.
+$\eta$, SA-Solver's $\tau$, SiT's diffusion coefficient. It is one quantity.
 """
 
 FIGURE = Figure(
@@ -212,8 +212,7 @@ def _plot(title: str, times: Any, arrays: dict[str, Any], names: tuple[str, ...]
         )
         for i, name in enumerate(names)
     )
-    label = ", ".join(LETTERS[name] for name in names)
-    return Panel("plot", title, Axis("$t$, data to noise", 0, 1), Axis(label), marks)
+    return Panel("plot", title, Axis("$t$, data to noise", 0, 1), Axis(""), marks)
 
 
 def _python(given: str, schedule: str, f: str, g: str, eta: str, t: float, steps: int) -> str:

@@ -166,7 +166,14 @@ def compute(
                 f"order_{name}", f"Fitted order, {name}", order, ".2f", f"slope(*results[{name!r}])"
             )
         )
-    heads = ["sampler", "order", "fitted", "calls per step", "error, fewest calls", "error, most"]
+    heads = [
+        "sampler",
+        "order",
+        "fitted",
+        "calls per step",
+        "error, fewest calls",
+        "error, most calls",
+    ]
     y = "Relative error of the end point" if end else "Error of the variance, summed"
     return View(
         (
