@@ -82,7 +82,7 @@ def compute(c: float, sampler: str, output: str, schedule: str, steps: int) -> V
         "plot",
         "Weights of the injected noises",
         Axis("Noise, in order"),
-        Axis("$c_t$"),
+        Axis(""),
         (stems,),
     )
     heat = Mark("heat", "", None, {"v": matrix}, {"diverging": True}, {"v": "matrix"})

@@ -29,11 +29,11 @@ whatever the network predicts and whichever schedule it is trained on. Two recip
 model when their $w$ are proportional; the density $p$ of the levels they draw only changes the
 variance of the estimate.
 
-Look for curves that lie on each other: flow matching's is v-prediction's on the cosine schedule,
+Look for curves that lie on each other: flow matching's is $v$-prediction's on the cosine schedule,
 times $\pi/2$. The table computes what is equal, and how far apart the rest is.
 
 Weightings made for other data are compared where these data are equally noisy: EDM's images have
-standard deviation 0.5, and the *data's deviation* below moves the other recipes.
+standard deviation 0.5, and the other *deviation* moves the other recipes.
 
 The post's loss lacks a sign: over time it needs $-d\lambda/dt$, which is positive.
 """
