@@ -217,7 +217,8 @@ def _words(sides: Any, output: str, pair: str, eta: float, runs: Any) -> list[li
     middle = runs[0].plan.levels[runs[0].plan.nfe // 2]
     own = [run.plan.levels[run.plan.nfe // 2] for run in runs]
     time = float(sides[0].schedule.time(middle.logsnr))
-    epsilon = eta * math.sqrt(2 * own[1].sigma / own[1].alpha) if own[1].alpha else math.inf
+    infinite = math.inf if eta else 0.0
+    epsilon = eta * math.sqrt(2 * own[1].sigma / own[1].alpha) if own[1].alpha else infinite
     labels = PAIRS[pair].label.split(" | ")
     return [
         ["the state", STATE, r"$z = (1 - \tau) x + \tau\epsilon$"],
