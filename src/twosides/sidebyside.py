@@ -189,7 +189,7 @@ def _words(runs: list[Run]) -> Iterator[tuple[str, ...]]:
     blank = [""] * (len(heads) - 2)
     columns = [about.get(run.recipe) or (*_notation(run), *blank) for run in runs]
     for head, *cells in zip(heads, *columns, strict=True):
-        yield WORDS.get(head, head), *(html.escape(cell) for cell in cells)
+        yield (WORDS[head] if head in WORDS else head), *(html.escape(cell) for cell in cells)
 
 
 def _notation(run: Run) -> tuple[str, str]:
