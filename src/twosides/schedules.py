@@ -147,7 +147,8 @@ class _Custom(Scaling):
         # where exp(-36 / 2) and the rounding of the derivative, 1e-16 exp(36 / 2), are both small.
         near = torch.where(logsnr.isinf(), logsnr.clamp(-36, 36), logsnr)
         stretch = -2 / (torch.sigmoid(0.5 * near) * torch.sigmoid(-0.5 * near))
-        slope, norm = derivative(self.norm, near) * stretch, self.norm(logsnr)
+        slope, norm = derivative(self.norm, near), self.norm(logsnr)
+        slope = torch.where(slope == 0, slope, slope * stretch)  # stretch overflows far out
         return norm * vp_slopes[0] + slope * vp[0], norm * vp_slopes[1] + slope * vp[1]
 
 
