@@ -163,16 +163,3 @@ def test_alpha_does_not_underflow_or_cancel_in_the_tails():
 def test_bad_input_is_named(make, words):
     with pytest.raises(ValueError, match=words):
         make()
-
-
-def test_a_scaling_by_a_function_has_its_slopes_at_both_ends():
-    """Flow matching's own norm, as a function of logsnr, has flow matching's slopes."""
-
-    def norm(logsnr):
-        return torch.hypot(torch.sigmoid(0.5 * logsnr), torch.sigmoid(-0.5 * logsnr))
-
-    custom = FlowMatching().with_scaling(norm)
-    for t, close in (([0.01, 0.5, 0.9], 1e-12), ([0.0, 1.0], 1e-7)):
-        t = torch.tensor(t, dtype=torch.float64)
-        assert torch.allclose(custom.dalpha(t), -torch.ones_like(t), rtol=0, atol=close)
-        assert torch.allclose(custom.dsigma(t), torch.ones_like(t), rtol=0, atol=close)

@@ -133,7 +133,7 @@ class _VE(Scaling):
 
 @dataclass(frozen=True)
 class _Custom(Scaling):
-    """`sqrt(alpha^2 + sigma^2) = norm(logsnr)`, of finite slope in flow matching's time."""
+    """`sqrt(alpha^2 + sigma^2) = norm(logsnr)`, flat where logsnr is infinite."""
 
     norm: Callable[[Tensor], Tensor]
 
@@ -143,12 +143,10 @@ class _Custom(Scaling):
 
     def slopes(self, logsnr: Tensor) -> tuple[Tensor, Tensor]:
         vp, vp_slopes = _VP().levels(logsnr), _VP().slopes(logsnr)
-        # At the ends dnorm/dlogsnr dlogsnr/dtau is 0 times infinity. Its limit is read off before,
-        # where exp(-36 / 2) and the rounding of the derivative, 1e-16 exp(36 / 2), are both small.
-        near = torch.where(logsnr.isinf(), logsnr.clamp(-36, 36), logsnr)
-        stretch = -2 / (torch.sigmoid(0.5 * near) * torch.sigmoid(-0.5 * near))
-        slope, norm = derivative(self.norm, near), self.norm(logsnr)
-        slope = torch.where(slope == 0, slope, slope * stretch)  # stretch overflows far out
+        stretch = -2 / (torch.sigmoid(0.5 * logsnr) * torch.sigmoid(-0.5 * logsnr))
+        slope = derivative(self.norm, logsnr)
+        slope = torch.where(slope == 0, slope, slope * stretch)
+        norm = self.norm(logsnr)
         return norm * vp_slopes[0] + slope * vp[0], norm * vp_slopes[1] + slope * vp[1]
 
 
