@@ -13,7 +13,7 @@ import importlib
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -282,6 +282,11 @@ def save(denoiser: Denoiser, folder: str | Path, **about: Any) -> None:
         (target / CARD).write_text(_card(config), encoding="utf-8")
 
     commit_folder(folder, write)
+
+
+def is_pipeline(source: object) -> TypeGuard[str | Path]:
+    """Whether this names a diffusers pipeline's folder."""
+    return isinstance(source, str | Path) and (Path(source) / "model_index.json").is_file()
 
 
 def load(folder: str | Path, *, trust_code: bool = False) -> Denoiser:

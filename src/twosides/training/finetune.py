@@ -221,18 +221,13 @@ def load(source: str | Path | Denoiser, *, trust_code: bool = False) -> Denoiser
     """The denoiser of a pipeline's folder, of a model's folder, or itself."""
     if isinstance(source, Denoiser):
         return source
-    if is_pipeline(source):
+    if checkpoint.is_pipeline(source):
         from twosides.integrations.diffusers import load_denoiser
 
         found = load_denoiser(source)
         assert isinstance(found, Denoiser)
         return found
     return checkpoint.load(source, trust_code=trust_code)
-
-
-def is_pipeline(source: str | Path | Denoiser) -> bool:
-    """Whether this is a diffusers pipeline's folder."""
-    return not isinstance(source, Denoiser) and (Path(source) / "model_index.json").is_file()
 
 
 def _digest(denoiser: Denoiser) -> str:
@@ -257,7 +252,7 @@ def _hand_over(
         from twosides.integrations.diffusers.lora import save_lora
 
         save_lora(result.network, folder / "lora")
-    elif not isinstance(source, Denoiser) and is_pipeline(source):
+    elif checkpoint.is_pipeline(source):
         from twosides.integrations.diffusers.export import save_tuned
 
         zero = tuning.zero_terminal_snr and not tuning.convert

@@ -27,7 +27,7 @@ from twosides.storage import write_file
 
 
 def sample_pipeline(
-    folder: Path,
+    folder: str | Path,
     *,
     out: Path,
     sampler: str,
@@ -54,7 +54,7 @@ def sample_pipeline(
     options = {"sampler": sampler, "compat": compat}
     if noise is not None or grid is not None:
         options = {"sampler": chosen_sampler(sampler, noise, grid, compat)}
-    pipe = load_pipeline(folder)
+    pipe = load_pipeline(Path(folder))
     pipe.scheduler = Scheduler.from_pipeline(pipe, seed=seed, **options)
     given = _inputs(pipe, prompt, negative_prompt, guidance, labels, count)
     rows = given.get("batch_size") or len(given.get("class_labels") or given["prompt"])

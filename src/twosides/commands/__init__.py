@@ -1,0 +1,1 @@
+"""The commands of the program, a function each; `twosides.cli` puts them together."""

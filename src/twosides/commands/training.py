@@ -1,0 +1,194 @@
+"""Commands that train: `twosides train | finetune | ema`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import tyro
+
+Positional = tyro.conf.Positional
+
+
+def train(
+    data: Positional[str],
+    /,
+    *,
+    out: Path,
+    recipe: str = "flow-matching",
+    network: Path | None = None,
+    time: str | None = None,
+    steps: int = 2000,
+    batch: int = 64,
+    learning_rate: float = 1e-3,
+    sigma_rel: float = 0.1,
+    seed: int = 0,
+    minutes: float | None = None,
+    checkpoint_every: int = 200,
+    picture_every: int = 500,
+    validate_every: int | None = None,
+    snapshot_every: int | None = None,
+    precision: str = "32-true",
+    devices: str = "auto",
+    nodes: int = 1,
+    strategy: str = "auto",
+    accumulate: int = 1,
+    workers: int = 0,
+    trust_code: bool = False,
+) -> None:
+    """Train a network; the same command continues after an interruption.
+
+    Args:
+        data: glyphs, glyphs-32, ring; your own, such as "folder:photos?size=64,flip", hf:path,
+            "tar:shards/{000..009}.tar", latents:path; or package.module:function giving a Task.
+        out: the run's folder (checkpoints, logs, samples, and at the end the model).
+        recipe: flow-matching, v-cosine, edm, sd3, ...: see `twosides recipes`; also with +adaptive,
+            +entropy-rate or +uncertainty, which follow the errors that are measured.
+        network: JSON file {"class": "diffusers.UNet2DModel" or "module:Class", "config": {...}}.
+        time: how the network is told the level: t, 1000t, 1-t, index, c_noise, logsnr.
+        steps: optimizer steps.
+        batch: samples per step, over all devices and micro-batches.
+        learning_rate: AdamW's.
+        sigma_rel: relative width of the weights' power-function average.
+        seed: of the initial weights, the order of the data, the noise and its levels.
+        minutes: stop training after so long.
+        checkpoint_every: steps between checkpoints.
+        picture_every: steps between pictures.
+        validate_every: steps between measurements of the error by noise level, on letters of fonts
+            that are not trained on; by default none.
+        snapshot_every: steps between snapshots of averages, for `twosides ema`; by default none.
+        precision: Lightning's: 32-true, bf16-mixed, 16-mixed.
+        devices: processes on each machine, one for each GPU, or auto: what there is.
+        nodes: machines; each needs the command, by torchrun or SLURM.
+        strategy: ddp (a copy of the network per device), fsdp (shards of it), or auto.
+        accumulate: micro-batches per step and device, one after another.
+        workers: processes that read data, for each device.
+        trust_code: import the network's class from outside diffusers and twosides.
+    """
+    from twosides.training.run import is_first, train_task
+
+    train_task(
+        data,
+        out,
+        recipe,
+        network_file=network,
+        time=time,
+        trust_code=trust_code,
+        steps=steps,
+        batch=batch,
+        learning_rate=learning_rate,
+        sigma_rel=sigma_rel,
+        seed=seed,
+        minutes=minutes,
+        checkpoint_every=checkpoint_every,
+        picture_every=picture_every,
+        validate=validate_every is not None,
+        validate_every=validate_every or steps,
+        snapshot_every=snapshot_every,
+        precision=precision,
+        devices=int(devices) if devices.isdigit() else devices,
+        nodes=nodes,
+        strategy=strategy,
+        accumulate=accumulate,
+        workers=workers,
+    )
+    if is_first():
+        print(f"{out / 'model'} is ready: twosides sample {out}")
+
+
+def finetune(
+    model: Positional[Path],
+    data: Positional[str],
+    /,
+    *,
+    out: Path,
+    recipe: str | None = None,
+    convert: bool = False,
+    widen_at: float | None = None,
+    zero_terminal_snr: bool = False,
+    lora: int | None = None,
+    lora_target: tuple[str, ...] = (),
+    steps: int = 1000,
+    batch: int = 8,
+    learning_rate: float | None = None,
+    sigma_rel: float = 0.1,
+    seed: int = 0,
+    minutes: float | None = None,
+    checkpoint_every: int = 200,
+    precision: str = "32-true",
+    trust_code: bool = False,
+) -> None:
+    """Train a network further: as it is, as a flow model, or by LoRA; the same command continues.
+
+    Args:
+        model: a diffusers pipeline's folder, or a model's or a run's.
+        data: as in `twosides train`, in the network's units and with the conditioning it takes.
+        out: the run's folder; at the end also pipeline/ or lora/, for diffusers.
+        recipe: own (the default): plain error of its own output at its own levels; or a recipe's
+            levels and weighting, see `twosides recipes`. Converted, by default flow-matching.
+        convert: train it as a predictor of u in flow matching's time, which it is exactly.
+        widen_at: converted, the step (below 1: the part of all steps) from which on levels beyond
+            those that it knows are trained, up to pure noise; by default never.
+        zero_terminal_snr: move its levels so that the last is pure noise; not of eps networks.
+        lora: train low-rank adapters of this rank.
+        lora_target: the layers that get them, by default to_q to_k to_v to_out.0.
+        steps: optimizer steps.
+        batch: samples per step.
+        learning_rate: AdamW's, by default 1e-5, or 1e-4 with LoRA.
+        sigma_rel: relative width of the weights' power-function average.
+        seed: of the adapters, the order of the data, the noise and its levels.
+        minutes: stop training after so long.
+        checkpoint_every: steps between checkpoints.
+        precision: Lightning's: 32-true, bf16-mixed, 16-mixed.
+        trust_code: import the network's class from outside diffusers and twosides.
+    """
+    from twosides.training.finetune import Tuning, finetune_task
+
+    finetune_task(
+        model,
+        data,
+        out,
+        Tuning(recipe, convert, widen_at, zero_terminal_snr, lora, lora_target),
+        trust_code=trust_code,
+        steps=steps,
+        batch=batch,
+        learning_rate=learning_rate or (1e-5 if lora is None else 1e-4),
+        sigma_rel=sigma_rel,
+        seed=seed,
+        minutes=minutes,
+        checkpoint_every=checkpoint_every,
+        precision=precision,
+    )
+    for name in ("model", "pipeline", "lora"):
+        if (out / name).is_dir():
+            print(f"{out / name} is ready")
+
+
+def ema(
+    run: Positional[Path],
+    /,
+    *,
+    out: Path,
+    sigma_rel: tuple[float, ...],
+    step: int | None = None,
+    trust_code: bool = False,
+) -> None:
+    """Make models with averages of other widths from the snapshots that training stored.
+
+    Args:
+        run: the folder of a finished run that was trained with --snapshot-every.
+        out: the model's folder to write; of several widths, one in it for each.
+        sigma_rel: relative widths of the averages, in (0, 0.288): --sigma-rel 0.05 0.1 0.15.
+        step: the step at which the averages end, by default the newest snapshot's.
+        trust_code: import the network's class from outside diffusers and twosides.
+    """
+    import warnings
+
+    from twosides.training.posthoc import save_averages
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        lines = save_averages(run, out, sigma_rel, step=step, trust_code=trust_code)
+    for warning in caught:
+        print(f"twosides: {warning.message}", file=sys.stderr)
+    print("\n".join(lines))
