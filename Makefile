@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types tests web torture bench clean
+.PHONY: demo test lint types tests web docs torture bench clean
 
 demo: $(VENV)/ready
 	$(BIN)/twosides demo
@@ -26,7 +26,12 @@ web: web/node_modules/ready
 tests: $(VENV)/ready web/node_modules/ready
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
-# Two hundred kills of a training on one process, and on two, by DDP and by FSDP2; an hour or two.
+# The documentation as pages, build/docs/index.html, the explorer's figures among them.
+docs: $(VENV)/ready
+	$(BIN)/twosides explore --export build/extra/figures.html
+	$(BIN)/sphinx-build -W -q docs build/docs
+
+# Two hundred kills of a training on one process, and on two, by DDP and by FSDP2; six minutes.
 torture: $(VENV)/ready
 	for mode in one ddp fsdp; do \
 		OMP_NUM_THREADS=1 $(BIN)/python tests/torture.py --kills 200 --mode $$mode || exit 1; done
@@ -51,4 +56,4 @@ web/node_modules/ready: web/package-lock.json
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs web/node_modules
+	rm -rf $(VENV) build runs web/node_modules

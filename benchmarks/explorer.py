@@ -1,8 +1,9 @@
 """How fast the explorer answers: a slider, a flood, many visitors, and its memory over time.
 
-    python benchmarks/explorer.py [--seconds 60]
+    python benchmarks/explorer.py [--seconds 600]
 
-Timed from the client, on the machine's own loopback, with a real server in another process.
+Timed from the client, on the machine's own loopback, with a real server in another process; and
+in Chromium, from a slider's move to the painted figure.
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import random
 import re
+import shutil
 import statistics
 import struct
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -112,27 +116,95 @@ def crowd(port: int, token: str, count: int = 200) -> None:
     print(f"{count} visitors at once: {kinds}, the slowest {max(s for _, s in found):.2f} s")
 
 
-def memory(port: int, token: str, pid: int, seconds: float) -> None:
-    """Resident memory while the sliders move for some time."""
-    process, end, number = psutil.Process(pid), time.monotonic() + seconds, 0
-    with visit(port, token) as link:
-        sizes = []
+MOVE = """async ([name, positions]) => {
+  const panels = document.getElementById("panels");
+  const slider = document.querySelector(`[data-control="${name}"] input[type=range]`);
+  const painted = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+  const shown = () => new Promise((done) => {
+    const watch = new MutationObserver(() => {
+      if (panels.getAttribute("aria-busy") === "true") return;
+      watch.disconnect();
+      done();
+    });
+    watch.observe(panels, { attributes: true, attributeFilter: ["aria-busy"] });
+  });
+  const taken = [];
+  for (const position of positions) {
+    await painted();
+    const start = performance.now();
+    const drawn = shown();
+    slider.value = Number(slider.min) + position * (slider.max - slider.min);
+    slider.dispatchEvent(new Event("input", { bubbles: true }));
+    await drawn;
+    await painted();
+    taken.push(performance.now() - start);
+  }
+  return taken;
+}"""
+"""Moves a slider and returns the milliseconds from each move to the frame after its drawing."""
+
+
+def pixels(port: int, token: str) -> None:
+    """Median and p90 from a slider's move to the painted figure, in a headless Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+        )
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.goto(f"http://127.0.0.1:{port}/#{token}")
+        for figure, (control, _) in SLIDERS.items():
+            page.click(f'nav a[data-figure="{figure}"]')
+            page.wait_for_selector(f'#panels[data-shown="{figure}"][aria-busy="false"]')
+            # One position is the default's, which moves nothing: 0.37 steps are beside all of them.
+            positions = [(0.37 * i) % 1 for i in range(1, 42)]
+            taken = page.evaluate(MOVE, [control, positions])[1:]
+            p90 = statistics.quantiles(taken, n=10)[-1]
+            print(
+                f"{figure:12} slider to pixels: {statistics.median(taken):5.1f} ms, p90 {p90:6.1f}"
+            )
+        browser.close()
+
+
+def soak(port: int, token: str, pid: int, seconds: float, count: int = 200) -> None:
+    """Visitors who come, move sliders and go for some time; and the server's memory meanwhile."""
+    process, end, found = psutil.Process(pid), time.monotonic() + seconds, Counter[str]()
+
+    def one(number: int) -> None:
+        choice = random.Random(number)
         while time.monotonic() < end:
-            for figure, (control, values) in SLIDERS.items():
-                number += 1
-                value = values[number % len(values)] * (1 - 1e-4 * (number % 97))
-                ask(link, number, figure, {control: max(value, 0.1 if control == "std" else 0.01)})
-                link.recv(60)
-            sizes.append(process.memory_info().rss / 1e6)
-    third = max(1, len(sizes) // 3)
-    before, after = (statistics.mean(part) for part in (sizes[third : 2 * third], sizes[-third:]))
-    print(f"{number} replies: memory {before:.0f} MB in the middle third, {after:.0f} in the last")
+            try:
+                with visit(port, token) as link:
+                    for _ in range(choice.randrange(1, 20)):
+                        figure, (control, values) = choice.choice(list(SLIDERS.items()))
+                        value = round(choice.uniform(values[0], values[-1]), 6)
+                        ask(link, 1, figure, {control: value})
+                        found["busy" if isinstance(link.recv(60), str) else "answered"] += 1
+                        time.sleep(choice.uniform(0, 1))
+            except InvalidStatus as error:
+                found[str(error.response.status_code)] += 1
+                time.sleep(choice.uniform(0, 2))
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    sizes = []
+    while time.monotonic() < end:
+        time.sleep(1)
+        sizes.append(process.memory_info().rss / 1e6)
+    for thread in threads:
+        thread.join()
+    tenth = max(1, len(sizes) // 10)
+    means = [statistics.mean(sizes[i : i + tenth]) for i in range(0, tenth * 10, tenth)]
+    print(f"{count} visitors for {seconds:.0f} s: {dict(found)}, {sum(found.values())} in all")
+    print(f"memory in MB, tenth by tenth: {' '.join(f'{mean:.0f}' for mean in means)}")
 
 
 def main() -> None:
     """Start a server and measure."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=0.0, help="how long to watch the memory")
+    parser.add_argument("--seconds", type=float, default=0.0, help="of 200 visitors who stay")
     seconds = parser.parse_args().seconds
     command = [sys.executable, "-m", "twosides.cli", "explore", "--no-browser"]
     start = time.perf_counter()
@@ -149,8 +221,9 @@ def main() -> None:
         sliders(port, token)
         flood(port, token)
         crowd(port, token)
+        pixels(port, token)
         if seconds:
-            memory(port, token, process.pid, seconds)
+            soak(port, token, process.pid, seconds)
     finally:
         process.terminate()
         process.wait()

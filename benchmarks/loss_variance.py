@@ -4,10 +4,10 @@
 
 has the same mean for every p. Here is its standard deviation over minibatches, for five weightings
 w, with levels drawn independently, stratified and adapted (`training.adaptive`); the noise of its
-gradient; and the validation loss of networks trained with each. The network is a small
-convolutional one, trained here on letters.
+gradient; and the validation loss of networks trained with each. The network is the one that
+`twosides train glyphs` trains, trained here.
 
-    python benchmarks/loss_variance.py                 prints the tables, in about five minutes
+    python benchmarks/loss_variance.py                 prints the tables, in about half an hour
     python benchmarks/loss_variance.py --out docs      and writes loss_variance.md and .png
     python benchmarks/loss_variance.py --quick         a tenth of everything, for a look
 """
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from twosides import checkpoint, tables
 from twosides.data.glyphs import Glyphs
-from twosides.data.tasks import unet
+from twosides.data.tasks import task_named
 from twosides.denoiser import Denoiser
 from twosides.progress import bar
 from twosides.randomness import PerSample
@@ -122,7 +122,7 @@ class Run(NamedTuple):
 def train(objective: Objective, steps: int, batch: int, seed: int, every: int = 0) -> Run:
     """A fresh network, AdamW, and the power-function average, measured every so often."""
     data, held_out = letters()
-    network = checkpoint.build_network(unet(16, (8, 16), 26), seed=seed)
+    network = checkpoint.build_network(task_named("glyphs").network, seed=seed)
     denoiser = recipes["flow-matching"].denoiser(network, time="1000t")
     spec = checkpoint.describe_denoiser(denoiser)
     average = PowerEMA(denoiser)
@@ -337,8 +337,8 @@ PAGE = """# The noise of the training loss
 
 A recipe's weighting w says what is trained; the density p of the levels it is measured at only says
 how noisy the measurement is. Below is the standard deviation of the loss of a minibatch of {batch},
-for a small convolutional network after {steps} steps of flow matching on letters of 16 x 16 pixels,
-with everything else (data, noise) as in training. All levels lie in logsnr [-8, 8].
+for the UNet of `twosides train glyphs` after {steps} steps of flow matching on letters of 16 x 16
+pixels, with everything else (data, noise) as in training. All levels lie in logsnr [-8, 8].
 
     python benchmarks/loss_variance.py --out docs
 
@@ -443,8 +443,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Train, measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="a tenth of everything")
-    parser.add_argument("--steps", type=int, default=600, help="of the network that is measured")
-    parser.add_argument("--batches", type=int, default=60, help="minibatches per number")
+    parser.add_argument("--steps", type=int, default=850, help="of the network that is measured")
+    parser.add_argument("--batches", type=int, default=100, help="minibatches per number")
     parser.add_argument("--train-steps", type=int, default=200, help="of the networks compared")
     parser.add_argument("--out", type=Path, help="folder for loss_variance.md and .png")
     asked: Any = parser.parse_args(arguments)

@@ -1,11 +1,13 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from instances import CLOSED, NUMERICAL, SCHEDULES
+from twosides.sampling.samplers import plan
 from twosides.schedules import (
     Betas,
     Cosine,
@@ -136,6 +138,30 @@ def test_scalings_keep_logsnr(schedule):
         assert torch.allclose(level.logsnr, schedule.logsnr(INSIDE), atol=1e-13)
         one = norm(level.alpha, level.sigma)
         assert torch.allclose(one, torch.ones_like(one), rtol=1e-13)
+
+
+def flow_norm(logsnr):
+    return torch.hypot(torch.sigmoid(0.5 * logsnr), torch.sigmoid(-0.5 * logsnr))
+
+
+def test_a_norm_by_function_has_its_slope_at_infinite_logsnr():
+    times = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
+    for base in (FlowMatching(), Cosine()):
+        given, flow = base.with_scaling(flow_norm), base.with_scaling("flow")
+        for ours, known in ((given.dalpha, flow.dalpha), (given.dsigma, flow.dsigma)):
+            assert torch.allclose(ours(times), known(times), rtol=1e-13, atol=1e-13)
+
+
+def test_a_norm_that_is_not_smooth_is_flat_or_infinitely_steep():
+    flat, steep = (
+        FlowMatching().with_scaling(lambda logsnr, k=k: 2 + torch.tanh(logsnr / k)) for k in (3, 10)
+    )
+    # Where a norm is flat, sigma starts and alpha ends as VP's times the norm there.
+    assert float(flat.dsigma(0.0)) == 3.0 and float(flat.dalpha(1.0)) == -1.0
+    assert math.isinf(float(steep.dsigma(1.0)))
+    assert np.isfinite(plan("ddim", steep, 5).x).all()
+    with pytest.raises(ValueError, match="derivative"):
+        plan("pf-euler", steep, 5)
 
 
 def test_alpha_does_not_underflow_or_cancel_in_the_tails():

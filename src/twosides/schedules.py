@@ -133,7 +133,7 @@ class _VE(Scaling):
 
 @dataclass(frozen=True)
 class _Custom(Scaling):
-    """`sqrt(alpha^2 + sigma^2) = norm(logsnr)`, flat where logsnr is infinite."""
+    """`sqrt(alpha^2 + sigma^2) = norm(logsnr)`; its slope at infinite logsnr is the limit."""
 
     norm: Callable[[Tensor], Tensor]
 
@@ -143,11 +143,40 @@ class _Custom(Scaling):
 
     def slopes(self, logsnr: Tensor) -> tuple[Tensor, Tensor]:
         vp, vp_slopes = _VP().levels(logsnr), _VP().slopes(logsnr)
-        stretch = -2 / (torch.sigmoid(0.5 * logsnr) * torch.sigmoid(-0.5 * logsnr))
-        slope = derivative(self.norm, logsnr)
-        slope = torch.where(slope == 0, slope, slope * stretch)
+        at_noise, at_data = self._at_ends
+        slope = self._slope(logsnr)
+        slope = torch.where(logsnr == -torch.inf, at_noise, slope)
+        slope = torch.where(logsnr == torch.inf, at_data, slope)
         norm = self.norm(logsnr)
         return norm * vp_slopes[0] + slope * vp[0], norm * vp_slopes[1] + slope * vp[1]
+
+    @functools.cached_property
+    def _at_ends(self) -> tuple[float, float]:
+        return self._slope_at_end(-1), self._slope_at_end(1)
+
+    def _slope(self, logsnr: Tensor) -> Tensor:
+        """dnorm/dtau."""
+        stretch = -2 / (torch.sigmoid(0.5 * logsnr) * torch.sigmoid(-0.5 * logsnr))
+        slope = derivative(self.norm, logsnr)
+        return torch.where(slope == 0, slope, slope * stretch)
+
+    def _slope_at_end(self, end: int) -> float:
+        """At logsnr = end * inf: of the polynomial in the distance to it, or 0, or infinite.
+
+        A norm that is smooth in tau has a slope that Neville's scheme extrapolates to rounding. Of
+        others, such as tanh(logsnr / 3), it falls or grows like a power.
+        """
+        away = 2.0 ** -torch.arange(8, 14, dtype=torch.float64)
+        values = self._slope(end * 2 * torch.logit(1 - away))
+        before, found = values, values
+        for order in range(1, len(away)):
+            left, right = away[:-order], away[order:]
+            before, found = found, (left * found[1:] - right * found[:-1]) / (left - right)
+        size = float(values.abs().max()) + 1.0
+        if float((found - before[-1]).abs()) < 1e-9 * size:
+            return float(found) if abs(float(found)) > 1e-11 * size else 0.0
+        falls = bool((values[1:].abs() <= values[:-1].abs()).all())
+        return 0.0 if falls else math.copysign(math.inf, float(values[-1]))
 
 
 SCALINGS: dict[str, Scaling] = {"vp": _VP(), "flow": _Flow(), "ve": _VE()}

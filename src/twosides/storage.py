@@ -104,10 +104,14 @@ class CorruptFolder(ValueError):
 
 
 def write_file(path: str | Path, data: bytes) -> None:
-    """Replace the file at `path` by `data`, completely or not at all, and flush it to the disk."""
+    """Replace the file at `path` by `data`, completely or not at all, and flush it to the disk.
+
+    Folders that lead there are made.
+    """
     path = Path(path).absolute()
     temporary = _beside(path, "tmp")
     with _explained("file", path):
+        _make_folder(path.parent)
         try:
             _write(temporary, [data])
             _flush(temporary)
