@@ -52,8 +52,10 @@ def test_compare_recipes_for_their_data_and_draw_them(cli, tmp_path):
 
     code, out, _ = cli("compare", "sd3", "edm", "--data-std", 1, 0.5)
     assert code == 0 and "total variation of w 0.21" in out and "unit-variance" in out
+    code, out, _ = cli("compare", "sd3", "sd3+adaptive")
+    assert code == 0 and "identical weighting" in out
     for other in ("edm", "flow-matching"):
-        path = tmp_path / f"{other}.png"
+        path = tmp_path / "new" / f"{other}.png"
         code, out, err = cli("compare", "sd3", other, "--plot", path)
         assert code == 0 and str(path) in out, err
         with Image.open(path) as picture:

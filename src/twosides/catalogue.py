@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from twosides import tables
+from twosides import pictures, tables
 from twosides.comparison import AXIS, RANGE, compare, curves, falls_off
 from twosides.schedules import Rescaled, Schedule, Shifted
+from twosides.storage import write_file
 from twosides.training.densities import FromSchedule
 from twosides.training.recipes import Recipe, recipe_named, recipes
 
@@ -135,7 +136,7 @@ def text(table: list[Row]) -> str:
 
 def picture(named: list[tuple[str, Recipe]], path: Path, data_std: tuple[float, ...]) -> None:
     """w and p of recipes against logsnr, each divided by its largest value, as a PNG file."""
-    drawn(named, data_std).savefig(path, dpi=130)
+    write_file(path, pictures.chart(drawn(named, data_std), dpi=130))
 
 
 def drawn(named: list[tuple[str, Recipe]], data_std: tuple[float, ...]) -> Any:

@@ -1,4 +1,4 @@
-"""Pictures of batches: grids of images as PNG bytes."""
+"""Pictures as PNG bytes: grids of images, and charts."""
 
 from __future__ import annotations
 
@@ -29,4 +29,11 @@ def png(picture: Any) -> bytes:
     """A Pillow image as PNG bytes."""
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def chart(figure: Any, *, dpi: int) -> bytes:
+    """A matplotlib figure as PNG bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
     return buffer.getvalue()

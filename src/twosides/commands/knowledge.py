@@ -52,7 +52,7 @@ def compare(
     """Say whether two samplers, or two training recipes, are the same thing, or how far apart.
 
     Args:
-        a: a sampler or a recipe.
+        a: a sampler or a recipe, such as dpmpp-2m, sd3, sd3+adaptive.
         b: another of the same kind.
         steps: for samplers.
         schedule: for samplers: flow-matching, cosine, "cosine(-15, 15)", ...
@@ -65,21 +65,23 @@ def compare(
     from twosides.sampling.samplers import plan
     from twosides.sampling.samplers import samplers as presets
     from twosides.schedules import schedule_named
-    from twosides.training.recipes import recipes
+    from twosides.training.recipes import recipe_named
+    from twosides.training.recipes import recipes as published
 
-    kinds = [name.split("(")[0] in presets for name in (a, b)]
-    for name, sampler in zip((a, b), kinds, strict=True):
-        if not sampler and name not in recipes:
-            raise unknown("sampler or recipe", name, [*presets, *recipes])
-    if a in recipes and b in recipes:
-        stds = data_std or (1.0, 1.0)
-        print(f"{a} and {b}: {compared(recipes[a], recipes[b], data_std=stds)}")
+    trained = [name in published or name.rpartition("+")[0] in published for name in (a, b)]
+    drawn = [name.split("(")[0] in presets for name in (a, b)]
+    for name, *known in zip((a, b), trained, drawn, strict=True):
+        if not any(known):
+            raise unknown("sampler or recipe", name, [*presets, *published])
+    if all(trained):
+        first, second, stds = recipe_named(a), recipe_named(b), data_std or (1.0, 1.0)
+        print(f"{a} and {b}: {compared(first, second, data_std=stds)}")
         if plot is not None:
             from twosides.catalogue import picture
 
-            picture([(a, recipes[a]), (b, recipes[b])], plot, stds)
+            picture([(a, first), (b, second)], plot, stds)
             print(plot)
-    elif all(kinds):
+    elif all(drawn):
         if plot is not None or data_std is not None:
             raise ValueError("--plot and --data-std are for recipes; leave them out for samplers")
         where = schedule_named(schedule)

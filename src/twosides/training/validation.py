@@ -9,7 +9,6 @@ levels, as training goes on.
 
 from __future__ import annotations
 
-import io
 import math
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from twosides import pictures
 from twosides.randomness import PerSample, centred
 from twosides.storage import write_file
 from twosides.training.callbacks import Averaging
@@ -144,6 +144,4 @@ def picture(folder: Path) -> bytes:
         axes.plot(*zip(*points, strict=True), color="tab:blue", alpha=shade, label=named)
     axes.set(xlabel="log-SNR", ylabel="error of eps", yscale="log")
     axes.legend()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()
+    return pictures.chart(figure, dpi=120)
