@@ -531,7 +531,7 @@ def test_adapters_of_another_network_are_refused(folder, run, tmp_path):
     with torch.no_grad():
         next(other.parameters()).add_(1e-3)
     part = shutil.copytree(run("lora")[1], tmp_path / "run")
-    with pytest.raises(ValueError, match='another run.*"frozen"'):
+    with pytest.raises(ValueError, match="another run.*frozen"):
         finetune(other, DATA, part, HOW["lora"], settings_of("lora"))
 
 

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from twosides import checkpoint
+from twosides.claims import claim
 from twosides.denoiser import Denoises, describes
 from twosides.draw import guided, label_tensor, npy
 from twosides.sampling.plan import Plan
@@ -154,28 +155,8 @@ def prepare(job: Job, kind: str) -> tuple[int, ...]:
         "shape": shape,
         "device": kind,
     }
-    _claim(job.out, identity)
+    claim(job.out / RUN, identity, "samples")
     return tuple(shape)
-
-
-def _claim(folder: Path, identity: dict[str, Any]) -> None:
-    path = folder / RUN
-    # Listed first: other processes of the run may be writing it now, before their shards.
-    there = [found for found in folder.glob("*") if not found.name.startswith(".")]
-    if path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        keys = [key for key in {**identity, **found} if identity.get(key) != found.get(key)]
-        if keys:
-            changed = (f"{key} {found.get(key)!r}, not {identity.get(key)!r}" for key in keys)
-            raise ValueError(
-                f"{folder} holds another run: it has {'; '.join(changed)}. Choose another folder, "
-                "or remove this one to start afresh"
-            )
-    elif folder.exists() and (not folder.is_dir() or there):
-        raise ValueError(f"{folder} exists and holds no samples; choose a new folder")
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_file(path, json.dumps(identity, indent=1).encode())
 
 
 def missing(job: Job, numbers: Sequence[int]) -> list[int]:

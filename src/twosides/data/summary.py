@@ -32,7 +32,7 @@ def summary(name: str, out: Path | None = None, most: int | None = None) -> str:
     if most is not None and most < 1:
         raise ValueError(f"most must be at least 1, got {most}")
     task = task_named(name)
-    count = FIRST if isinstance(task.data, Stream) else len(task.data)  # pyright: ignore[reportArgumentType]
+    count = FIRST if task.size is None else task.size
     read = min(count, most or count)
     moments, labels, shown = _Moments(), Counter[int](), list[Tensor]()
     with bar("reading", read) as tell:

@@ -16,7 +16,6 @@ torchrun and SLURM say.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import warnings
@@ -31,9 +30,10 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from twosides import checkpoint
+from twosides.claims import claim
 from twosides.data.tasks import Data, Stream
 from twosides.denoiser import Denoiser
-from twosides.storage import Checkpoints, write_file
+from twosides.storage import Checkpoints
 from twosides.training.adaptive import LevelBins
 from twosides.training.batches import Batches
 from twosides.training.callbacks import Averaging, Recording, Watching
@@ -101,7 +101,7 @@ def fit(
     _reaches(denoiser, objective)
     average = Averaging(denoiser, settings.sigma_rel)
     identity = {"denoiser": average.description, "settings": settings.lasting()}
-    _same_run(folder, {**identity, "about": dict(about or {})})
+    claim(folder / "run.json", {**identity, "about": dict(about or {})})
     asked = {"steps": settings.steps, "minutes": settings.minutes}
     if _finished(folder, asked):
         return checkpoint.load(folder, trust_code=True)
@@ -245,19 +245,3 @@ def _finished(folder: Path, asked: dict[str, Any]) -> bool:
         return checkpoint.read_notes(folder / "model")["training"]["asked"] == asked
     except (FileNotFoundError, KeyError):
         return False
-
-
-def _same_run(folder: Path, identity: dict[str, Any]) -> None:
-    """Record what the run is, or refuse to continue another one."""
-    path, text = folder / "run.json", json.dumps(identity, indent=1, sort_keys=True)
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_file(path, text.encode())
-        return
-    found = path.read_text(encoding="utf-8")
-    if found != text:
-        changed = sorted(set(text.splitlines()) ^ set(found.splitlines()))
-        raise ValueError(
-            f"{folder} holds another run. What differs: {'; '.join(s.strip() for s in changed)}. "
-            "Choose another folder, or remove this one to start afresh"
-        )
