@@ -203,6 +203,31 @@ def minibatch_losses(denoiser: Denoiser, count: int) -> Samples:
     return found
 
 
+@torch.no_grad()
+def least(denoiser: Denoiser, count: int, bins: int = 64) -> dict[str, float]:
+    """The smallest standard deviation that any p and any strata can have, by weighting.
+
+    With the finest strata only the spread s of the error at one level is left, and the variance
+    of a minibatch is that of w^2 s^2 / p over p, divided by its size: at least (int w s)^2, which
+    p proportional to w s has [Cauchy-Schwarz]. Here w and s are those of narrow bins.
+    """
+    data, density = letters()[0], DENSITIES["uniform logsnr"]
+    objective, errors, levels = Objective(ELBO(), density), list[Tensor](), list[Tensor]()
+    for step in range(count):
+        seen = losses(objective, denoiser, data.rows(3, step, BATCH), 3, step)
+        errors.append(seen.eps_error.double())
+        levels.append(seen.logsnr)
+    error, logsnr = torch.cat(errors), torch.cat(levels)
+    order = logsnr.argsort()
+    spread = torch.stack([part.std() for part in error[order].tensor_split(bins)])
+    middle = torch.stack([part.mean() for part in logsnr[order].tensor_split(bins)])
+    width = (HIGH - LOW) / bins
+    return {
+        name: float((weighting.log(middle).exp() * spread).sum()) * width / BATCH**0.5
+        for name, weighting in WEIGHTINGS.items()
+    }
+
+
 def gradient_noise(denoiser: Denoiser, density: Density, stratified: bool, count: int) -> float:
     """Root of the trace of the covariance of flow matching's minibatch gradient."""
     objective = Objective(WEIGHTINGS["flow matching"], density, stratified)
@@ -292,11 +317,13 @@ def ratios(samples: Samples, weighting: str) -> tuple[float, float, float]:
     return first, second, third
 
 
-def ratio_table(samples: Samples) -> str:
+def ratio_table(samples: Samples, floor: dict[str, float]) -> str:
     """All weightings."""
-    lines = [("weighting", "stratified uniform t", "adaptive", "adaptive and stratified")]
+    heads = ("stratified uniform t", "adaptive", "adaptive and stratified", "at best")
+    lines = [("weighting", *heads)]
     for weighting in WEIGHTINGS:
-        lines.append((weighting, *(f"{r:.1f}" for r in ratios(samples, weighting))))
+        best = float(samples[weighting, REFERENCE, False].std()) / floor[weighting]
+        lines.append((weighting, *(f"{r:.1f}" for r in (*ratios(samples, weighting), best))))
     return tables.markdown(lines)
 
 
@@ -356,9 +383,10 @@ How many times smaller that is than with independent uniform times, flow matchin
 
 {ratios}
 
-What adapted levels leave, with strata or without, comes from the data and the noise in them rather
-than from the levels, so hardly any p has less. Where the natural p is near that already there is
-little to gain, and strata reach it alone.
+*At best* is the bound for every p and all strata together, `least` in the script: what is left then
+is that letters and their noise differ at one and the same level, which no choice of levels changes.
+Where uniform times are near the weighting already, as for flow matching's own, there is little to
+gain, and strata reach it alone.
 
 The mean does not depend on p (plus or minus its standard error; *largest gap* is between any and
 the most precise of the row). Where p hardly covers w, as a logit-normal does the ELBO, the mean is
@@ -444,7 +472,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="a tenth of everything")
     parser.add_argument("--steps", type=int, default=850, help="of the network that is measured")
-    parser.add_argument("--batches", type=int, default=100, help="minibatches per number")
+    parser.add_argument("--batches", type=int, default=150, help="minibatches per number")
     parser.add_argument("--train-steps", type=int, default=200, help="of the networks compared")
     parser.add_argument("--out", type=Path, help="folder for loss_variance.md and .png")
     asked: Any = parser.parse_args(arguments)
@@ -452,17 +480,18 @@ def main(arguments: list[str] | None = None) -> None:
     if asked.quick:
         steps, batches, train_steps = steps // 10, batches // 10, train_steps // 10
     denoiser = train(recipes["flow-matching"].objective(), steps, 64, seed=0).denoiser
-    samples = minibatch_losses(denoiser, batches)
-    print("\n\n".join([spread_table(samples), ratio_table(samples), mean_table(samples)]))
+    samples, floor = minibatch_losses(denoiser, batches), least(denoiser, 2 * batches)
+    found = [spread_table(samples), ratio_table(samples, floor), mean_table(samples)]
+    print("\n\n".join(found), flush=True)
     noise = gradients(denoiser, max(2, batches // 4))
     print(gradient_table(noise))
     curves = training_curves(3, train_steps)
     text = PAGE.format(
         batch=BATCH,
         steps=steps,
-        spread=spread_table(samples),
-        ratios=ratio_table(samples),
-        means=mean_table(samples),
+        spread=found[0],
+        ratios=found[1],
+        means=found[2],
         batches=batches,
         precision=f"{100 / (2 * batches) ** 0.5:.0f}",
         gradients=max(2, batches // 4),
