@@ -197,8 +197,8 @@ def dit() -> nn.Module:
     return tame(model, "proj_out_2", 0.2)
 
 
-def pixart() -> nn.Module:
-    model = NoisePixArt(
+def pixart(kind: type = NoisePixArt) -> nn.Module:
+    model = kind(
         num_attention_heads=2,
         attention_head_dim=8,
         num_layers=2,
@@ -298,7 +298,7 @@ def sana() -> nn.Module:
     return tame(model, "proj_out", 1.0)
 
 
-def lumina2() -> nn.Module:
+def lumina2(tokens: int = 16) -> nn.Module:
     model = diffusers.Lumina2Transformer2DModel(
         sample_size=8,
         in_channels=4,
@@ -309,7 +309,7 @@ def lumina2() -> nn.Module:
         num_kv_heads=1,
         multiple_of=8,
         axes_dim_rope=(4, 4, 4),
-        axes_lens=(16, 16, 16),
+        axes_lens=(tokens, 16, 16),
         cap_feat_dim=16,
     )
     return tame(model, "norm_out.linear_2", 0.4, span=1, loud=4)

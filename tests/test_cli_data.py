@@ -4,10 +4,9 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from test_cli_pipelines import text
+from text_pipelines import saved
 from twosides.cli import main
 
 pytestmark = [
@@ -56,8 +55,7 @@ def test_images_are_looked_at_trained_on_and_drawn_by_class(cli, tmp_path):
 
 
 def test_latents_are_encoded_looked_at_and_trained_on(cli, tmp_path):
-    with torch.random.fork_rng(devices=[]):
-        text().save_pretrained(tmp_path / "pipeline")
+    saved("sd", tmp_path / "pipeline")
     encode = ("encode-latents", "folder:photos?size=16", "--pipeline", "pipeline", "--out", "l")
     code, out, err = cli(*encode)
     assert code == 0 and "12 latents" in out and "twosides train latents:l" in out, err

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import twosides as ts
-from pipelines import SCHEDULERS, sd3, unet, vae
+from pipelines import SCHEDULERS, sd3, vae
+from text_pipelines import saved
 from twosides.cli import main
 from twosides.integrations.diffusers import Scheduler, load_denoiser
 from twosides.integrations.diffusers.draw import load_pipeline
@@ -34,41 +34,6 @@ def cli(capsys, monkeypatch, tmp_path):
         return code, *capsys.readouterr()
 
     return run
-
-
-def tokenizer():
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {word: number for number, word in enumerate(words)}
-    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=8)
-
-
-def text_encoder():
-    config = CLIPTextConfig(
-        vocab_size=54,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=8,
-        bos_token_id=52,
-        eos_token_id=53,
-        pad_token_id=53,
-    )
-    return CLIPTextModel(config).eval()
-
-
-def text():
-    return diffusers.StableDiffusionPipeline(
-        unet=unet(diffusers.UNet2DConditionModel),
-        vae=vae(),
-        scheduler=SCHEDULERS["sd"](),
-        tokenizer=tokenizer(),
-        text_encoder=text_encoder(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
 
 
 def classes():
@@ -108,9 +73,10 @@ def mute():
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("pipelines")
     with torch.random.fork_rng():
-        for build in (text, classes, plain, mute):
+        for build in (classes, plain, mute):
             torch.manual_seed(0)
             build().save_pretrained(root / build.__name__)
+    saved("sd", root / "text")
     return root
 
 
@@ -232,7 +198,7 @@ def test_an_accelerator_runs_the_precision_that_is_stored(folders, tmp_path, mon
         ("plain", ("--schedule", "cosine"), "leave --schedule out"),
         ("plain", ("--out", "a.gif"), "not '.gif'"),
         ("plain", ("--sampler", "dimm"), "did you mean 'ddim'"),
-        ("nowhere", ("--prompt", "a hat"), "takes no prompt"),
+        ("nowhere", ("--prompt", "a hat"), "holds no config.json"),
     ],
 )
 def test_errors_are_one_clear_line(cli, folders, name, words, message):

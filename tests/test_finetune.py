@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 import twosides as ts
 from pipelines import CASES, SCHEDULERS, noise, unet, vae
-from test_cli_pipelines import text_encoder, tokenizer
+from text_pipelines import clip, clip_tokenizer
 from twosides import checkpoint
 from twosides.data.tasks import Task
 from twosides.integrations.diffusers import load_denoiser, to_pipeline
@@ -337,8 +337,8 @@ def pipeline(prediction="epsilon"):
         return diffusers.StableDiffusionPipeline(
             unet=tiny(),
             vae=vae(),
-            text_encoder=text_encoder(),
-            tokenizer=tokenizer(),
+            text_encoder=clip(),
+            tokenizer=clip_tokenizer(),
             scheduler=scheduler,
             requires_safety_checker=False,
             **absent,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from twosides import checkpoint, pictures
+from twosides.conditioning import nested
 from twosides.denoiser import Denoiser, Denoises
 from twosides.guidance import classifier_free
 from twosides.naming import named, unknown
@@ -91,15 +92,29 @@ def sample_model(
     seed: int,
     trust_code: bool,
     out: Path,
+    prompt: str | None = None,
+    negative_prompt: str | None = None,
+    pipeline: Path | None = None,
 ) -> Tensor:
-    """Sample a model folder and write the samples to a .png or .npy file."""
+    """Sample a model folder and write the samples to a .png or .npy file.
+
+    Models of latents need the pipeline that encoded them, or another `pipeline`: a .png shows the
+    images that it decodes, a .npy only if `pipeline` is given; and it reads the prompts.
+    """
     if out.suffix not in (".png", ".npy"):
         raise ValueError(f"{out}: samples are written as .png or .npy, not {out.suffix!r}")
     chosen = chosen_sampler(sampler, noise, grid, compat, folder)
     where = schedule_named(schedule) if schedule else None
-    shape = sample_shape(folder)
-    if out.suffix == ".png" and (len(shape) != 3 or shape[0] not in (1, 3)):
-        raise ValueError(f"samples of shape {shape} are no pictures; write them as .npy")
+    shape, said = sample_shape(folder), checkpoint.read_notes(folder).get("pipeline", {})
+    decode = None
+    if pipeline is not None or (said and out.suffix == ".png"):
+        decode = decoder(said, pipeline)
+    elif out.suffix == ".png" and (len(shape) != 3 or shape[0] not in (1, 3)):
+        raise ValueError(
+            f"samples of shape {shape} are no pictures; write them as .npy, or decode them if they "
+            "are latents: --pipeline FOLDER"
+        )
+    told = _told(said, prompt, negative_prompt, guidance, pipeline)
     x = model_samples(
         folder,
         count,
@@ -110,9 +125,60 @@ def sample_model(
         guidance=guidance,
         seed=seed,
         trust_code=trust_code,
+        told=told,
     )
+    x = decode(x) if decode else x
     write_file(out, _encoded(x, out))
     return x
+
+
+def decoder(said: Mapping[str, Any], asked: Path | None = None) -> Callable[[Tensor], Tensor]:
+    """What makes images of latents: the VAE of "pipeline" in a model's notes, or of another.
+
+    ValueError, before anything is drawn, if it is not there.
+    """
+    from twosides.integrations.diffusers.encoders import decoded, found
+
+    folder = found(said, "vae", asked)
+    return lambda latents: decoded(latents, folder)
+
+
+@dataclass(frozen=True, eq=False)
+class Told:
+    """A row of conditioning for all samples, and that which guidance leads away from; flat."""
+
+    row: dict[str, Tensor]
+    null: dict[str, Tensor]
+
+
+def _told(
+    said: Mapping[str, Any],
+    prompt: str | None,
+    negative_prompt: str | None,
+    guidance: float,
+    pipeline: Path | None,
+) -> Told | None:
+    """What prompts become in the pipeline; ValueError for those that would not be heard."""
+    if prompt is None and negative_prompt is None:
+        return None
+    if not said.get("texts"):
+        raise ValueError("this model takes no prompt: it was not trained on captions; leave it out")
+    if prompt is None or (negative_prompt is not None and guidance == 1):
+        raise ValueError("a negative prompt is what guidance leads away from: --prompt, --guidance")
+    from twosides.integrations.diffusers.encoders import found
+    from twosides.integrations.diffusers.texts import Texts
+
+    texts = Texts(found(said, "texts", pipeline), int(said["size"]))
+    return Told(texts(prompt), texts.null if negative_prompt is None else texts(negative_prompt))
+
+
+def wordless(config: Mapping[str, Any]) -> None:
+    """ValueError for the notes of a model that was trained on captions."""
+    if config.get("pipeline", {}).get("texts"):
+        raise ValueError(
+            "this model was trained on captions: it draws what `twosides sample --prompt` says, "
+            "into a .png or .npy file"
+        )
 
 
 def sample_shape(folder: Path) -> tuple[int, ...]:
@@ -135,24 +201,31 @@ def model_samples(
     seed: int = 0,
     trust_code: bool = False,
     batch: int = BATCH,
+    told: Told | None = None,
 ) -> Tensor:
     """Samples of a model folder, of all classes in turn unless labels are given; shows a bar."""
     denoiser = checkpoint.load(folder, trust_code=trust_code)
     config, shape = checkpoint.read_config(folder), sample_shape(folder)
+    if told is None:
+        wordless(config)
     classes = config.get("classes", "")
     drawn: str | list[str] | None = labels
     if drawn is None and classes:
         drawn = [classes[i % len(classes)] for i in range(count)]
-    conditioning: dict[str, Any] = {}
+    conditioning: dict[str, Tensor] = {}
+    if told is not None:
+        conditioning |= {k: row.expand(count, *row.shape[1:]) for k, row in told.row.items()}
     if drawn is not None:
         conditioning["class_labels"] = label_tensor(drawn, classes)
         count = len(conditioning["class_labels"])
-    steered = guided(denoiser, guidance, config.get("null", {}))
+    null = config.get("null", {}) if told is None else told.null
+    steered = guided(denoiser, guidance, null)
     parts: list[Tensor] = []
     # Sample i depends on (seed, i) only, so batches change nothing but the memory they need.
     with bar("sampling", count) as tell:
         for start in range(0, count, batch):
             rows = range(start, min(start + batch, count))
+            given = nested({name: value[start : rows.stop] for name, value in conditioning.items()})
             x = sample(
                 steered,
                 (len(rows), *shape),
@@ -162,7 +235,7 @@ def model_samples(
                 seed=seed,
                 indices=rows,
                 progress=_part_of(tell, rows, count),
-                **{name: value[start : rows.stop] for name, value in conditioning.items()},
+                **given,
             )
             parts.append(x)
     return torch.cat(parts)
@@ -190,17 +263,23 @@ def draw_classes(
     *,
     seed: int,
     count: int = 26,
+    decode: Callable[[Tensor], Tensor] | None = None,
 ) -> Any:
     """A picture of one sample of each of the first 52 classes, or of `count`, 20 DDIM steps."""
     count = min(len(classes), 52) or count
     labels: dict[str, Any] = {"class_labels": torch.arange(count)} if classes else {}
     x = sample(denoiser, (count, *shape), steps=20, seed=seed, **labels)
-    return pictures.grid(x, columns=13)
+    return sheet(decode(x) if decode else x)
+
+
+def sheet(x: Tensor) -> Any:
+    """A picture of samples (B, C, H, W) in rows of 13, small ones enlarged."""
+    return pictures.grid(x, columns=13, zoom=3 if x.shape[-1] < 128 else 1)
 
 
 def _encoded(x: Tensor, out: Path) -> bytes:
     if out.suffix == ".png":
-        return pictures.png(pictures.grid(x, columns=13))
+        return pictures.png(sheet(x))
     return npy(x)
 
 

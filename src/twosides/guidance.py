@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from twosides.conditioning import flat, nested
 from twosides.denoiser import Denoises, describes
 from twosides.outputs import Estimate
 from twosides.schedules import Level, along_batch
@@ -75,19 +76,14 @@ class Guided(nn.Module):
         return self.scale if low <= float(level.logsnr) <= high else 1.0
 
     def _nullified(self, conditioning: dict[str, Any], z: Tensor) -> dict[str, Any]:
-        missing = sorted(set(self.null) - set(conditioning))
+        given, null = flat(conditioning), flat(self.null)
+        missing = sorted(set(null) - set(given))
         if missing:
             raise ValueError(
                 f"guidance replaces {', '.join(missing)} by its null value, but the call has no "
-                f"such conditioning (it has: {', '.join(sorted(conditioning)) or 'none'})"
+                f"such conditioning (it has: {', '.join(sorted(given)) or 'none'})"
             )
-        nulls = {
-            name: torch.full_like(given, value)
-            if _is_number(value) and isinstance(given := conditioning[name], Tensor)
-            else value
-            for name, value in self.null.items()
-        }
-        return {**conditioning, **nulls}
+        return nested(given | {name: _filled(given[name], null[name]) for name in null})
 
     def _rescaled(self, guided: Estimate, target: Tensor, z: Tensor, level: Level) -> Estimate:
         """Each sample's x with part of its spread taken back, eps moved so that z stays."""
@@ -100,8 +96,15 @@ class Guided(nn.Module):
         return Estimate(guided.x + change, guided.eps - along_batch(ratio, z) * change)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _filled(given: Any, null: Any) -> Any:
+    """A null value in the place of what is given: a number everywhere, one row for each of many."""
+    if not isinstance(given, Tensor):
+        return null
+    if isinstance(null, int | float) and not isinstance(null, bool):
+        return torch.full_like(given, null)
+    if isinstance(null, Tensor) and null.ndim and len(null) == 1 and given.ndim:
+        return null.expand(len(given), *null.shape[1:])
+    return null
 
 
 def classifier_free(
@@ -114,11 +117,11 @@ def classifier_free(
 ) -> Guided:
     """Classifier-free guidance [Ho & Salimans 2022]: `null + scale (conditional - null)`.
 
-    `null` names the conditioning that is dropped and its null value (a number fills the tensor):
-    `null={"class_labels": 26}`. `interval` limits guidance to logsnr in [low, high]
-    [Kynkaanniemi+ 2024]; outside the null call is not made. `rescale` in [0, 1] brings the standard
-    deviation of each sample's x back towards the conditional one's [Lin+ 2023, eq. 15-16, applied
-    to x so that it does not depend on the schedule].
+    `null` names the conditioning that is dropped and its null value (a number fills the tensor, one
+    row is that of all): `null={"class_labels": 26}`. `interval` limits guidance to logsnr in
+    [low, high] [Kynkaanniemi+ 2024]; outside the null call is not made. `rescale` in [0, 1] brings
+    the standard deviation of each sample's x back towards the conditional one's [Lin+ 2023, eq.
+    15-16, applied to x so that it does not depend on the schedule].
     """
     return Guided(denoiser, denoiser, scale, null=null, interval=interval, rescale=rescale)
 

@@ -30,7 +30,7 @@ from torch import Tensor
 from twosides import checkpoint
 from twosides.claims import claim
 from twosides.denoiser import Denoises, describes
-from twosides.draw import guided, label_tensor, npy
+from twosides.draw import guided, label_tensor, npy, wordless
 from twosides.sampling.plan import Plan
 from twosides.sampling.sample import sample
 from twosides.sampling.samplers import Sampler, plan, sampler_named, samplers
@@ -138,6 +138,7 @@ def prepare(job: Job, kind: str) -> tuple[int, ...]:
     folder = checkpoint.model_folder(job.model)
     verify_folder(folder)
     config = checkpoint.read_config(folder)
+    wordless(config)
     shape, classes = config.get("shape"), config.get("classes", "")
     if not shape:
         raise ValueError(f"{folder} does not say the shape of its samples; use twosides.sample")

@@ -20,7 +20,7 @@ from torch.utils.data import default_collate
 from twosides import catalogue, checkpoint, page, pictures
 from twosides.data.tasks import Task, task_named
 from twosides.denoiser import Denoiser
-from twosides.draw import model_samples
+from twosides.draw import decoder, model_samples
 from twosides.metrics.measures import METRICS, Measured
 from twosides.metrics.sources import Yardstick
 from twosides.randomness import PerSample
@@ -162,10 +162,16 @@ def _page(runs: list[Run], yardstick: Yardstick | None, how: str) -> str:
 
 
 def _samples(run: Run) -> str:
-    alt = f"samples of {run.title}"
-    shape = run.x.shape[1:]
+    alt, x = f"samples of {run.title}", run.x[:SHOWN]
+    if run.config.get("pipeline"):
+        try:
+            x = decoder(run.config["pipeline"])(x)
+        except ValueError as error:  # the pipeline is gone: the rest of the page stands
+            return html.escape(str(error))
+    shape = x.shape[1:]
     if len(shape) == 3 and shape[0] in (1, 3):
-        return page.image(pictures.png(pictures.grid(run.x[:SHOWN], columns=4, zoom=2)), alt)
+        zoom = 2 if shape[-1] < 128 else 1
+        return page.image(pictures.png(pictures.grid(x, columns=4, zoom=zoom)), alt)
     if tuple(shape) != (2,):
         return "-"
     reach = float(run.x[:POINTS].abs().quantile(0.99)) * 1.15

@@ -772,14 +772,18 @@ def _(folder):
 
 
 def summary(**parts: Any) -> dict[str, bytes]:
-    tree = {"shape": [4, 8, 8], "counts": [10], "classes": [], "bad": [], "null": None}
-    tree |= {"data_mean": 0.0, "data_std": 1.0} | parts
-    node = {"dict": [[key, encoded(value)] for key, value in tree.items()]}
-    text = json.dumps({"format": "twosides tree", "version": 1, "tree": node})
-    return {"tree.json": text.encode(), "tensors.safetensors": tensors({})}
+    tree = {"shape": [4, 8, 8], "counts": [10], "classes": [], "bad": [], "null": {}}
+    tree |= {"pipeline": {"folder": "p", "size": 16, "vae": "", "texts": ""}} | parts
+    nodes = [[key, encoded(value)] for key, value in tree.items()]
+    moments = {"data_mean": entry(0, 16, (4, 1, 1)), "data_std": entry(16, 32, (4, 1, 1))}
+    nodes += [[key, {"tensor": key}] for key in moments if key not in parts]
+    text = json.dumps({"format": "twosides tree", "version": 1, "tree": {"dict": nodes}})
+    return {"tree.json": text.encode(), "tensors.safetensors": tensors(moments, bytes(32))}
 
 
 def encoded(value):
+    if isinstance(value, dict):
+        return {"dict": [[key, encoded(item)] for key, item in value.items()]}
     return {"int": hex(value)} if isinstance(value, int) and abs(value) >= 2**53 else value
 
 
@@ -797,6 +801,27 @@ def _(folder):
 @attack("latents that are fewer than said", latents, r"has mean \[1\]")
 def _(folder):
     return stored_latents(folder, tensors({"mean": entry(0, 4)}, bytes(4)), counts=[10**12])
+
+
+@attack("latents whose null prompt is no tensor", latents, "describes no latents")
+def _(folder):
+    return stored_latents(folder, tensors({}), null={"encoder_hidden_states": [0.0]})
+
+
+@attack("latents whose moments are numbers", latents, "describes no latents")
+def _(folder):
+    return stored_latents(folder, tensors({}), data_mean=0.0)
+
+
+@attack("latents whose pipeline is nowhere", latents, "describes no latents")
+def _(folder):
+    return stored_latents(folder, tensors({}), pipeline={"folder": "p"})
+
+
+@attack("latents whose pipeline has no size", latents, "describes no latents")
+def _(folder):
+    pipeline = {"folder": "p", "size": "many", "vae": "", "texts": ""}
+    return stored_latents(folder, tensors({}), pipeline=pipeline)
 
 
 @attack("latents whose summary is none", latents, "describes no latents")

@@ -30,6 +30,7 @@ def sample(
     devices: int | None = None,
     batch: int | None = None,
     shard: int | None = None,
+    pipeline: Annotated[Path | None, tyro.conf.arg(aliases=["--vae"])] = None,
     trust_code: bool = False,
 ) -> None:
     """Draw samples from a trained model, or from a diffusers pipeline with any sampler.
@@ -46,16 +47,20 @@ def sample(
             the one measured in training with a recipe that learns. A pipeline's is its own, but
             with --noise the sampler's.
         compat: "published" for the sampler as its authors' code has it, known errors included.
-        count: number of samples, by default 26, or 1 of a pipeline (with labels: their number).
+        count: number of samples, by default 26, or 1 of a pipeline or a prompt (with labels: their
+            number).
         labels: classes to draw, one letter each, by default all in turn; of a pipeline 207,360.
-        prompt: for pipelines that read text.
-        negative_prompt: what to guide away from, for pipelines that read text.
+        prompt: for pipelines that read text, and for models trained on captions.
+        negative_prompt: what to guide away from instead of no text.
         guidance: classifier-free guidance scale, by default 1, none, or the pipeline's own.
         seed: sample i depends on (seed, i) only.
         devices: into a folder: processes, by default one for each GPU, or one on the CPU; under
             torchrun or srun their processes share the work.
         batch: into a folder: samples per network call, by default 256.
         shard: into a folder: samples per file, by default 1000.
+        pipeline: of a model of latents: the folder of a pipeline that decodes them and reads the
+            prompt, by default that which encoded what was trained on. Samples in a .png are always
+            decoded, those in a .npy only if this is given, and those in a folder are latents.
         trust_code: import the network's class from outside diffusers and twosides.
     """
     from twosides.checkpoint import is_pipeline
@@ -64,6 +69,11 @@ def sample(
     many = {name: value for name, value in many.items() if value is not None}
     if many and (out.suffix or is_pipeline(model)):
         raise ValueError(f"--{', --'.join(many)} are for a model's samples and a folder as --out")
+    if pipeline is not None and (is_pipeline(model) or not out.suffix):
+        raise ValueError(
+            "--pipeline decodes a model's samples into a .png or .npy file; a pipeline decodes its "
+            "own, and files in a folder are latents: leave it out"
+        )
     if is_pipeline(model):
         from twosides.integrations.diffusers.draw import sample_pipeline
 
@@ -88,9 +98,9 @@ def sample(
         return
     from twosides.draw import chosen_sampler, sample_model
 
-    if prompt is not None or negative_prompt is not None:
-        raise ValueError(f"{model} takes no prompt: it is no diffusers pipeline; leave it out")
     if not out.suffix:
+        if prompt is not None or negative_prompt is not None:
+            raise ValueError("a model is prompted for a .png or .npy file; name one as --out")
         from twosides.atscale import sample_shards
 
         result = sample_shards(
@@ -117,12 +127,15 @@ def sample(
         noise=noise,
         grid=grid,
         compat=compat,
-        count=26 if count is None else count,
+        count=(26 if prompt is None else 1) if count is None else count,
         labels=labels,
         guidance=1.0 if guidance is None else guidance,
         seed=seed,
         trust_code=trust_code,
         out=out,
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        pipeline=pipeline,
     )
     print(f"{out}: {tuple(numbers.shape)}, {sampler}, {steps} steps, seed {seed}")
 

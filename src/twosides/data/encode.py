@@ -1,12 +1,11 @@
 """Images through a pipeline's VAE, once before training: what `twosides encode-latents` runs.
 
 Shards of ROWS images appear complete or not at all, so that the same command goes on after a kill,
-and gives what an uninterrupted one gives. Captions go through the pipeline's text encoder.
+and gives what an uninterrupted one gives. Captions become what the pipeline tells its network.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,9 @@ from torch import Tensor
 from twosides.data.images import File, Images
 from twosides.data.latents import BAD, ENCODING, SHARD, SUMMARY, Latents, shard_folder
 from twosides.integrations.diffusers.draw import load_pipeline
-from twosides.integrations.diffusers.networks import posterior, present, read_index
+from twosides.integrations.diffusers.encoders import described
+from twosides.integrations.diffusers.networks import parts_of, posterior, read_index
+from twosides.integrations.diffusers.texts import Texts
 from twosides.progress import bar
 from twosides.storage import (
     commit_folder,
@@ -30,8 +31,6 @@ from twosides.storage import (
 )
 
 ROWS = 256  # a shard's: what a kill costs at most
-READERS = ("StableDiffusionPipeline",)
-"""Pipelines whose network is told a text by `encoder_hidden_states` alone."""
 
 
 def encode_latents(
@@ -40,14 +39,15 @@ def encode_latents(
     """Write the latents of all good images, mirror images included, and return them.
 
     source: what `data` is called; the folder belongs to it, to the pipeline and to the options.
-    captions: embed the texts beside the images, which then replace the classes.
+    captions: encode the texts beside the images, which then replace the classes.
     """
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
-    vae, texts = _loaded(pipeline, captions)
+    vae, texts = _loaded(pipeline, data.frame.size, captions)
     identity = {"data": source, "images": len(data), "captions": captions, "batch": batch}
-    identity |= {"size": data.frame.size, "flip": data.flip, "pipeline": _weights(pipeline)}
-    _same(out, identity)
+    origin = described(pipeline, data.frame.size, captions)
+    identity |= {name: value for name, value in origin.items() if name != "folder"}
+    _same(out, identity | {"flip": data.flip})
     shards = range(-(-len(data) // ROWS))
     with bar("encoding", len(data)) as tell:
         for number in shards:
@@ -58,45 +58,19 @@ def encode_latents(
                 bad = [data.bad[place] for place in places if place in data.bad]
                 commit_folder(shard_folder(out, number), _writer(encoded, bad))
             tell(rows.stop, len(data))
-    null = texts([""]) if texts else None
-    commit_folder(out / SUMMARY, lambda folder: save_tree(folder, _summary(out, data, null)))
+    summary = {**_summary(out, data, texts.null if texts else {}), "pipeline": origin}
+    commit_folder(out / SUMMARY, lambda folder: save_tree(folder, summary))
     return Latents(out)
 
 
-Texts = Callable[[list[str]], Tensor]
-"""Captions to embeddings (B, L, width)."""
-
-
-def _loaded(folder: Path, captions: bool) -> tuple[Any, Texts | None]:
-    """The VAE and, for captions, the text encoder."""
-    index = read_index(folder)
-    name = index.get("_class_name")
-    if not present(index.get("vae")):
-        raise ValueError(f"{folder} is a {name} without a VAE: its data are images themselves")
-    if captions and name not in READERS:
-        raise ValueError(
-            f"captions for {name} are more than one tensor; they can be encoded for "
-            f"{', '.join(READERS)}. Encode without --captions"
-        )
-    pipe = load_pipeline(folder, network=False)
-    vae = pipe.vae.float().eval()
-
-    @torch.no_grad()
-    def texts(words: list[str]) -> Tensor:
-        return pipe.encode_prompt(words, vae.device, 1, False)[0].float().cpu()
-
-    return vae, texts if captions else None
-
-
-def _weights(folder: Path) -> str:
-    """What the latents are a function of: the VAE's (and text encoder's) files."""
-    digest = hashlib.sha256()
-    for part in ("vae", "text_encoder", "tokenizer"):
-        for path in sorted((folder / part).glob("*.*")):
-            digest.update(f"{part}/{path.name}".encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+def _loaded(folder: Path, size: int, captions: bool) -> tuple[Any, Texts | None]:
+    """The VAE and, for captions, what encodes them."""
+    if "vae" not in parts_of(folder):
+        kind = read_index(folder).get("_class_name")
+        raise ValueError(f"{folder} is a {kind} without a VAE: its data are images themselves")
+    texts = Texts(folder, size) if captions else None
+    pipe = texts.pipe if texts else load_pipeline(folder, network=False)
+    return pipe.vae.float().eval(), texts
 
 
 def _same(out: Path, identity: dict[str, Any]) -> None:
@@ -153,7 +127,8 @@ def _encoded(
         missing = [file.name for _, _, file in good if file.caption is None]
         if missing:
             raise ValueError(f"{missing[0]} has no caption; write one, or leave out --captions")
-        found["encoder_hidden_states"] = texts([str(file.caption) for _, _, file in good])
+        told = [texts(str(file.caption)) for _, _, file in good]
+        found |= {name: torch.cat([row[name] for row in told]) for name in texts.null}
     return found
 
 
@@ -165,7 +140,7 @@ def _writer(tensors: dict[str, Tensor], bad: list[str]) -> Callable[[Path], None
     return write
 
 
-def _summary(out: Path, data: Images, null: Tensor | None) -> dict[str, Any]:
+def _summary(out: Path, data: Images, null: dict[str, Tensor]) -> dict[str, Any]:
     """Counts, classes and the moments of x = mean + std n, over all shards and places."""
     counts, bad, shape = list[int](), list[str](), ()
     totals = torch.zeros(3, 1, dtype=torch.float64)
@@ -186,7 +161,7 @@ def _summary(out: Path, data: Images, null: Tensor | None) -> dict[str, Any]:
     return {
         "shape": list(shape),
         "counts": counts,
-        "classes": [] if null is not None else list(data.classes),
+        "classes": [] if null else list(data.classes),
         "bad": list(dict.fromkeys(bad)),
         "null": null,
         "data_mean": first.reshape(-1, 1, 1),

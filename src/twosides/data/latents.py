@@ -2,12 +2,15 @@
 
     folder/encoding.json                what is encoded: data, pipeline, size
     folder/shard-00000/                 latents.safetensors, bad.json, and their checksums
-    folder/summary/                     written last: counts, classes, statistics, the null prompt
+    folder/summary/                     written last: counts, classes, statistics, the null prompt,
+                                        and where the pipeline was
 
 A latent is kept as the posterior's mean and standard deviation, in the units that the pipeline's
 network is trained in: (raw - shift) scale, with the VAE's own numbers. A sample is a draw
 
     x_i = mean_i + std_i n_i            n_i a function of (seed, i)
+
+A caption is kept as what the pipeline tells its network, in the dtype in which it does.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from twosides.conditioning import nested
 from twosides.randomness import PerSample
 from twosides.storage import CorruptFolder, load_tree, open_tensors, verify_folder
 
@@ -32,11 +36,20 @@ def shard_folder(folder: Path, number: int) -> Path:
     return folder / f"shard-{number:05d}"
 
 
-class Latents(Dataset[dict[str, Tensor]]):
-    """Encoded images: {"x": (C, h, w)} and the class or the embedded caption.
+_OWN = {"x", "mean", "std", "index", "class_labels"}  # names that no caption's tensors have
 
-    `data_mean` and `data_std` (C, 1, 1) are those of the draws. `null` (1, L, width) is the empty
-    caption; `width` is 0 without captions. Checksums are verified when a shard is first read.
+
+def _float(value: Tensor) -> Tensor:
+    return value.float() if value.is_floating_point() else value
+
+
+class Latents(Dataset[dict[str, Tensor]]):
+    """Encoded images: {"x": (C, h, w)} and the class or the encoded caption, floats as float32.
+
+    `data_mean` and `data_std` (C, 1, 1) are those of the draws. `null` is what stands for no
+    caption, tensors (1, ...) by `conditioning.flat` names, empty without captions. `pipeline`
+    is what `encoders.described` says of that which encoded. Checksums are verified when a shard is
+    first read.
     """
 
     def __init__(self, folder: str | Path, *, mean: bool = False, seed: int = 0) -> None:
@@ -54,14 +67,21 @@ class Latents(Dataset[dict[str, Tensor]]):
             self.classes: tuple[str, ...] = tuple(summary["classes"])
             self.bad: list[str] = summary["bad"]
             self.data_mean, self.data_std = summary["data_mean"], summary["data_std"]
-            self.null: Tensor | None = summary["null"]
+            self.null = {name: _float(value) for name, value in summary["null"].items()}
+            kinds = {"folder": str, "size": int, "vae": str, "texts": str}
+            self.pipeline = {name: kind(summary["pipeline"][name]) for name, kind in kinds.items()}
+            if any(m.shape != (self.shape[0], 1, 1) for m in (self.data_mean, self.data_std)):
+                raise TypeError("moments of another shape")
             if not all(type(count) is int and count >= 0 for count in summary["counts"]):
                 raise TypeError("counts that are none")
+            if not all(len(value) == 1 for value in self.null.values()):
+                raise TypeError("a null prompt that is not one")
+            if nested(self.null).keys() & _OWN:
+                raise TypeError(f"a null prompt called {', '.join(_OWN)}")
             self.ends = list(accumulate(summary["counts"]))
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             reason = f"describes no latents: {error!r}"
             raise CorruptFolder(self.folder, SUMMARY, reason) from None
-        self.width = 0 if self.null is None else self.null.shape[-1]
         self._open: dict[int, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -82,10 +102,10 @@ class Latents(Dataset[dict[str, Tensor]]):
         x = stored.pop("mean")
         if not self.mean:
             x = x + stored.pop("std") * PerSample(self.seed, [index]).normal(self.shape)[0]
-        return {"x": x, **stored}
+        return {"x": x, **nested({name: _float(value) for name, value in stored.items()})}
 
     def _names(self) -> list[str]:
-        said = ["encoder_hidden_states"] if self.width else ["class_labels"] * bool(self.classes)
+        said = self.null or ["class_labels"] * bool(self.classes)
         return ["mean", *([] if self.mean else ["std"]), *said]
 
     def _row(self, number: int, name: str, row: int) -> Tensor:
@@ -101,8 +121,8 @@ class Latents(Dataset[dict[str, Tensor]]):
     def _checked(self, folder: Path, count: int) -> Any:
         """An open shard whose tensors have the shapes that the summary says."""
         file = open_tensors(folder / SHARD)
-        width = () if self.null is None else tuple(self.null.shape[1:])
-        shapes = {"encoder_hidden_states": width, "class_labels": ()}
+        shapes = {name: tuple(value.shape[1:]) for name, value in self.null.items()}
+        shapes["class_labels"] = ()
         for name in self._names():
             wanted = [count, *shapes.get(name, self.shape)]
             found = file.get_slice(name).get_shape() if name in file.keys() else "missing"

@@ -9,12 +9,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twosides.data.decode import Frame
 from twosides.data.images import Folder, Images
 from twosides.data.tasks import Task, unet
 from twosides.naming import unknown
+
+if TYPE_CHECKING:
+    from twosides.data.latents import Latents
 
 
 def folder(
@@ -78,11 +81,38 @@ def latents(path: str, *, mean: bool = False, seed: int = 0) -> Task:
     from twosides.data.latents import Latents
 
     data = Latents(path, mean=mean, seed=seed)
-    channels, size, _ = data.shape
-    network = unet(size, _widths(size), len(data.classes), channels, data.width)
-    text = None if data.null is None else {"encoder_hidden_states": data.null}
-    null = text or _null(data.classes)
-    return Task(data, data.shape, network, "1000t", data.classes, null)
+    return Task(
+        data,
+        data.shape,
+        _small(data),
+        "1000t",
+        data.classes,
+        data.null or _null(data.classes),
+        moments=(data.data_mean, data.data_std),
+        pipeline=data.pipeline,
+    )
+
+
+_TOKENS, _POOLED, _SIZES = (
+    "encoder_hidden_states",
+    "added_cond_kwargs.text_embeds",
+    "added_cond_kwargs.time_ids",
+)
+
+
+def _small(data: Latents) -> dict[str, Any]:
+    """A small UNet that hears what Stable Diffusion's or XL's does; {} where there is more."""
+    (channels, size, _), null = data.shape, data.null
+    widths = {name: value.shape[-1] for name, value in null.items()}
+    network = unet(size, _widths(size), len(data.classes), channels, widths.get(_TOKENS, 0))
+    if {_POOLED, _SIZES} <= widths.keys():
+        network["config"] |= {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 32,
+            "projection_class_embeddings_input_dim": widths[_POOLED] + 32 * widths[_SIZES],
+        }
+    heard = {_TOKENS, _POOLED, _SIZES, "encoder_attention_mask"}
+    return network if widths.keys() <= heard else {}
 
 
 SOURCES: dict[str, Callable[..., Task]] = {

@@ -36,12 +36,14 @@ Data = Dataset[Any] | Stream
 
 @dataclass(frozen=True)
 class Task:
-    """Data as dictionaries with "x" of `shape`, and the description of a network for them.
+    """Data as dictionaries with "x" of `shape`, and the description of a network for them, or {}.
 
     `classes` names the labels 0, 1, ...: a character each, or a tuple of words. `null` is the
     conditioning that classifier-free guidance drops, with its null value, a number or one row
     (1, ...). Instead of a data set, `data` may be endless: `data.items(start)` iterates over
     samples start, start + 1, ... `validation` makes data of the same kind that training never sees.
+    `moments`, mean and standard deviation, are taken off while training. `pipeline` says
+    which one encoded latents, `Latents.pipeline`.
     """
 
     data: Data
@@ -51,12 +53,15 @@ class Task:
     classes: str | tuple[str, ...] = ""
     null: Mapping[str, int | Tensor] = field(default_factory=dict)
     validation: Callable[[], Dataset[Any]] | None = None
+    moments: tuple[Tensor, Tensor] | None = None
+    pipeline: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def notes(self) -> dict[str, Any]:
         """What a model of it says about itself: its shape, classes, and nulls that are numbers."""
         null = {name: value for name, value in self.null.items() if isinstance(value, int)}
-        return {"shape": list(self.shape), "classes": self.classes, "null": null}
+        notes = {"shape": list(self.shape), "classes": self.classes, "null": null}
+        return notes | ({"pipeline": dict(self.pipeline)} if self.pipeline else {})
 
     def rows(self, indices: Iterable[int]) -> list[dict[str, Any]]:
         """Some samples by their numbers; of an endless stream it reads all up to the last."""

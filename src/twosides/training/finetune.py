@@ -30,6 +30,7 @@ from torch import nn
 from torch.utils.data import default_collate
 
 from twosides import checkpoint
+from twosides.conditioning import flat, moved
 from twosides.data.tasks import Data, Stream, Task, task_named
 from twosides.denoiser import Denoiser, convert
 from twosides.schedules import Betas, FlowMatching, ScaledLinear, Schedule, Tabulated
@@ -269,7 +270,7 @@ def check_data(denoiser: Denoiser, data: Data) -> None:
     if not isinstance(batch, dict) or not isinstance(batch.get("x"), torch.Tensor):
         raise ValueError('a data set is of dictionaries with a tensor "x" and the conditioning')
     x = batch.pop("x")
-    missing = [name for name in needed(denoiser.network) if not _has(batch, name)]
+    missing = [name for name in needed(denoiser.network) if name not in flat(batch)]
     if missing:
         raise ValueError(
             f"the network needs {', '.join(missing)}, but a row of the data set has "
@@ -280,7 +281,7 @@ def check_data(denoiser: Denoiser, data: Data) -> None:
     device = next((p.device for p in denoiser.parameters()), x.device)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            denoiser.predict(x.to(device), time.to(device), **_moved(batch, device))
+            denoiser.predict(x.to(device), time.to(device), **moved(batch, device))
     except (ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"the network cannot be run on the data set's rows, x {tuple(x.shape[1:])} with "
@@ -297,17 +298,3 @@ def needed(network: Any) -> list[str]:
         return required(model_of(network))
     except (ImportError, TypeError):  # without diffusers there is no network of theirs
         return []
-
-
-def _has(batch: Any, name: str) -> bool:
-    for part in name.split("."):
-        if not isinstance(batch, dict) or part not in batch:
-            return False
-        batch = batch[part]
-    return True
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    if isinstance(value, dict):
-        return {key: _moved(item, device) for key, item in value.items()}
-    return value.to(device) if isinstance(value, torch.Tensor) else value

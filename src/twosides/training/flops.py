@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from twosides import checkpoint
+from twosides.conditioning import moved
 from twosides.denoiser import Denoiser
 
 
@@ -26,7 +26,7 @@ def flops_per_sample(
         copy = Denoiser(network, denoiser.output, denoiser.schedule, denoiser.clock)
         for own, other in zip(copy.parameters(), denoiser.parameters(), strict=True):
             own.requires_grad_(other.requires_grad)
-        given = {k: v.to("meta") if isinstance(v, Tensor) else v for k, v in batch.items()}
+        given = moved(batch, "meta")
         x = given.pop("x")
         time = torch.zeros(len(x), dtype=copy.time_dtype(x.dtype), device="meta")
         with FlopCounterMode(display=False) as counter:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.utils.data import DataLoader
 
+from twosides.conditioning import flat, nested
 from twosides.data.tasks import Data
 from twosides.denoiser import Denoiser
 from twosides.randomness import PerSample
@@ -143,13 +144,13 @@ class Module(lightning.LightningModule):
         dist.all_gather(all_ranks, mine.to(on))
         return torch.stack(all_ranks, -1).flatten().cpu()
 
-    def _dropped(self, conditioning: dict[str, Tensor], draw: PerSample) -> dict[str, Tensor]:
+    def _dropped(self, conditioning: dict[str, Any], draw: PerSample) -> dict[str, Any]:
         if not self.settings.null or not self.settings.dropout:
             return conditioning
-        drop = draw.uniform() < self.settings.dropout
+        drop, given = draw.uniform() < self.settings.dropout, flat(conditioning)
         for name, null in self.settings.null.items():
-            value = conditioning[name]
+            value = given[name]
             gone = drop.to(value.device).reshape(-1, *[1] * (value.ndim - 1))
             filler = torch.as_tensor(null, dtype=value.dtype, device=value.device)
-            conditioning[name] = torch.where(gone, filler, value)
-        return conditioning
+            given[name] = torch.where(gone, filler, value)
+        return nested(given)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from twosides.denoiser import Clock, Denoiser
-from twosides.naming import Table, named, unknown
+from twosides.naming import Table, named, split_call, unknown
 from twosides.schedules import (
     EDM,
     Betas,
@@ -118,6 +118,12 @@ class Recipe:
     def reweights(self) -> bool:
         """Whether the weighting that is trained is learned, and only starts as `weighting`."""
         return bool(self.learns) and LEARNERS[self.learns].reweights
+
+    @property
+    def data_std(self) -> float:
+        """The standard deviation of the data that it is made for: EDM's sigma_data, else 1."""
+        base, numbers = split_call(self.output)
+        return (numbers or (0.5,))[0] if base == "F" else 1.0
 
     def objective(self, *, stratified: bool = True) -> Objective:
         """The loss; one that learns has statistics of its own, see `Objective.observe`."""

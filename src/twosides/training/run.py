@@ -12,11 +12,11 @@ from torch.utils.data import Dataset
 from twosides import checkpoint
 from twosides.data.tasks import Task, task_named
 from twosides.denoiser import Denoiser
-from twosides.draw import draw_classes
+from twosides.draw import decoder, draw_classes
 from twosides.pictures import png
 from twosides.storage import read_json
 from twosides.training.fit import Settings, fit
-from twosides.training.recipes import recipe_named
+from twosides.training.recipes import Recipe, recipe_named
 
 
 def train_task(
@@ -37,6 +37,9 @@ def train_task(
     chosen = recipe_named(recipe)
     task = task if isinstance(task, Task) else task_named(task)
     spec = task.network if network_file is None else read_json(network_file)
+    if not spec:
+        told = ", ".join(task.null)
+        raise ValueError(f"no small network is told {told}: name one, --network, or fine-tune one")
     wanted = Settings(null=task.null, **settings)
     network = checkpoint.build_network(spec, trust_code=trust_code, seed=wanted.seed)
     # A recipe on the clock of time is told it in the units that suit the network's embedding.
@@ -51,7 +54,16 @@ def train_task(
         validation=_unseen(task, validate),
         about={"recipe": recipe, **task.notes},
         time=clock,
+        **_units(task, chosen),
     )
+
+
+def _units(task: Task, recipe: Recipe) -> dict[str, Any]:
+    """What makes of the data those that the recipe is made for."""
+    if task.moments is None:
+        return {}
+    mean, std = task.moments
+    return {"data_mean": mean, "data_std": std / recipe.data_std}
 
 
 def is_first() -> bool:
@@ -69,6 +81,12 @@ def _unseen(task: Task, wanted: bool) -> Dataset[Any] | None:
 
 def _drawer(task: Task) -> Callable[[Denoiser], bytes] | None:
     told = task.null.keys() - {"class_labels"}  # what a picture would have to be drawn of
-    if len(task.shape) != 3 or task.shape[0] not in (1, 3) or told:
+    if len(task.shape) != 3 or told or (task.shape[0] not in (1, 3) and not task.pipeline):
         return None
-    return lambda denoiser: png(draw_classes(denoiser, task.shape, task.classes, seed=0))
+    try:
+        decode = decoder(task.pipeline) if task.pipeline else None
+    except ValueError:  # the pipeline is gone: there are no pictures
+        return None
+    return lambda denoiser: png(
+        draw_classes(denoiser, task.shape, task.classes, seed=0, decode=decode)
+    )

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from twosides import pictures
+from twosides.conditioning import moved
 from twosides.randomness import PerSample, centred
 from twosides.storage import write_file
 from twosides.training.callbacks import Averaging
@@ -102,10 +103,7 @@ class Validating(lightning.Callback):
 
     def _measured(self, module: Module, numbers: list[int]) -> tuple[Tensor, Tensor]:
         batch = default_collate([self.data[number] for number in numbers])
-        given = {
-            key: value.to(module.device) if isinstance(value, Tensor) else value
-            for key, value in batch.items()
-        }
+        given = moved(batch, module.device)
         draw = InBins(module.settings.seed, numbers)
         # Not the run's own objective, which may adapt: weighting and density as at the start.
         plain = Objective(module.objective.weighting, module.objective.density)

@@ -11,7 +11,7 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from twosides import pictures
 from twosides.draw import chosen_sampler
@@ -56,7 +56,7 @@ def sample_pipeline(
         options = {"sampler": chosen_sampler(sampler, noise, grid, compat)}
     pipe = load_pipeline(Path(folder))
     pipe.scheduler = Scheduler.from_pipeline(pipe, seed=seed, **options)
-    given = _inputs(pipe, prompt, negative_prompt, guidance, labels, count)
+    given = inputs(pipe, prompt, negative_prompt, guidance, labels, count)
     rows = given.get("batch_size") or len(given.get("class_labels") or given["prompt"])
     generators = [_generator(seed, row) for row in range(rows)]
     answer = pipe(**given, num_inference_steps=steps, generator=generators, output_type="np")
@@ -65,26 +65,31 @@ def sample_pipeline(
     return x
 
 
-def load_pipeline(folder: Path, *, network: bool = True) -> Any:
+def load_pipeline(folder: Path, *, network: nn.Module | bool = True) -> Any:
     """A pipeline from safetensors, on the accelerator if there is one. No code of it is run.
 
-    Without its `network`, what is around that: the VAE, the text encoder.
+    Without its `network`, what is around that: the VAE, the text encoder; or with another.
     """
     index = read_index(folder)
     parts = {key: value for key, value in index.items() if isinstance(value, list | tuple)}
     _refuse_strangers(str(index.get("_class_name")), parts)
     # diffusers asks again for parts that were saved as absent.
-    absent = {key: None for key, v in parts.items() if len(v) == 2 and not present(v)}
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    absent: dict[str, Any] = {k: None for k, v in parts.items() if len(v) == 2 and not present(v)}
     name = network_name({key: value for key, value in parts.items() if present(value)})
-    dtype = stored_dtype(folder / name) if accelerator else None
-    absent |= {} if network else {name: None}
+    accelerator, dtype = placement(folder / name)
+    absent |= {} if network is True else {name: network or None}
     pipeline: Any = getattr(diffusers, "DiffusionPipeline")  # noqa: B009 - exported lazily
     with torch.random.fork_rng(devices=[]):  # some parts are built with random weights first
         pipe = pipeline.from_pretrained(
             str(folder), use_safetensors=True, local_files_only=True, **in_dtype(dtype), **absent
         )
     return pipe.to(accelerator) if accelerator else pipe
+
+
+def placement(network: Path) -> tuple[torch.device | None, torch.dtype | None]:
+    """Where a pipeline is run and how exactly: as its network is stored on an accelerator."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator, stored_dtype(network) if accelerator else None
 
 
 def _refuse_strangers(kind: str, parts: dict[str, Any]) -> None:
@@ -101,7 +106,7 @@ def _refuse_strangers(kind: str, parts: dict[str, Any]) -> None:
             )
 
 
-def _inputs(
+def inputs(
     pipe: Any,
     prompt: str | None,
     negative_prompt: str | None,

@@ -353,21 +353,32 @@ def present(entry: Any) -> bool:
     return isinstance(entry, list | tuple) and len(entry) == 2 and entry[1] is not None
 
 
-def _model(
-    source: str | Path, part: str | None, options: Conditioning, index: Conditioning | None = None
-) -> Any:
-    """A model of diffusers' by name, in a subfolder if it is a part; nothing else is imported."""
-    if index is None or part is None:
-        config = _of_diffusers("UNet2DModel").load_config(str(source))
-        library, name = "diffusers", config.get("_class_name")
-    else:
-        library, name = index[part]
-    kind = _of_diffusers(str(name))
+def model_class(source: str | Path, part: str, index: Mapping[str, Any]) -> Any:
+    """The class of a pipeline's part; ValueError if it is no model of diffusers'."""
+    library, name = index[part]
+    return _checked(source, library, name)
+
+
+def _checked(source: str | Path, library: str, name: str) -> Any:
+    """A model's class of diffusers; nothing else is imported."""
+    kind = _of_diffusers(name)
     if library != "diffusers" or not (isinstance(kind, type) and issubclass(kind, ModelMixin)):
         raise ValueError(
             f"{source} says that its network is {library}.{name}, which is no model of diffusers'; "
             "load it yourself and pass the pipeline"
         )
+    return kind
+
+
+def _model(
+    source: str | Path, part: str | None, options: Conditioning, index: Conditioning | None = None
+) -> Any:
+    """A model of diffusers' by name, in a subfolder if it is a part."""
+    if index is None or part is None:
+        config = _of_diffusers("UNet2DModel").load_config(str(source))
+        kind = _checked(source, "diffusers", str(config.get("_class_name")))
+    else:
+        kind = model_class(source, part, index)
     try:
         with torch.random.fork_rng(devices=[]):  # some are built with random weights first
             return kind.from_pretrained(str(source), subfolder=part, **options)
@@ -376,6 +387,11 @@ def _model(
             f"{error} (only safetensors are read; weights of other kinds are unpickled, which you "
             "may ask for with allow_pickle=True if you trust them)"
         ) from error
+
+
+def load_part(folder: str | Path, part: str) -> Any:
+    """One model of a pipeline's folder, from safetensors, in float32."""
+    return _model(folder, part, {"use_safetensors": True}, parts_of(folder))
 
 
 def in_dtype(dtype: torch.dtype | None) -> dict[str, torch.dtype]:

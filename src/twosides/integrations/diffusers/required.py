@@ -21,6 +21,10 @@ _NEEDED: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
+SPOKEN = ("self", "sample", "hidden_states", "timestep")
+"""What a network is told by whoever samples: the state and its level."""
+
+
 def required(network: Any) -> list[str]:
     """The conditioning that a known network cannot do without, "." between nested names."""
     config, row = network.config, row_of(network)
@@ -31,8 +35,7 @@ def required(network: Any) -> list[str]:
         if parameter.default is parameter.empty
         and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
     ]
-    spoken = ("self", "sample", "hidden_states", "timestep")
-    names = [name for name in names if name not in spoken]
+    names = [name for name in names if name not in SPOKEN]
     names += [name for name in _NEEDED.get(row or "", ()) if name not in names]
     if config.get("num_class_embeds") or config.get("class_embed_type"):
         names.append("class_labels")
