@@ -184,8 +184,8 @@ def unet_xl(kind: type = NoiseUNet2DCondition, **options: Any) -> nn.Module:
     )
 
 
-def dit() -> nn.Module:
-    model = NoiseDiT(
+def dit(kind: type = NoiseDiT) -> nn.Module:
+    model = kind(
         num_attention_heads=2,
         attention_head_dim=8,
         in_channels=4,

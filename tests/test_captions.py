@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import twosides as ts
+from pipelines import SCHEDULERS, dit, vae
 from text_pipelines import PIPELINES, saved
 from twosides import checkpoint
 from twosides.cli import main
@@ -20,6 +21,7 @@ from twosides.data.encode import encode_latents
 from twosides.data.latents import SHARD, Latents, shard_folder
 from twosides.data.tasks import task_named
 from twosides.guidance import classifier_free
+from twosides.integrations.diffusers.networks import in_dtype
 from twosides.integrations.diffusers.texts import Texts
 from twosides.randomness import PerSample
 from twosides.storage import CorruptFolder, commit_folder, load_tensors, load_tree, save_tree
@@ -160,6 +162,25 @@ def test_a_row_does_not_depend_on_the_others(photos, made, tmp_path):
         assert torch.equal(together[name], alone[name])
 
 
+def test_half_precision_is_stored_and_handed_out_in_single(photos, tmp_path, monkeypatch):
+    """On an accelerator pipelines run in the precision of their files, and training in float32."""
+    with torch.random.fork_rng(devices=[]):
+        PIPELINES["sd3"]().to(torch.bfloat16).save_pretrained(tmp_path / "half")
+        pipe = diffusers.DiffusionPipeline.from_pretrained(
+            tmp_path / "half", **in_dtype(torch.bfloat16)
+        )
+    pipe.set_progress_bar_config(disable=True)
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda *_, **__: cpu)
+    data = encode(photos, "sd3", tmp_path / "half", tmp_path / "out", captions=True)
+    stored = load_tensors(shard_folder(tmp_path / "out", 0) / SHARD)
+    for key, value in heard(pipe, "sd3", 1.0, WORDS[0])[0].items():
+        assert stored[key].dtype == value.dtype == torch.bfloat16
+        assert torch.equal(stored[key][0], value[0])
+        assert torch.equal(data[0][key], value[0].float()) and data[0][key].dtype == torch.float32
+        assert data.null[key].dtype == torch.float32
+
+
 def test_texts_of_unequal_lengths_are_refused(photos, made, tmp_path, monkeypatch):
     folder, _ = made("sd", captions=False)
     real = diffusers.StableDiffusionPipeline.encode_prompt
@@ -177,6 +198,13 @@ def test_what_rows_cannot_hold_is_refused_by_name(photos, made, tmp_path, monkey
     out = tmp_path / "out"
     with pytest.raises(ValueError, match=r"beside latents for FluxPipeline.*latents as \(1, 16"):
         encode(photos, "flux", saved("flux", tmp_path / "flux"), out, captions=True)
+    with torch.random.fork_rng(devices=[]):
+        classes = diffusers.DiTPipeline(
+            dit(diffusers.DiTTransformer2DModel), vae(), SCHEDULERS["dit"]()
+        )
+        classes.save_pretrained(tmp_path / "dit")
+    with pytest.raises(ValueError, match="DiTPipeline takes no prompt"):
+        encode(photos, "dit", tmp_path / "dit", out, captions=True)
     folder, _ = made("sd", captions=False)
     for extra, said in ((torch.zeros(5, 2), r"ids, \(5, 2\)"), ("loud", "ids, str")):
         more = property(lambda self, extra=extra: {"ids": extra})
@@ -337,10 +365,10 @@ def test_samples_are_decoded_by_the_vae_that_encoded(cli, runs, made):
         assert code == 0, err
     latents, images = np.load("a.npy"), np.load("b.npy")
     assert latents.shape == (9, 4, 8, 8) and images.shape == (9, 3, 16, 16)
-    vae = diffusers.AutoencoderKL.from_pretrained(folder, subfolder="vae")
+    kl = diffusers.AutoencoderKL.from_pretrained(folder, subfolder="vae")
     with torch.no_grad():
-        scale, shift = vae.config.scaling_factor, vae.config.shift_factor or 0.0
-        truth = vae.decode(torch.from_numpy(latents) / scale + shift).sample.numpy()
+        scale, shift = kl.config.scaling_factor, kl.config.shift_factor or 0.0
+        truth = kl.decode(torch.from_numpy(latents) / scale + shift).sample.numpy()
     np.testing.assert_allclose(images, truth, atol=1e-5, rtol=0)
     assert np.array_equal(of_sheet("c.png", 9, 16), pixels(images))
     assert Path("c.png").read_bytes() == Path("d.png").read_bytes()

@@ -105,7 +105,7 @@ def sample_model(
         raise ValueError(f"{out}: samples are written as .png or .npy, not {out.suffix!r}")
     chosen = chosen_sampler(sampler, noise, grid, compat, folder)
     where = schedule_named(schedule) if schedule else None
-    shape, said = sample_shape(folder), checkpoint.read_notes(folder).get("pipeline", {})
+    shape, said = sample_shape(folder), encoded_by(checkpoint.read_config(folder))
     decode = None
     if pipeline is not None or (said and out.suffix == ".png"):
         decode = decoder(said, pipeline)
@@ -172,9 +172,17 @@ def _told(
     return Told(texts(prompt), texts.null if negative_prompt is None else texts(negative_prompt))
 
 
+def encoded_by(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The pipeline that encoded what a model was trained on, by its notes; {} if none did."""
+    said = config.get("pipeline", {})
+    if not isinstance(said, Mapping):
+        raise ValueError(f'"pipeline" in config.json describes none: {said!r}')
+    return said
+
+
 def wordless(config: Mapping[str, Any]) -> None:
     """ValueError for the notes of a model that was trained on captions."""
-    if config.get("pipeline", {}).get("texts"):
+    if encoded_by(config).get("texts"):
         raise ValueError(
             "this model was trained on captions: it draws what `twosides sample --prompt` says, "
             "into a .png or .npy file"

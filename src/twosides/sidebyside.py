@@ -20,7 +20,7 @@ from torch.utils.data import default_collate
 from twosides import catalogue, checkpoint, page, pictures
 from twosides.data.tasks import Task, task_named
 from twosides.denoiser import Denoiser
-from twosides.draw import decoder, model_samples
+from twosides.draw import decoder, encoded_by, model_samples
 from twosides.metrics.measures import METRICS, Measured
 from twosides.metrics.sources import Yardstick
 from twosides.randomness import PerSample
@@ -163,9 +163,9 @@ def _page(runs: list[Run], yardstick: Yardstick | None, how: str) -> str:
 
 def _samples(run: Run) -> str:
     alt, x = f"samples of {run.title}", run.x[:SHOWN]
-    if run.config.get("pipeline"):
+    if said := encoded_by(run.config):
         try:
-            x = decoder(run.config["pipeline"])(x)
+            x = decoder(said)(x)
         except ValueError as error:  # the pipeline is gone: the rest of the page stands
             return html.escape(str(error))
     shape = x.shape[1:]

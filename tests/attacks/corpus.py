@@ -776,9 +776,13 @@ def summary(**parts: Any) -> dict[str, bytes]:
     tree |= {"pipeline": {"folder": "p", "size": 16, "vae": "", "texts": ""}} | parts
     nodes = [[key, encoded(value)] for key, value in tree.items()]
     moments = {"data_mean": entry(0, 16, (4, 1, 1)), "data_std": entry(16, 32, (4, 1, 1))}
-    nodes += [[key, {"tensor": key}] for key in moments if key not in parts]
+    moments = {key: value for key, value in moments.items() if key not in parts}
+    nodes += [[key, {"tensor": key}] for key in moments]
     text = json.dumps({"format": "twosides tree", "version": 1, "tree": {"dict": nodes}})
-    return {"tree.json": text.encode(), "tensors.safetensors": tensors(moments, bytes(32))}
+    return {
+        "tree.json": text.encode(),
+        "tensors.safetensors": tensors(moments, bytes(16 * len(moments))),
+    }
 
 
 def encoded(value):
@@ -810,7 +814,7 @@ def _(folder):
 
 @attack("latents whose moments are numbers", latents, "describes no latents")
 def _(folder):
-    return stored_latents(folder, tensors({}), data_mean=0.0)
+    return stored_latents(folder, tensors({}), data_std=1.0)
 
 
 @attack("latents whose pipeline is nowhere", latents, "describes no latents")

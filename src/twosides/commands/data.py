@@ -44,7 +44,8 @@ def encode_latents(
         pipeline: a diffusers pipeline's folder; only safetensors are read.
         out: a new folder for the latents: `twosides train latents:FOLDER`.
         batch: images encoded at once.
-        captions: encode the texts beside the images too (a.txt beside a.png) and train on them.
+        captions: encode the texts beside the images too (a.txt beside a.png) as what the pipeline
+            tells its network of them, and train on them.
     """
     from twosides.data.encode import encode_latents as encode
     from twosides.data.images import Images

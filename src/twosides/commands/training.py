@@ -122,7 +122,8 @@ def finetune(
 
     Args:
         model: a diffusers pipeline's folder, or a model's or a run's.
-        data: as in `twosides train`, in the network's units and with the conditioning it takes.
+        data: as in `twosides train`, in the network's units and with the conditioning it takes:
+            latents:path, which `twosides encode-latents` made, with --captions if it reads text.
         out: the run's folder; at the end also pipeline/ or lora/, for diffusers.
         recipe: own (the default): plain error of its own output at its own levels; or a recipe's
             levels and weighting, see `twosides recipes`. Converted, by default flow-matching.
