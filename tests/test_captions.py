@@ -21,7 +21,7 @@ from twosides.data.encode import encode_latents
 from twosides.data.latents import SHARD, Latents, shard_folder
 from twosides.data.tasks import task_named
 from twosides.guidance import classifier_free
-from twosides.integrations.diffusers.networks import in_dtype
+from twosides.integrations.diffusers.networks import in_dtype, load_denoiser
 from twosides.integrations.diffusers.texts import Texts
 from twosides.randomness import PerSample
 from twosides.storage import CorruptFolder, commit_folder, load_tensors, load_tree, save_tree
@@ -131,6 +131,28 @@ def test_the_null_is_the_other_side_of_the_pipelines_guidance(made, name):
     null = Latents(out).null
     assert null.keys() == wanted.keys()
     assert all(torch.equal(null[key], value) for key, value in wanted.items())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_on_a_row_the_denoiser_answers_as_in_the_pipeline(made, name):
+    """At the first timestep, under the clock that the scheduler's config tells."""
+    folder, out = made(name)
+    pipe, answers = loaded(folder), []
+    part = "unet" if hasattr(pipe, "unet") else "transformer"
+
+    def listen(module, args, kwargs, answer):
+        answers.append((args[0] if args else kwargs["hidden_states"], answer[0]))
+
+    hook = getattr(pipe, part).register_forward_hook(listen, with_kwargs=True)
+    heard(pipe, name, 1.0, WORDS[0])
+    hook.remove()
+    z, wanted = answers[0]
+    time, row = pipe.scheduler.timesteps[0], Latents(out)[0]
+    given = nested({k: v[None] for k, v in flat(row).items() if k != "x"})
+    with torch.no_grad():
+        found = load_denoiser(folder).predict(z, time.float().expand(1), **given)
+    sign = -1 if name == "lumina2" else 1  # whose clock and output are turned round here
+    torch.testing.assert_close(found, sign * wanted[:, : z.shape[1]])
 
 
 def test_xls_null_is_as_its_index_says(tmp_path, made):
@@ -397,6 +419,21 @@ def test_without_the_pipeline_it_is_said_what_to_pass(cli, runs, made, tmp_path)
     for more in (("--out", "many", "--pipeline", folder), ("--prompt", "a hat", "--out", "b.npy")):
         code, _, err = cli("sample", "run", *more)
         assert code == 2 and "leave it out" in err and not Path("many").exists()
+
+
+def test_prompts_need_the_same_text_encoders(cli, runs, made, tmp_path):
+    folder, _ = made("sdxl")
+    shutil.copytree(runs / "sdxl", "run")
+    shutil.copytree(folder, "p")
+    config = Path("run/model/config.json").read_text().replace(str(folder), str(tmp_path / "p"))
+    write_again(Path("run/model"), config)
+    words = ("sample", "run", "--prompt", "a hat", "--steps", 1, "--out")
+    assert cli(*words, "a.npy")[0] == 0
+    path = Path("p/tokenizer_2/tokenizer_config.json")
+    path.write_text(path.read_text() + " ")
+    code, _, err = cli(*words, "b.npy")
+    assert code == 2 and "is changed" in err and not Path("b.npy").exists()
+    assert cli(*words, "b.npy", "--pipeline", folder)[0] == 0
 
 
 def write_again(folder, config):

@@ -17,9 +17,12 @@ from transformers import (
     Gemma2Config,
     Gemma2Model,
     GemmaTokenizer,
+    LlamaTokenizer,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
+    UMT5Config,
+    UMT5EncoderModel,
 )
 
 from pipelines import SCHEDULERS, flux, lumina2, pixart, sana, sd3, unet, unet_xl, vae
@@ -171,6 +174,34 @@ def lumina2_pipeline():
     )
 
 
+def llama_tokenizer():
+    words = ["<unk>", "<s>", "</s>", "\u2581", *LETTERS]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    return LlamaTokenizer(vocab=vocabulary, merges=[], pad_token="<unk>", model_max_length=256)
+
+
+def aura_flow():
+    network = diffusers.AuraFlowTransformer2DModel(
+        sample_size=8,
+        in_channels=4,
+        num_mmdit_layers=1,
+        num_single_dit_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        caption_projection_dim=16,
+        pos_embed_max_size=64,
+    )
+    config = UMT5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    return diffusers.AuraFlowPipeline(
+        transformer=network.eval(),
+        vae=vae(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=1.73),
+        tokenizer=llama_tokenizer(),
+        text_encoder=UMT5EncoderModel(config).eval(),
+    )
+
+
 def flux_pipeline():
     return diffusers.FluxPipeline(
         transformer=flux(),
@@ -191,6 +222,7 @@ PIPELINES = {
     "pixart-sigma": pixart_sigma,
     "sana": sana_pipeline,
     "lumina2": lumina2_pipeline,
+    "aura-flow": aura_flow,
     "flux": flux_pipeline,
 }
 

@@ -68,6 +68,7 @@ ADAPTERS: dict[str, Adapter] = {
     "PixArtTransformer2DModel": _pixart,  # encoder_hidden_states, encoder_attention_mask
     "SD3Transformer2DModel": _transformer,  # encoder_hidden_states, pooled_projections
     "FluxTransformer2DModel": _per_mille,  # and img_ids, txt_ids, guidance; packed latents
+    "AuraFlowTransformer2DModel": _per_mille,  # encoder_hidden_states
     "SanaTransformer2DModel": _sana,
     "Lumina2Transformer2DModel": _lumina,
     "WanTransformer3DModel": _transformer,
