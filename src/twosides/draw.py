@@ -105,15 +105,8 @@ def sample_model(
         raise ValueError(f"{out}: samples are written as .png or .npy, not {out.suffix!r}")
     chosen = chosen_sampler(sampler, noise, grid, compat, folder)
     where = schedule_named(schedule) if schedule else None
-    shape, said = sample_shape(folder), encoded_by(checkpoint.read_config(folder))
-    decode = None
-    if pipeline is not None or (said and out.suffix == ".png"):
-        decode = decoder(said, pipeline)
-    elif out.suffix == ".png" and (len(shape) != 3 or shape[0] not in (1, 3)):
-        raise ValueError(
-            f"samples of shape {shape} are no pictures; write them as .npy, or decode them if they "
-            "are latents: --pipeline FOLDER"
-        )
+    said = encoded_by(checkpoint.read_config(folder))
+    decode = _decoding(said, sample_shape(folder), out, pipeline)
     told = _told(said, prompt, negative_prompt, guidance, pipeline)
     x = model_samples(
         folder,
@@ -130,6 +123,20 @@ def sample_model(
     x = decode(x) if decode else x
     write_file(out, _encoded(x, out))
     return x
+
+
+def _decoding(
+    said: Mapping[str, Any], shape: tuple[int, ...], out: Path, pipeline: Path | None
+) -> Callable[[Tensor], Tensor] | None:
+    """What makes of samples what is written, if anything does."""
+    if pipeline is not None or (said and out.suffix == ".png"):
+        return decoder(said, pipeline)
+    if out.suffix == ".png" and (len(shape) != 3 or shape[0] not in (1, 3)):
+        raise ValueError(
+            f"samples of shape {shape} are no pictures; write them as .npy, or decode them if they "
+            "are latents: --pipeline FOLDER"
+        )
+    return None
 
 
 def decoder(said: Mapping[str, Any], asked: Path | None = None) -> Callable[[Tensor], Tensor]:

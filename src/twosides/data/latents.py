@@ -43,7 +43,7 @@ def _float(value: Tensor) -> Tensor:
     return value.float() if value.is_floating_point() else value
 
 
-class Latents(Dataset[dict[str, Tensor]]):
+class Latents(Dataset[dict[str, Any]]):
     """Encoded images: {"x": (C, h, w)} and the class or the encoded caption, floats as float32.
 
     `data_mean` and `data_std` (C, 1, 1) are those of the draws. `null` is what stands for no
@@ -70,19 +70,23 @@ class Latents(Dataset[dict[str, Tensor]]):
             self.null = {name: _float(value) for name, value in summary["null"].items()}
             kinds = {"folder": str, "size": int, "vae": str, "texts": str}
             self.pipeline = {name: kind(summary["pipeline"][name]) for name, kind in kinds.items()}
-            if any(m.shape != (self.shape[0], 1, 1) for m in (self.data_mean, self.data_std)):
-                raise TypeError("moments of another shape")
-            if not all(type(count) is int and count >= 0 for count in summary["counts"]):
-                raise TypeError("counts that are none")
-            if not all(len(value) == 1 for value in self.null.values()):
-                raise TypeError("a null prompt that is not one")
-            if nested(self.null).keys() & _OWN:
-                raise TypeError(f"a null prompt called {', '.join(_OWN)}")
+            self._check(summary["counts"])
             self.ends = list(accumulate(summary["counts"]))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             reason = f"describes no latents: {error!r}"
             raise CorruptFolder(self.folder, SUMMARY, reason) from None
         self._open: dict[int, Any] = {}
+
+    def _check(self, counts: list[Any]) -> None:
+        """TypeError, AttributeError or ValueError for what cannot have been written here."""
+        if not all(type(count) is int and count >= 0 for count in counts):
+            raise TypeError("counts that are none")
+        if any(each.shape != (self.shape[0], 1, 1) for each in (self.data_mean, self.data_std)):
+            raise TypeError("moments of another shape")
+        if any(len(value) != 1 for value in self.null.values()):
+            raise TypeError("a null prompt that is not one")
+        if nested(self.null).keys() & _OWN:
+            raise TypeError(f"a null prompt called {', '.join(_OWN)}")
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the open files, which another process opens itself."""
@@ -92,7 +96,7 @@ class Latents(Dataset[dict[str, Tensor]]):
         """Number of latents."""
         return self.ends[-1]
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         """One sample."""
         if not 0 <= index < len(self):
             raise IndexError(f"latent {index} was asked for, there are {len(self)}")

@@ -90,15 +90,22 @@ class Texts:
         return found
 
 
-def _rows(pipeline: str, told: dict[str, Any], count: int) -> dict[str, Tensor]:
+def _rows(pipeline: str, told: dict[str, Any]) -> dict[str, Tensor]:
     """The conditioning of a call; ValueError unless it is tensors with a row for each sample."""
+    z = _state(told)
+    if z.ndim != 4:
+        raise _untellable(pipeline, f"latents as {tuple(z.shape)}, not (B, C, height, width)")
     given = flat({k: v for k, v in told.items() if k not in (*SPOKEN, "return_dict")})
     given = {name: value for name, value in given.items() if value is not None}
     for name, value in given.items():
-        if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != count:
+        if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != len(z):
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise _untellable(pipeline, f"{name}, {shape}, without a row for each of {count}")
+            raise _untellable(pipeline, f"{name}, {shape}, without a row for each of {len(z)}")
     return {name: value.detach().cpu() for name, value in given.items()}
+
+
+def _state(told: dict[str, Any]) -> Tensor:
+    return told["sample"] if "sample" in told else told["hidden_states"]
 
 
 def _untellable(pipeline: str, what: str) -> ValueError:
@@ -137,15 +144,11 @@ def _ear(folder: Path) -> Any:
 
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             told = inspect.signature(kind.forward).bind(self, *args, **kwargs).arguments
-            z: Any = told.get("sample", told.get("hidden_states"))
-            if z.ndim != 4:
-                shape = tuple(z.shape)
-                raise _untellable(pipeline, f"latents as {shape}, not (B, C, height, width)")
-            self.calls.append(_rows(pipeline, told, len(z)))
-            self.wanted -= len(z)
+            self.calls.append(_rows(pipeline, told))
+            self.wanted -= len(_state(told))
             if self.wanted <= 0:
                 raise _Enough
-            return (torch.zeros_like(z),)
+            return (torch.zeros_like(_state(told)),)
 
     config = kind.load_config(str(folder), subfolder=name)
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
