@@ -16,7 +16,6 @@ from pipelines import SCHEDULERS, dit, vae
 from text_pipelines import PIPELINES, saved
 from twosides import checkpoint
 from twosides.cli import main
-from twosides.conditioning import flat, nested
 from twosides.data.encode import encode_latents
 from twosides.data.latents import SHARD, Latents, shard_folder
 from twosides.data.tasks import task_named
@@ -29,6 +28,7 @@ from twosides.training.finetune import Tuning, finetune_task
 from twosides.training.fit import Module, Settings, loss_curve
 from twosides.training.recipes import recipe_named, recipes
 from twosides.training.run import train_task
+from twosides.trees import flat, nested
 
 # The schedulers of diffusers make arrays of tensors in a way that NumPy 2 warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
@@ -278,7 +278,7 @@ def test_a_changed_text_encoder_makes_other_latents(photos, made, tmp_path):
     shutil.copytree(folder, other)
     path = other / "text_encoder_2/config.json"
     path.write_text(path.read_text() + " ")
-    with pytest.raises(ValueError, match='holds other latents.*"texts"'):
+    with pytest.raises(ValueError, match="holds another run: it has texts"):
         encode(photos, "sdxl", other, out, captions=True)
 
 

@@ -126,7 +126,7 @@ def test_a_killed_encoding_goes_on(encoded, photos, pipeline, tmp_path, monkeypa
     whole = Latents(encoded)
     for i in range(len(data)):
         torch.testing.assert_close(data[i]["x"], whole[i]["x"], rtol=0, atol=1e-5)
-    with pytest.raises(ValueError, match='holds other latents.*"flip": false'):
+    with pytest.raises(ValueError, match="holds another run.*flip True, not False"):
         encode(photos, pipeline, out)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from twosides.storage import write_file
+from twosides.trees import flat
 
 
 def claim(path: Path, identity: Mapping[str, Any], holds: str = "") -> None:
@@ -32,7 +33,7 @@ def claim(path: Path, identity: Mapping[str, Any], holds: str = "") -> None:
 
 
 def _refuse_another(folder: Path, found: Any, wanted: Any) -> None:
-    has, asked = _flat(found), _flat(wanted)
+    has, asked = flat(found), flat(wanted)
     keys = [key for key in {**asked, **has} if asked.get(key) != has.get(key)]
     if keys:
         changed = (f"{key} {has.get(key)!r}, not {asked.get(key)!r}" for key in keys)
@@ -40,11 +41,3 @@ def _refuse_another(folder: Path, found: Any, wanted: Any) -> None:
             f"{folder} holds another run: it has {'; '.join(changed)}. Choose another folder, "
             "or remove this one to start afresh"
         )
-
-
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    """Leaves by the path that leads there, joined by dots."""
-    if not isinstance(value, dict) or not value:
-        return {name: value}
-    parts = [_flat(part, f"{name}.{key}" if name else key) for key, part in value.items()]
-    return {key: leaf for part in parts for key, leaf in part.items()}

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from twosides import checkpoint, pictures
-from twosides.conditioning import nested
 from twosides.denoiser import Denoiser, Denoises
 from twosides.guidance import classifier_free
 from twosides.naming import named, unknown
@@ -24,6 +23,7 @@ from twosides.sampling.samplers import Sampler, sampler_named
 from twosides.sampling.stochasticity import STOCHASTICITIES
 from twosides.schedules import Schedule, schedule_named
 from twosides.storage import write_file
+from twosides.trees import nested
 
 BATCH = 250  # samples that are drawn at once
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from twosides.claims import claim
 from twosides.data.images import File, Images
 from twosides.data.latents import BAD, ENCODING, SHARD, SUMMARY, Latents, shard_folder
 from twosides.integrations.diffusers.draw import load_pipeline
@@ -27,7 +28,6 @@ from twosides.storage import (
     save_tensors,
     save_tree,
     verify_folder,
-    write_file,
 )
 
 ROWS = 256  # a shard's: what a kill costs at most
@@ -47,7 +47,7 @@ def encode_latents(
     identity = {"data": source, "images": len(data), "captions": captions, "batch": batch}
     origin = described(pipeline, data.frame.size, captions)
     identity |= {name: value for name, value in origin.items() if name != "folder"}
-    _same(out, identity | {"flip": data.flip})
+    claim(out / ENCODING, identity | {"flip": data.flip}, "latents")
     shards = range(-(-len(data) // ROWS))
     with bar("encoding", len(data)) as tell:
         for number in shards:
@@ -71,21 +71,6 @@ def _loaded(folder: Path, size: int, captions: bool) -> tuple[Any, Texts | None]
     texts = Texts(folder, size) if captions else None
     pipe = texts.pipe if texts else load_pipeline(folder, network=False)
     return pipe.vae.float().eval(), texts
-
-
-def _same(out: Path, identity: dict[str, Any]) -> None:
-    path, text = out / ENCODING, json.dumps(identity, indent=1)
-    if not path.is_file():
-        if out.exists() and any(out.iterdir()):
-            raise FileExistsError(f"{out} exists and holds no latents; choose a new folder")
-        out.mkdir(parents=True, exist_ok=True)
-        write_file(path, text.encode())
-    elif (found := path.read_text(encoding="utf-8")) != text:
-        changed = sorted(set(text.splitlines()) ^ set(found.splitlines()))
-        raise ValueError(
-            f"{out} holds other latents. What differs: {'; '.join(s.strip() for s in changed)}. "
-            "Choose another folder"
-        )
 
 
 def _shard(

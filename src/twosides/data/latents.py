@@ -23,9 +23,9 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from twosides.conditioning import nested
 from twosides.randomness import PerSample
 from twosides.storage import CorruptFolder, load_tree, open_tensors, verify_folder
+from twosides.trees import nested
 
 SHARD, BAD = "latents.safetensors", "bad.json"
 SUMMARY, ENCODING = "summary", "encoding.json"
@@ -47,7 +47,7 @@ class Latents(Dataset[dict[str, Any]]):
     """Encoded images: {"x": (C, h, w)} and the class or the encoded caption, floats as float32.
 
     `data_mean` and `data_std` (C, 1, 1) are those of the draws. `null` is what stands for no
-    caption, tensors (1, ...) by `conditioning.flat` names, empty without captions. `pipeline`
+    caption, tensors (1, ...) by `trees.flat` names, empty without captions. `pipeline`
     is what `encoders.described` says of that which encoded. Checksums are verified when a shard is
     first read.
     """

@@ -30,7 +30,6 @@ from torch import nn
 from torch.utils.data import default_collate
 
 from twosides import checkpoint
-from twosides.conditioning import flat, moved
 from twosides.data.tasks import Data, Stream, Task, task_named
 from twosides.denoiser import Denoiser, convert
 from twosides.schedules import Betas, FlowMatching, ScaledLinear, Schedule, Tabulated
@@ -40,6 +39,7 @@ from twosides.training.objective import Objective, Staged
 from twosides.training.recipes import recipe_named
 from twosides.training.truncation import Levels, Truncated
 from twosides.training.weightings import OutputMSE
+from twosides.trees import flat, moved
 
 OWN = "own"
 _UNKNOWABLE = ("eps", "-eps", "score", "-score")  # z and these are the same thing at pure noise

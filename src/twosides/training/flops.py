@@ -8,8 +8,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from twosides import checkpoint
-from twosides.conditioning import moved
 from twosides.denoiser import Denoiser
+from twosides.trees import moved
 
 
 def flops_per_sample(

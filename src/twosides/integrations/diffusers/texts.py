@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from twosides.conditioning import flat
 from twosides.integrations.diffusers.draw import inputs, load_pipeline, placement
 from twosides.integrations.diffusers.networks import (
     model_class,
@@ -28,12 +27,13 @@ from twosides.integrations.diffusers.networks import (
     read_index,
 )
 from twosides.integrations.diffusers.required import SPOKEN
+from twosides.trees import flat
 
 ANY = "a"  # whatever a text says, what it is guided away from is the same
 
 
 class Texts:
-    """Texts as a pipeline's conditioning: (1, ...) each, by `conditioning.flat` names, on the CPU.
+    """Texts as a pipeline's conditioning: (1, ...) each, by `trees.flat` names, on the CPU.
 
     size: of the pictures, which some networks are told beside the text.
 

@@ -1,7 +1,7 @@
-"""Conditioning in two forms: nested as networks take it, flat with a name for each tensor.
+"""Dictionaries in dictionaries, and the same flat, with a name of its own for each leaf.
 
-    {"encoder_hidden_states": a, "added_cond_kwargs": {"time_ids": b}}      nested
-    {"encoder_hidden_states": a, "added_cond_kwargs.time_ids": b}           flat: stored, dropped
+    {"encoder_hidden_states": a, "added_cond_kwargs": {"time_ids": b}}      nested, as networks take
+    {"encoder_hidden_states": a, "added_cond_kwargs.time_ids": b}           flat, as files hold it
 
 >>> flat({"a": 1, "b": {"c": 2}})
 {'a': 1, 'b.c': 2}
