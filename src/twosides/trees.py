@@ -7,6 +7,8 @@
 {'a': 1, 'b.c': 2}
 >>> nested({"a": 1, "b.c": 2})
 {'a': 1, 'b': {'c': 2}}
+>>> flat({"a": {}})
+{'a': {}}
 """
 
 from __future__ import annotations
