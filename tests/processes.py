@@ -59,9 +59,9 @@ def finish(processes, folder, limit=180):
         kill(processes)
 
 
-def run(world, folder, function, *arguments):
+def run(world, folder, function, *arguments, limit=180):
     """Start and finish."""
-    finish(start(world, folder, function, *arguments), folder)
+    finish(start(world, folder, function, *arguments), folder, limit)
 
 
 def kill(processes):

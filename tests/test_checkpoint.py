@@ -121,7 +121,7 @@ def seal(folder):
     from twosides.storage import _seal
 
     (folder / "manifest.json").unlink()
-    _seal(folder)
+    _seal(folder, {})
 
 
 def truncate(name):

@@ -388,6 +388,7 @@ def test_errors(tmp_path):
 
 
 SHARDED = """
+import copy
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
@@ -407,7 +408,7 @@ class ShardedWalk(Walk):
 
 class KeepsState(Snapshots):
     def on_train_end(self, trainer, pl_module):
-        state = self.state_dict()  # and back: what a checkpoint does
+        state = copy.deepcopy(self.state_dict())  # and back: what a checkpoint does
         for average in self.averages:
             for value in average.weights.values():
                 value.zero_()

@@ -97,7 +97,17 @@ def drawn(folder):
 
 
 def tensors(folder, step=STEPS):
-    return load_tensors(folder / f"checkpoints/step-{step:08d}/tensors.safetensors")
+    return dict(leaves(load_tree(folder / f"checkpoints/step-{step:08d}")))
+
+
+def leaves(tree, path=()):
+    """All tensors of a tree by their places."""
+    if isinstance(tree, torch.Tensor):
+        yield path, tree
+    elif isinstance(tree, dict | list | tuple):
+        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        for key, value in items:
+            yield from leaves(value, (*path, key))
 
 
 def apart(a, b):
@@ -133,8 +143,10 @@ def test_a_continued_run_is_bitwise_the_uninterrupted_one(runs, tmp_path, way):
     shutil.rmtree(folder / "model")
     shutil.rmtree(folder / f"checkpoints/step-{STEPS:08d}")
     run(world, tmp_path / "said", functools.partial(train, **settings), str(folder))
-    state = f"checkpoints/step-{STEPS:08d}/tensors.safetensors"
-    for name in (state, "model/model.safetensors", METRICS):
+    state = f"checkpoints/step-{STEPS:08d}"
+    parts = [f"{state}/{path.name}" for path in (runs / way / state).glob("*.safetensors")]
+    assert len(parts) == (3 if way == "fsdp" else 1)  # what all share, and a shard of each process
+    for name in (*parts, "model/model.safetensors", METRICS):
         assert (folder / name).read_bytes() == (runs / way / name).read_bytes(), name
 
 
@@ -149,6 +161,32 @@ def test_it_continues_on_another_number_of_processes(runs, tmp_path, before, aft
     progress = load_tree(folder / f"checkpoints/step-{STEPS:08d}")["loops"]["fit_loop"]
     made = progress["epoch_loop.batch_progress"]["current"]["ready"]
     assert made == STEPS * settings.get("accumulate", 1)
+
+
+def failing(folder, rank):
+    """The process of that rank cannot write."""
+    import os
+
+    from twosides.training import sharding
+
+    save = sharding.save_tree
+
+    def fails(*arguments):
+        if os.environ["RANK"] == rank:
+            raise OSError(28, "No space left on device")
+        return save(*arguments)
+
+    sharding.save_tree = fails
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        train(folder, strategy="fsdp")
+    if os.environ["RANK"] != rank:
+        assert f"process {rank}: " in str(caught.value)
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_full_disk_on_one_ends_all_with_the_reason(tmp_path, rank):
+    run(2, tmp_path / "said", failing, str(tmp_path / "run"), rank, limit=60)
+    assert list((tmp_path / "run/checkpoints").iterdir()) == []
 
 
 def attached(folder, strategy):

@@ -4,6 +4,7 @@ import math
 import os
 import pickle
 import random
+import re
 import resource
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from twosides.storage import (
     load_tree,
     recover,
     remove_folder,
+    save_tensors,
     save_tree,
     verify_folder,
     write_file,
@@ -269,6 +271,9 @@ def hostile(folder: Path, node: object, data: bytes | None = None) -> Path:
         {"float": "one"},
         {"tensor": "b"},
         {"tensor": ["a"]},
+        {"sharded": "a"},
+        {"sharded": ["a", 10**6]},
+        {"sharded": [["a"], 1]},
         [{"tensor": "a"}, {"tensor": "a"}],
         "the tensor is not used",
     ],
@@ -279,6 +284,50 @@ def test_a_tree_that_is_none_is_corrupt(tmp_path: Path, node: object) -> None:
         load_tree(hostile(tmp_path, node))
     assert caught.value.folder == tmp_path
     assert caught.value.file in ("tree.json", "tensors.safetensors")
+
+
+def sharded(folder: Path, *parts: dict[str, torch.Tensor], rows: int = 7) -> Path:
+    """A tree with "a" in shards, as several processes write it."""
+    hostile(folder, {"dict": [["w", {"tensor": "w"}], ["a", {"sharded": ["a", rows]}]]})
+    save_tensors(folder / "tensors.safetensors", {"w": torch.ones(3)})
+    for rank, part in enumerate(parts):
+        save_tensors(folder / f"shard-{rank:05}.safetensors", part)
+    return folder
+
+
+WHOLE = torch.arange(14.0).reshape(7, 2)
+CUTS = ((0, 3), (3, 6), (6, 7), (7, 7))  # as four processes share seven rows
+
+
+def test_shards_are_read_whole_or_by_rows(tmp_path: Path) -> None:
+    sharded(tmp_path, *({"a": WHOLE[a:b].clone()} for a, b in CUTS))
+    tree = load_tree(tmp_path)
+    assert torch.equal(tree["a"], WHOLE) and torch.equal(tree["w"], torch.ones(3))
+    lazy = load_tree(tmp_path, copy=False)["a"]
+    assert not isinstance(lazy, torch.Tensor) and lazy.shape == WHOLE.shape
+    for start in range(8):
+        for stop in range(8):
+            assert torch.equal(lazy[start:stop], WHOLE[start:stop]), (start, stop)
+
+
+@pytest.mark.parametrize(
+    ("parts", "reason"),
+    [
+        ([{"a": WHOLE[:3].clone()}], "has shape [3, 2], not 7 rows"),
+        ([], "is not a tree: KeyError('a')"),
+        ([{"a": WHOLE[:3].clone()}, {"a": torch.ones(4, 3)}], "are not of one tensor"),
+        ([{"a": WHOLE[:3].clone()}, {"a": WHOLE[3:].double()}], "are not of one tensor"),
+        ([{"a": torch.tensor(1.0)}], "are not of one tensor"),
+        ([{"a": WHOLE, "w": WHOLE}], "has 'w', as has tensors.safetensors"),
+        ([{"a": WHOLE, "b": WHOLE}], "has 'b', which tree.json does not name"),
+    ],
+)
+def test_shards_that_do_not_fit_are_corrupt(
+    tmp_path: Path, parts: list[dict[str, torch.Tensor]], reason: str
+) -> None:
+    for copy in (True, False):
+        with pytest.raises(CorruptFolder, match=re.escape(reason)):
+            load_tree(sharded(tmp_path, *parts), copy=copy)
 
 
 @pytest.mark.parametrize("depth", [70, 5_000, 1_000_000])

@@ -42,13 +42,11 @@ def live(folder, mode, death=None):
 
 def kept(folder):
     """What a run leaves: the bytes that must not depend on what happened to it."""
-    names = [
-        f"checkpoints/step-{STEPS:08d}/tensors.safetensors",
-        f"checkpoints/step-{STEPS - 5:08d}/tensors.safetensors",
-        "model/model.safetensors",
-        "logs/metrics.csv",
-    ]
-    return {name: (Path(folder) / name).read_bytes() for name in names}
+    folder = Path(folder)
+    states = [folder / f"checkpoints/step-{step:08d}" for step in (STEPS - 5, STEPS)]
+    paths = [path for state in states for path in sorted(state.glob("*.safetensors"))]
+    paths += [folder / "model/model.safetensors", folder / "logs/metrics.csv"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def strike(processes, choice, seconds):
@@ -90,7 +88,9 @@ def torture(kills, mode, seed, folder, tell=print):
             tell(f"{mode}, seed {seed}: {done} of {kills} kills, about {left:.0f} s left")
         finish(start(world, folder / "said", live, str(torn), mode), folder / "said")
         runs += 1
-        for name, data in kept(torn).items():
+        found = kept(torn)
+        assert found.keys() == wanted.keys(), f"seed {seed}, run {runs}: other files in {torn}"
+        for name, data in found.items():
             assert data == wanted[name], f"seed {seed}, run {runs}: {torn / name} differs"
         hidden = [path.name for path in (torn / "checkpoints").iterdir() if path.name[0] == "."]
         assert not hidden, f"seed {seed}, run {runs}: {hidden} was left"

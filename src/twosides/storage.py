@@ -21,6 +21,7 @@ tuples, numbers, strings and tensors; nothing is ever pickled, so loading runs n
 import errno
 import glob
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -29,7 +30,7 @@ import shutil
 import sys
 import warnings
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, cast
@@ -42,12 +43,16 @@ if sys.platform != "win32":
     import fcntl
 
 MANIFEST, TREE, TENSORS = "manifest.json", "tree.json", "tensors.safetensors"
+SHARDS = "shard-{:05}.safetensors"
 MAX_HEADER = 8 << 20
 MAX_JSON = 64 << 20
 MAX_DEPTH = 64
 
 Tree: TypeAlias = Any
 """None, bool, int, float, str, tensor, or a list, tuple or dict (str or int keys) of trees."""
+
+Records: TypeAlias = dict[str, dict[str, int | str]]
+"""What a manifest says of each file: its size and its SHA-256."""
 
 T = TypeVar("T")
 
@@ -122,12 +127,13 @@ def write_file(path: str | Path, data: bytes) -> None:
             raise
 
 
-def commit_folder(path: str | Path, write: Callable[[Path], None]) -> None:
+def commit_folder(path: str | Path, write: Callable[[Path], Records | None]) -> None:
     """Make the folder `path` out of the files that `write(folder)` puts into a temporary one.
 
     The folder appears complete, with its manifest and flushed to the disk, or not at all: an
     error leaves what was there. A folder that is replaced steps aside as `.old-<name>-<pid>`
     until the new one stands in its place; `recover` brings it back after a kill in between.
+    `write` may return the records of files that are flushed already, by other processes too.
     """
     path = Path(path).absolute()
     with _explained("folder", path):
@@ -138,8 +144,7 @@ def commit_folder(path: str | Path, write: Callable[[Path], None]) -> None:
             temporary = _beside(path, "tmp")
             try:
                 os.mkdir(temporary)
-                write(temporary)
-                _seal(temporary)
+                _seal(temporary, write(temporary) or {})
                 _swap(temporary, path)
             except BaseException:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -221,16 +226,21 @@ def _swap(new: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _seal(folder: Path) -> None:
-    manifest: dict[str, dict[str, int | str]] = {}
+def _seal(folder: Path, known: Records) -> None:
+    manifest: Records = {}
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if not entry.is_file(follow_symlinks=False) or entry.name == MANIFEST:
             raise ValueError(f"{entry.path} cannot be committed; write plain files only")
-        manifest[entry.name] = {"size": entry.stat().st_size, "sha256": _sha256(Path(entry.path))}
-        _flush(Path(entry.path))
+        manifest[entry.name] = known.get(entry.name) or _record(Path(entry.path))
     _write(folder / MANIFEST, [json.dumps(manifest, indent=1).encode()])
     _flush(folder / MANIFEST)
     _flush(folder)
+
+
+def _record(path: Path) -> dict[str, int | str]:
+    """Size and checksum of a file, which is flushed to the disk."""
+    _flush(path)
+    return {"size": path.stat().st_size, "sha256": _sha256(path)}
 
 
 def _verify_file(folder: Path, name: str, record: dict[str, Any]) -> None:
@@ -377,11 +387,18 @@ def _explained(what: str, path: Path) -> Generator[None, None, None]:
 # --- Trees of tensors ------------------------------------------------------------------------
 
 
-def save_tree(folder: str | Path, tree: Tree) -> None:
-    """Write a tree as `tensors.safetensors` and `tree.json`, which `load_tree` reads back equal.
+def save_tree(folder: str | Path, tree: Tree, rank: int = 0) -> Records:
+    """Write a tree, which `load_tree` reads back equal; the records of its files.
 
     OrderedDict and defaultdict come back as dict; tensors come back contiguous, on the CPU,
     without gradient and without sharing memory. Anything else is a TypeError.
+
+        tree.json                 everything but the tensors
+        tensors.safetensors       the tensors
+        shard-00003.safetensors   of sharded tensors (DTensors), the rows of process number 3
+
+    All processes that hold shards save the same tree, each with its `rank`, and nothing is
+    gathered; what is not sharded is written by rank 0.
     """
     tensors: dict[str, Tensor] = {}
     node = _encode(tree, (), tensors)
@@ -392,22 +409,23 @@ def save_tree(folder: str | Path, tree: Tree) -> None:
             f"the tree without its tensors takes {len(data)} bytes of JSON, more than {MAX_JSON}; "
             "store long lists of numbers as tensors"
         )
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    save_tensors(Path(folder) / TENSORS, tensors)
-    _write(Path(folder) / TREE, [data])
+    folder, written = Path(folder), []
+    folder.mkdir(parents=True, exist_ok=True)
+    if shards := {name: _rows_of(t) for name, t in tensors.items() if hasattr(t, "to_local")}:
+        written.append(folder / SHARDS.format(rank))
+        save_tensors(written[-1], shards)
+    if rank == 0:
+        written += [folder / TENSORS, folder / TREE]
+        save_tensors(folder / TENSORS, {n: t for n, t in tensors.items() if n not in shards})
+        _write(folder / TREE, [data])
+    return {path.name: _record(path) for path in written}
 
 
-def help_save_tree(tree: Tree) -> None:
-    """The part of the other processes while one of them saves the same tree of sharded tensors.
-
-    `save_tree` gathers sharded tensors (DTensors) one at a time, and all who hold shards must take
-    part. The writer holds one whole tensor at a time; nobody holds the whole tree.
-    """
-    tensors: dict[str, Tensor] = {}
-    _encode(tree, (), tensors)
-    for _, tensor in _aligned(tensors):
-        if tensor.numel():
-            whole(tensor.detach())
+def _rows_of(tensor: Any) -> Tensor:
+    """This process's part of a DTensor."""
+    if [str(placement) for placement in tensor.placements] not in (["S(0)"], ["Shard(dim=0)"]):
+        raise TypeError(f"only tensors sharded by rows can be stored, not by {tensor.placements}")
+    return tensor.detach().to_local()
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -416,18 +434,45 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor if gather is None else gather()
 
 
+class Rows:
+    """A tensor whose rows lie in several files, in their order; `rows[a:b]` reads what it needs."""
+
+    def __init__(self, parts: list[Any]) -> None:
+        """From safetensors' slices; ValueError if they are no parts of one tensor."""
+        self.parts, shapes = parts, [part.get_shape() for part in parts]
+        kinds = {(part.get_dtype(), *shape[1:]) for part, shape in zip(parts, shapes, strict=True)}
+        if len(kinds) > 1 or not all(shapes):
+            raise ValueError(f"shards of shapes {shapes} and kinds {kinds} are not of one tensor")
+        self.ends = list(itertools.accumulate(shape[0] for shape in shapes))
+        self.shape = torch.Size([self.ends[-1], *shapes[0][1:]])
+
+    def __deepcopy__(self, memo: object) -> "Rows":
+        return self  # files do not change
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        """The rows of a slice without a step."""
+        start, stop, _ = rows.indices(self.shape[0])
+        begins = [0, *self.ends]
+        cuts = [
+            part[max(start - begin, 0) : stop - begin]
+            for part, begin, end in zip(self.parts, begins, self.ends, strict=False)
+            if start < end and begin < stop
+        ]
+        return torch.cat(cuts or [self.parts[0][0:0]])
+
+
 def load_tree(folder: str | Path, *, copy: bool = True) -> Tree:
     """Read what `save_tree` wrote; raise `CorruptFolder` if it is not that.
 
-    Without `copy` the tensors are views of the file, read when they are used: for a reader that
-    takes small parts of them at once and lets go.
+    Without `copy` the tensors are views of the file, and sharded ones are `Rows`, read when they
+    are used: for a reader that takes small parts of them at once and lets go.
     """
     folder = Path(folder).absolute()
     document = read_json(folder / TREE)
     if document.get("format") != "twosides tree" or document.get("version") != 1:
         found = (document.get("format"), document.get("version"))
         raise CorruptFolder(folder, TREE, f"is {found}, this is a reader of ('twosides tree', 1)")
-    tensors = load_tensors(folder / TENSORS, copy=copy)
+    tensors = _load_shards(folder, load_tensors(folder / TENSORS, copy=copy), copy)
     try:
         tree = _decode(document.get("tree"), tensors)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -435,6 +480,28 @@ def load_tree(folder: str | Path, *, copy: bool = True) -> Tree:
     if tensors:
         raise CorruptFolder(folder, TENSORS, f"has {min(tensors)!r}, which {TREE} does not name")
     return tree
+
+
+def _load_shards(folder: Path, tensors: dict[str, Tensor], copy: bool) -> dict[str, Tensor | Rows]:
+    """`tensors` and those whose rows are in files of several processes."""
+    found: dict[str, Tensor | Rows] = {**tensors}
+    parts: defaultdict[str, list[Any]] = defaultdict(list)
+    for rank in itertools.count():
+        path = folder / SHARDS.format(rank)
+        if not path.exists():
+            break
+        file = open_tensors(path)
+        for name in file.keys():
+            parts[name].append(file.get_slice(name))
+    for name, slices in parts.items():
+        try:
+            rows = Rows(slices)
+        except ValueError as error:
+            raise CorruptFolder(folder, SHARDS.format(0), f"has {name!r}: {error}") from None
+        if name in found:
+            raise CorruptFolder(folder, SHARDS.format(0), f"has {name!r}, as has {TENSORS}")
+        found[name] = rows[:] if copy else rows
+    return found
 
 
 def _encode(value: Tree, path: tuple[str, ...], tensors: dict[str, Tensor]) -> Tree:
@@ -453,7 +520,8 @@ def _encode(value: Tree, path: tuple[str, ...], tensors: dict[str, Tensor]) -> T
     if kind in _DICTS:
         return {_DICTS[kind]: [_encode_item(key, value[key], path, tensors) for key in value]}
     if (kind in _TENSORS or hasattr(kind, "full_tensor")) and _storable(value):
-        return {"tensor": _put(value, path, tensors)}
+        name = _put(value, path, tensors)
+        return {"sharded": [name, len(value)]} if hasattr(kind, "to_local") else {"tensor": name}
     raise TypeError(_refusal(value, path))
 
 
@@ -489,7 +557,7 @@ def _put(tensor: Tensor, path: tuple[str, ...], tensors: dict[str, Tensor]) -> s
     return name
 
 
-def _decode(node: Tree, tensors: dict[str, Tensor], depth: int = 0) -> Tree:
+def _decode(node: Tree, tensors: dict[str, Any], depth: int = 0) -> Tree:
     if depth > MAX_DEPTH:
         raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
     if isinstance(node, list):
@@ -500,7 +568,7 @@ def _decode(node: Tree, tensors: dict[str, Tensor], depth: int = 0) -> Tree:
     return _decode_tagged(tag, body, tensors, depth + 1)
 
 
-def _decode_tagged(tag: str, body: Tree, tensors: dict[str, Tensor], depth: int) -> Tree:
+def _decode_tagged(tag: str, body: Tree, tensors: dict[str, Any], depth: int) -> Tree:
     match tag:
         case "tuple":
             return tuple(_decode(item, tensors, depth) for item in body)
@@ -514,11 +582,16 @@ def _decode_tagged(tag: str, body: Tree, tensors: dict[str, Tensor], depth: int)
             return float(body)
         case "tensor":
             return tensors.pop(body)
+        case "sharded":
+            name, rows = body
+            if tensors[name].shape[:1] != (rows,):
+                raise ValueError(f"{name!r} has shape {[*tensors[name].shape]}, not {rows} rows")
+            return tensors.pop(name)
         case _:
             raise ValueError(f"unknown tag {tag!r}")
 
 
-def _header(tensors: dict[str, Tensor]) -> bytes:
+def _header(tensors: Mapping[str, Tensor]) -> bytes:
     header: dict[str, Tree] = {"__metadata__": {"format": "pt"}}  # which transformers ask for
     end = 0
     for name, tensor in _aligned(tensors):
@@ -535,12 +608,12 @@ def _header(tensors: dict[str, Tensor]) -> bytes:
     return data
 
 
-def _aligned(tensors: dict[str, Tensor]) -> list[tuple[str, Tensor]]:
+def _aligned(tensors: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
     """Widest elements first, so that each tensor starts at a multiple of its element size."""
     return sorted(tensors.items(), key=lambda item: -item[1].element_size())
 
 
-def _chunks(header: bytes, tensors: dict[str, Tensor]) -> Iterator[bytes | memoryview]:
+def _chunks(header: bytes, tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
     """The file piece by piece.
 
     safetensors' own writer hides the errno of a full disk and its `save` doubles the memory.
@@ -553,9 +626,21 @@ def _chunks(header: bytes, tensors: dict[str, Tensor]) -> Iterator[bytes | memor
             yield plain.reshape(-1).view(torch.uint8).numpy().data
 
 
-def save_tensors(path: str | Path, tensors: dict[str, Tensor]) -> None:
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors as a safetensors file and flush it."""
     _write(Path(path), _chunks(_header(tensors), tensors))
+
+
+def help_save_tensors(parts: Iterable[Mapping[str, Tensor]]) -> None:
+    """The part of the other processes while one of them saves the same sharded tensors.
+
+    `save_tensors` gathers DTensors one at a time, and all who hold shards must take part. The
+    writer holds one whole tensor at a time, and nobody holds them all.
+    """
+    for tensors in parts:
+        for _, tensor in _aligned(tensors):
+            if tensor.numel():
+                whole(tensor.detach())
 
 
 def load_tensors(path: str | Path, *, copy: bool = True) -> dict[str, Tensor]:

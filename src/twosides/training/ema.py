@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from twosides.storage import whole
+from twosides.storage import Rows, whole
 
 
 def gamma_of(sigma_rel: float) -> float:
@@ -106,12 +106,20 @@ def _let_go(module: nn.Module) -> None:
             part.reshard()
 
 
-def shard_like(value: Tensor, like: Tensor) -> Tensor:
-    """This process's part of a whole tensor, where `like` is sharded; else the tensor itself."""
-    from torch.distributed.tensor import DTensor, distribute_tensor
+def shard_like(value: Tensor | Rows, like: Tensor) -> Tensor:
+    """This process's rows of a whole tensor, where `like` is sharded; else the whole tensor."""
+    from torch.distributed.tensor import DTensor
 
-    if not isinstance(like, DTensor) or isinstance(value, DTensor):
+    if isinstance(value, DTensor):
         return value
-    mesh, placements = like.device_mesh, like.placements
-    # Each process has the whole value, so that nothing need be sent.
-    return distribute_tensor(value.to(mesh.device_type), mesh, placements, src_data_rank=None)
+    if not isinstance(like, DTensor):
+        return value[:] if isinstance(value, Rows) else value
+    mesh, count = like.device_mesh, like.shape[0]
+    share = -(-count // mesh.size())  # as torch.chunk: the last ones may get less, or nothing
+    start = min(share * mesh.get_local_rank(), count)
+    local = value[start : min(start + share, count)].to(like.device, copy=True).contiguous()
+    stride = torch.empty(like.shape, device="meta").stride()
+    # With the whole's shape, which a process cannot tell from its own rows.
+    return DTensor.from_local(
+        local, mesh, like.placements, run_check=False, shape=like.shape, stride=stride
+    )

@@ -1,23 +1,31 @@
-"""Networks that no single device holds: FSDP2 with ordinary checkpoints.
+"""Networks that no single device holds: FSDP2, with checkpoints that any number of processes reads.
 
 Parameters, gradients, optimizer state and averages are DTensors, a shard on every process; the
-whole parameters of a block are gathered when it computes. A checkpoint is gathered too, tensor by
-tensor while the first process writes it: it is the same folder that one process would write, and
-any number of processes continues from it. That costs the first process the memory of one whole
-tensor, and time in proportion to the model rather than to a shard; on loading, every process checks
-the folder, and takes its shards from the file without reading all of it into memory.
+whole parameters of a block are gathered when it computes. Every process writes its own shards of a
+checkpoint and their checksum, into one folder that appears when all are done, so that it takes the
+time of the largest shard. On loading every process checks the folder and reads its own rows, of
+however many processes they are.
 """
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
+from torch import distributed as dist
 
-from twosides.storage import help_save_tree, load_tree, verify_folder
+from twosides.storage import (
+    Records,
+    Rows,
+    commit_folder,
+    load_tree,
+    save_tree,
+    verify_folder,
+)
 from twosides.training.ema import shard_like
 
 
@@ -73,11 +81,33 @@ class Sharded(ModelParallelStrategy):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None
     ) -> None:
-        """One process writes, all gather."""
+        """All write, the first one commits; OSError on all if it failed on one."""
         if self.is_global_zero:
-            self.checkpoint_io.save_checkpoint(checkpoint, filepath, storage_options)
+            commit_folder(filepath, lambda folder: self._write(checkpoint, folder))
         else:
-            help_save_tree(checkpoint)
+            self._write(checkpoint)
+
+    def _write(self, checkpoint: dict[str, Any], folder: Path | None = None) -> Records:
+        """This process's part, into the first one's folder; the records of all parts."""
+        target = self.broadcast(folder)
+        assert target is not None
+        try:
+            if not target.is_dir():
+                raise FileNotFoundError(f"{target} is on one machine only; choose a shared folder")
+            said = save_tree(target, checkpoint, self.global_rank)
+        except Exception as error:  # the others wait for a word
+            self._gathered(error)
+            raise
+        return {name: record for part in self._gathered(said) for name, record in part.items()}
+
+    def _gathered(self, said: Records | Exception) -> list[Records]:
+        """What every process says; OSError if one of them has failed."""
+        everyone: list[Any] = [None] * self.world_size
+        dist.all_gather_object(everyone, said)
+        failed = [f"process {i}: {e}" for i, e in enumerate(everyone) if isinstance(e, Exception)]
+        if failed and not isinstance(said, Exception):
+            raise OSError(errno.EIO, "; ".join(failed))
+        return everyone
 
     def load_checkpoint(
         self, checkpoint_path: Any, weights_only: bool | None = None
@@ -107,9 +137,9 @@ class Sharded(ModelParallelStrategy):
 
 
 def _part(value: Any, like: Tensor | None) -> Any:
-    if not isinstance(value, Tensor):
+    if not isinstance(value, Tensor | Rows):
         return value
     if like is None or like.shape != value.shape:
-        return value.clone()
+        return value[:] if isinstance(value, Rows) else value.clone()
     part = shard_like(value, like)
     return part.clone() if part is value else part

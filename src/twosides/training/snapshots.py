@@ -2,8 +2,8 @@
 
     run/snapshots/step-00002000/   average-0.safetensors  average-1.safetensors  snapshot.json
 
-Averages stay where the weights are: of sharded weights (DTensor) each process averages its shards,
-and they are gathered only when a snapshot or a checkpoint is written.
+Averages stay where the weights are: of sharded weights (DTensor) each process averages its shards.
+They are gathered only when a snapshot is written, one tensor at a time.
 """
 
 from __future__ import annotations
@@ -17,10 +17,15 @@ from typing import Any, cast
 
 import lightning.pytorch as lightning
 import torch
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch import nn
 
-from twosides.storage import CorruptFolder, commit_folder, save_tensors
+from twosides.storage import (
+    CorruptFolder,
+    commit_folder,
+    help_save_tensors,
+    save_tensors,
+    whole,
+)
 from twosides.training.ema import PowerEMA
 from twosides.training.posthoc import ABOUT, FOLDER, Snapshot, average_file, read_snapshot
 
@@ -80,11 +85,8 @@ class Snapshots(lightning.Callback):
             self._write(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        """Averages, gathered, and counters."""
-        states = [
-            {**average.state_dict(), "weights": _gathered(average)} for average in self.averages
-        ]
-        return {"run": self.run, "averages": states}
+        """Averages and counters."""
+        return {"run": self.run, "averages": [average.state_dict() for average in self.averages]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Kept until training starts."""
@@ -99,11 +101,7 @@ class Snapshots(lightning.Callback):
             )
         self.run = str(state["run"])
         for average, stored in zip(self.averages, state["averages"], strict=True):
-            weights = {
-                name: _sharded_like(average.weights.get(name), value)
-                for name, value in stored["weights"].items()
-            }
-            average.load_state_dict({**stored, "weights": weights})
+            average.load_state_dict(stored)
 
     def _write(self, trainer: Any) -> None:
         step = self.averages[0].steps
@@ -111,15 +109,15 @@ class Snapshots(lightning.Callback):
         # Gathering needs all processes, and only the first one's disk counts.
         if trainer.strategy.broadcast(trainer.is_global_zero and self._there(folder, step)):
             return
-        gathered = [_gathered(average) for average in self.averages]
+        weights = [average.weights for average in self.averages]
         if not trainer.is_global_zero:
-            return
+            return help_save_tensors(weights)
         about = {"format": "twosides snapshot", "version": 1, "step": step, "run": self.run}
         text = json.dumps({**about, "sigma_rels": list(self.sigma_rels)}, indent=1)
 
         def write(target: Path) -> None:
-            for number, weights in enumerate(gathered):
-                save_tensors(target / average_file(number), weights)
+            for number, tensors in enumerate(weights):
+                save_tensors(target / average_file(number), tensors)
             (target / ABOUT).write_text(text, encoding="utf-8")
 
         commit_folder(folder, write)
@@ -143,26 +141,11 @@ def _averaged(pl_module: Any) -> nn.Module:
     return cast(nn.Module, getattr(pl_module, "denoiser", pl_module))
 
 
-def _gathered(average: PowerEMA) -> dict[str, Tensor]:
-    return {name: _whole(value) for name, value in average.weights.items()}
-
-
-def _whole(value: Tensor) -> Tensor:
-    whole = value.detach()
-    return (whole.full_tensor() if isinstance(whole, DTensor) else whole).cpu()
-
-
-def _sharded_like(like: Tensor | None, value: Tensor) -> Tensor:
-    if not isinstance(like, DTensor):
-        return value
-    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
-
-
 def _fingerprint(module: nn.Module) -> str:
     """A run is known by the weights that it began with."""
     digest = hashlib.sha256()
     for name, value in module.named_parameters():
-        plain = _whole(value).contiguous().reshape(-1).view(torch.uint8)
+        plain = whole(value.detach()).cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(name.encode() + b"\0")
         digest.update(plain.numpy().data)
     return digest.hexdigest()[:16]
