@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,37 +29,16 @@ from twosides.denoiser import Denoiser
 from twosides.progress import bar
 from twosides.randomness import PerSample
 from twosides.schedules import Cosine, FlowMatching
-from twosides.training.adaptive import Adaptive, LevelBins, shares
+from twosides.training.adaptive import Adaptive, LevelBins
 from twosides.training.densities import Density, FromSchedule, Normal, Uniform
 from twosides.training.ema import PowerEMA
 from twosides.training.objective import Losses, Objective
 from twosides.training.recipes import recipes
+from twosides.training.truncation import Truncated
 from twosides.training.weightings import ELBO, Sigmoid, Weighting
 
 BATCH, HELD_OUT, LOW, HIGH = 128, 1024, -8.0, 8.0
 REFERENCE = "uniform t"
-
-
-@dataclass(frozen=True)
-class Within(Density):
-    """A density between LOW and HIGH, so that all have the same integral to estimate."""
-
-    base: Density
-
-    @functools.cached_property
-    def _shares(self) -> tuple[float, float]:
-        return shares(self.base, LOW, HIGH)
-
-    def logsnr(self, u: Tensor) -> Tensor:
-        """The base's, between the two ends."""
-        above, below = self._shares
-        return self.base.logsnr(above + u * (below - above)).clamp(LOW, HIGH)
-
-    def log_prob(self, logsnr: Tensor) -> Tensor:
-        """The base's, normalised."""
-        above, below = self._shares
-        inside = self.base.log_prob(logsnr) - torch.tensor(below - above).double().log()
-        return torch.where((logsnr >= LOW) & (logsnr <= HIGH), inside, -torch.inf)
 
 
 WEIGHTINGS: dict[str, Weighting] = {
@@ -70,12 +48,13 @@ WEIGHTINGS: dict[str, Weighting] = {
     "SD3": recipes["sd3"].weighting,
     "EDM": recipes["edm"].weighting,
 }
+# Between LOW and HIGH, so that all have the same integral to estimate.
 DENSITIES: dict[str, Density] = {
     "uniform logsnr": Uniform(LOW, HIGH),
-    "cosine t": Within(FromSchedule(Cosine())),
-    REFERENCE: Within(FromSchedule(FlowMatching())),
-    "logit-normal": Within(Normal.logit_normal(0, 1)),
-    "EDM's": Within(Normal.log_normal_sigma(-1.2, 1.2)),
+    "cosine t": Truncated(FromSchedule(Cosine()), LOW, HIGH),
+    REFERENCE: Truncated(FromSchedule(FlowMatching()), LOW, HIGH),
+    "logit-normal": Truncated(Normal.logit_normal(0, 1), LOW, HIGH),
+    "EDM's": Truncated(Normal.log_normal_sigma(-1.2, 1.2), LOW, HIGH),
 }
 DRAWN = {"independent": False, "stratified": True}
 

@@ -139,17 +139,6 @@ class LevelBins(nn.Module):
         return Entropic(tuple(at.tolist()), tuple(mse.tolist()), rescaled)
 
 
-def shares(density: Density, low: float, high: float) -> tuple[float, float]:
-    """The parts of a density above logsnr `high` and above `low`: the u of both, by bisection."""
-    ends = torch.tensor([high, low], dtype=torch.float64)
-    before, after = torch.zeros_like(ends), torch.ones_like(ends)
-    for _ in range(60):
-        middle = 0.5 * (before + after)
-        above = density.logsnr(middle) > ends
-        before, after = torch.where(above, middle, before), torch.where(above, after, middle)
-    return float(before[0]), float(after[1])
-
-
 class _Line(NamedTuple):
     """A density linear between knots, normalised: (K,) knots and heights, (K - 1,) masses."""
 
@@ -213,8 +202,9 @@ class Adaptive(Density):
 
     @functools.cached_property
     def _shares(self) -> tuple[float, float]:
+        """The parts of the base above the bins, and above their lower end."""
         low, high = self.bins.edges[[0, -1]].tolist()
-        return shares(self.base, low, high)
+        return self.base.share_above(high), self.base.share_above(low)
 
     def _line(self) -> _Line:
         bins = self.bins

@@ -48,6 +48,14 @@ class Density(abc.ABC):
         """The logarithm of what a sample's loss is divided by: p, so that p does not matter."""
         return self.log_prob(logsnr)
 
+    def share_above(self, logsnr: float) -> float:
+        """The probability of levels above `logsnr`, its u: by bisection to the last bit."""
+        low, high = 0.0, 1.0
+        while low < (middle := low + (high - low) / 2) < high:
+            above = float(self.logsnr(torch.tensor(middle, dtype=torch.float64))) > logsnr
+            low, high = (middle, high) if above else (low, middle)
+        return 0.0 if high < 1e-300 else high
+
     def shifted(self, factor: float) -> Density:
         """`logsnr - 2 log(factor)`: levels drawn as on a shifted schedule; > 1 is noisier."""
         return Shifted(self, factor)
@@ -121,6 +129,13 @@ class Uniform(Density):
 
     low: float
     high: float
+
+    def __post_init__(self) -> None:
+        """ValueError for ends that are not finite, or in the wrong order."""
+        if not -math.inf < self.low < self.high < math.inf:
+            raise ValueError(
+                f"a uniform density needs finite low < high, got {self.low}, {self.high}"
+            )
 
     def logsnr(self, u: Tensor) -> Tensor:
         """`high - u (high - low)`."""

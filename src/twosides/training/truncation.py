@@ -68,15 +68,8 @@ class Truncated(Density):
     @functools.cached_property
     def _part(self) -> tuple[float, float]:
         """Where the part of (0, 1) begins, and its length: the probability of [low, high]."""
-        first, last = self._place(self.high), self._place(self.low)
+        first, last = self.base.share_above(self.high), self.base.share_above(self.low)
         return first, last - first
-
-    def _place(self, logsnr: float) -> float:
-        low, high = 0.0, 1.0
-        while low < (middle := low + (high - low) / 2) < high:
-            above = float(self.base.logsnr(torch.tensor(middle, dtype=torch.float64))) > logsnr
-            low, high = (middle, high) if above else (low, middle)
-        return 0.0 if high < 1e-300 else high
 
     def logsnr(self, u: Tensor) -> Tensor:
         """The base's at `first + u length`."""

@@ -114,6 +114,11 @@ class Sigmoid(Weighting):
 
     bias: float = 2.0
 
+    def __post_init__(self) -> None:
+        """ValueError for a bias that is not finite."""
+        if not math.isfinite(self.bias):
+            raise ValueError(f"a sigmoid needs a finite bias, got {self.bias}")
+
     def log(self, logsnr: Tensor) -> Tensor:
         """`log sigmoid(bias - logsnr)`."""
         return torch.nn.functional.logsigmoid(self.bias - logsnr)
@@ -123,7 +128,9 @@ class Sigmoid(Weighting):
 
 
 def soft_min_snr(gamma: float = 5.0) -> Sigmoid:
-    """`gamma / (gamma + SNR)`, on the error of eps [Crowson+ 2024]."""
+    """`gamma / (gamma + SNR)`, on the error of eps [Crowson+ 2024]; ValueError for gamma <= 0."""
+    if not 0 < gamma < math.inf:
+        raise ValueError(f"soft-min-SNR needs a finite gamma > 0, got {gamma}")
     return Sigmoid(math.log(gamma))
 
 
@@ -188,6 +195,11 @@ class Power(Weighting):
     """`SNR^exponent`: -1/2 on the error of eps is debiased estimation [Yu+ 2023], -1 is x's."""
 
     exponent: float
+
+    def __post_init__(self) -> None:
+        """ValueError for an exponent that is not finite."""
+        if not math.isfinite(self.exponent):
+            raise ValueError(f"a power of the SNR needs a finite exponent, got {self.exponent}")
 
     def log(self, logsnr: Tensor) -> Tensor:
         """`exponent logsnr`."""
