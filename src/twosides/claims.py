@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from twosides.storage import write_file
+from twosides.storage import read_json, write_file
 from twosides.trees import flat
 
 
@@ -25,7 +25,7 @@ def claim(path: Path, identity: Mapping[str, Any], holds: str = "") -> None:
     # Listed first: other processes of the run may be writing the file now, before their work.
     there = [found for found in folder.glob("*") if not found.name.startswith(".")]
     if path.exists():
-        _refuse_another(folder, json.loads(path.read_text(encoding="utf-8")), wanted)
+        _refuse_another(folder, read_json(path), wanted)
     elif folder.exists() and (not folder.is_dir() or (holds and there)):
         raise ValueError(f"{folder} exists and holds no {holds or 'run'}; choose a new folder")
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,11 +22,12 @@ from twosides.sampling.grids import GRIDS, Grid
 from twosides.sampling.sample import sample
 from twosides.sampling.samplers import Sampler, sampler_named
 from twosides.sampling.stochasticity import STOCHASTICITIES
-from twosides.schedules import Schedule, schedule_named
+from twosides.schedules import Cosine, Schedule, schedule_named
 from twosides.storage import write_file
 from twosides.trees import nested
 
 BATCH = 250  # samples that are drawn at once
+ONE_FILE = 100_000  # samples that are kept in memory until their file is written
 
 
 def chosen_sampler(
@@ -86,7 +88,7 @@ def sample_model(
     noise: str | None,
     grid: str | None,
     compat: str | None,
-    count: int,
+    count: int | None,
     labels: str | None,
     guidance: float,
     seed: int,
@@ -103,6 +105,11 @@ def sample_model(
     """
     if out.suffix not in (".png", ".npy"):
         raise ValueError(f"{out}: samples are written as .png or .npy, not {out.suffix!r}")
+    if count is not None and count > ONE_FILE:
+        raise ValueError(
+            f"{count} samples are too many for {out}, at most {ONE_FILE} go into one file; name a "
+            "folder as --out, which takes any number in shards"
+        )
     chosen = chosen_sampler(sampler, noise, grid, compat, folder)
     where = schedule_named(schedule) if schedule else None
     said = encoded_by(checkpoint.read_config(folder))
@@ -206,7 +213,7 @@ def sample_shape(folder: Path) -> tuple[int, ...]:
 
 def model_samples(
     folder: Path,
-    count: int,
+    count: int | None = None,
     *,
     sampler: str | Sampler = "ddim",
     steps: int = 20,
@@ -218,24 +225,31 @@ def model_samples(
     batch: int = BATCH,
     told: Told | None = None,
 ) -> Tensor:
-    """Samples of a model folder, of all classes in turn unless labels are given; shows a bar."""
+    """Samples of a model folder, of the labels, by default all classes, in turn; shows a bar.
+
+    count: by default one of each label, if they are given, one of a prompt, or 26.
+    schedule: by default the model's own, or, where it says nothing at pure noise, cosine(-12, 12).
+
+    Warns of samples that are not finite.
+    """
     denoiser = checkpoint.load(folder, trust_code=trust_code)
     config, shape = checkpoint.read_config(folder), sample_shape(folder)
     if told is None:
         wordless(config)
     classes = config.get("classes", "")
-    drawn: str | list[str] | None = labels
-    if drawn is None and classes:
-        drawn = [classes[i % len(classes)] for i in range(count)]
+    of = label_tensor(classes if labels is None else labels, classes)
+    if labels is not None and not len(of):
+        raise ValueError("no label was given; name some, or leave them out for all classes")
+    if count is None:
+        count = len(of) if labels is not None else 26 if told is None else 1
     conditioning: dict[str, Tensor] = {}
     if told is not None:
         conditioning |= {k: row.expand(count, *row.shape[1:]) for k, row in told.row.items()}
-    if drawn is not None:
-        conditioning["class_labels"] = label_tensor(drawn, classes)
-        count = len(conditioning["class_labels"])
+    if len(of):
+        conditioning["class_labels"] = of[torch.arange(count) % len(of)]
     null = config.get("null", {}) if told is None else told.null
     steered = guided(denoiser, guidance, null)
-    parts: list[Tensor] = []
+    parts, schedule = list[Tensor](), schedule or startable(denoiser)
     # Sample i depends on (seed, i) only, so batches change nothing but the memory they need.
     with bar("sampling", count) as tell:
         for start in range(0, count, batch):
@@ -253,7 +267,14 @@ def model_samples(
                 **given,
             )
             parts.append(x)
-    return torch.cat(parts)
+    samples = torch.cat(parts)
+    if bad := int((~samples.isfinite()).flatten(1).any(1).sum()):
+        warnings.warn(
+            f"{bad} of {count} samples of {folder} hold NaN or infinite numbers; its logs show "
+            "when training went wrong",
+            stacklevel=2,
+        )
+    return samples
 
 
 def _part_of(
@@ -283,13 +304,23 @@ def draw_classes(
     """A picture of one sample of each of the first 52 classes, or of `count`, 20 DDIM steps."""
     count = min(len(classes), 52) or count
     labels: dict[str, Any] = {"class_labels": torch.arange(count)} if classes else {}
-    x = sample(denoiser, (count, *shape), steps=20, seed=seed, **labels)
+    where = startable(denoiser)
+    x = sample(denoiser, (count, *shape), steps=20, seed=seed, schedule=where, **labels)
     return sheet(decode(x) if decode else x)
+
+
+def startable(denoiser: Denoiser) -> Schedule | None:
+    """None for its own schedule, or one that begins where a network of eps or scores says x."""
+    try:
+        denoiser.output.solve(denoiser.schedule.at(1.0))
+    except ValueError:
+        return Cosine(-12.0, 12.0)
+    return None
 
 
 def sheet(x: Tensor) -> Any:
     """A picture of samples (B, C, H, W) in rows of 13, small ones enlarged."""
-    return pictures.grid(x, columns=13, zoom=3 if x.shape[-1] < 128 else 1)
+    return pictures.grid(x, columns=min(13, len(x)), zoom=3 if x.shape[-1] < 128 else 1)
 
 
 def _encoded(x: Tensor, out: Path) -> bytes:

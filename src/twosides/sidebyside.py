@@ -7,6 +7,7 @@ losses, and the one thing that all recipes have in common: the error of eps at e
 from __future__ import annotations
 
 import html
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle
@@ -85,16 +86,24 @@ def report(
         yardstick = Yardstick.of(task, count, extractor, seed=seed, trust_code=trust_code)
     where = schedule_named(schedule) if schedule else None
     how = {**options, "schedule": where, "seed": seed, "trust_code": trust_code}
-    runs: list[Run] = []
+    runs, left_out = list[Run](), list[str]()
     for folder, title in zip(folders, _titles(folders), strict=True):
         print(f"{title}: sampling", flush=True)
-        x = model_samples(folder, count, **how)
-        run = Run(folder, title, checkpoint.read_config(folder), loss_curve(folder), x)
-        if task is not None and yardstick is not None:
-            run.measured = yardstick.measure(x, seed=seed)
-            run.errors = eps_errors(checkpoint.load(folder, trust_code=trust_code), task, seed)
+        try:
+            x = model_samples(folder, count, **how)
+            run = Run(folder, title, checkpoint.read_config(folder), loss_curve(folder), x)
+            if task is not None and yardstick is not None:
+                run.measured = yardstick.measure(x, seed=seed)
+                run.errors = eps_errors(checkpoint.load(folder, trust_code=trust_code), task, seed)
+        except ValueError as error:
+            left_out.append(f"{title} is left out: {error}")
+            continue
         runs.append(run)
-    write_file(out, _page(runs, yardstick, _how(options, schedule, seed)).encode())
+    for line in left_out:
+        warnings.warn(line, stacklevel=2)
+    if not runs:
+        raise ValueError("; ".join(left_out))
+    write_file(out, _page(runs, yardstick, _how(options, schedule, seed), left_out).encode())
     return runs
 
 
@@ -134,7 +143,7 @@ def _how(options: dict[str, Any], schedule: str | None, seed: int) -> str:
 # ---------------------------------------------------------------------------- the page
 
 
-def _page(runs: list[Run], yardstick: Yardstick | None, how: str) -> str:
+def _page(runs: list[Run], yardstick: Yardstick | None, how: str, left_out: list[str]) -> str:
     named = [(run.recipe, recipe_named(run.recipe)) for run in runs if run.recipe]
     named = list(dict(named).items())
     title = f"{len(runs)} training runs, side by side" if len(runs) > 1 else runs[0].title
@@ -149,7 +158,7 @@ def _page(runs: list[Run], yardstick: Yardstick | None, how: str) -> str:
     ]
     parts = {
         "title": html.escape(title),
-        "lead": html.escape(f"Samples: {how}. {shared}"),
+        "lead": html.escape(" ".join([f"Samples: {how}. {shared}", *left_out])),
         "table": page.table(rows, escape=False),
         "notes": html.escape(_notes(yardstick)),
         "weightings": page.chart(catalogue.drawn(named, (1.0,) * len(named)), "weightings")

@@ -72,6 +72,8 @@ def export(
 
     save_as_pipeline(checkpoint.load(model, trust_code=trust_code), out, sampler)
     print(f"{out}: a diffusers pipeline, DiffusionPipeline.from_pretrained({str(out)!r})")
+    if checkpoint.read_config(model).get("classes"):
+        print("diffusers' own pipeline takes no class labels; load_denoiser of twosides does")
 
 
 def explain(model: Positional[str], /, *, steps: int = 20, mu: float | None = None) -> None:

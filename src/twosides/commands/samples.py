@@ -65,6 +65,8 @@ def sample(
     """
     from twosides.checkpoint import is_pipeline
 
+    if count is not None and count < 1:
+        raise ValueError(f"--count must be at least 1, got {count}")
     many = {"devices": devices, "batch": batch, "shard": shard}
     many = {name: value for name, value in many.items() if value is not None}
     if many and (out.suffix or is_pipeline(model)):
@@ -127,7 +129,7 @@ def sample(
         noise=noise,
         grid=grid,
         compat=compat,
-        count=(26 if prompt is None else 1) if count is None else count,
+        count=count,
         labels=labels,
         guidance=1.0 if guidance is None else guidance,
         seed=seed,
@@ -225,7 +227,7 @@ def report(
     """
     from twosides.sidebyside import report as run
 
-    run(
+    made = run(
         runs,
         out,
         data=data,
@@ -238,4 +240,4 @@ def report(
         seed=seed,
         trust_code=trust_code,
     )
-    print(f"{out}: {len(runs)} runs side by side")
+    print(f"{out}: {len(made)} runs side by side")

@@ -154,7 +154,10 @@ def task_named(name: str) -> Task:
     if ":" not in name:
         raise unknown("data set", name, [*TASKS, *(f"{kind}:..." for kind in SOURCES)])
     module, _, function = name.partition(":")
-    task = getattr(importlib.import_module(module), function)()
+    make = getattr(importlib.import_module(module), function, None)
+    if make is None:
+        raise ValueError(f"{module} has no function {function!r} that returns a Task")
+    task = make()
     if not isinstance(task, Task):
         raise TypeError(f"{name} must return a twosides.data.tasks.Task, got {type(task).__name__}")
     return task

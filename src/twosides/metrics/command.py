@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from twosides import tables
-from twosides.metrics.measures import METRICS, Measured
-from twosides.metrics.sources import Yardstick, samples_of
+from twosides.data.tasks import task_named
+from twosides.metrics.measures import METRICS, Measured, enough
+from twosides.metrics.sources import COUNT, Yardstick, is_model, samples_of
 from twosides.schedules import schedule_named
 from twosides.storage import write_file
 
@@ -36,8 +37,13 @@ def evaluate(
     chosen = tuple(metrics) or tuple(METRICS)
     where = schedule_named(schedule) if schedule else None
     options = {**options, "schedule": where, "seed": seed, "trust_code": trust_code}
+    task = task_named(data)
+    if is_model(source):
+        count = min(COUNT, task.size or COUNT) if count is None else count
+        enough(count, count)
+        enough(task.size or count, count)
     x = samples_of(source, count, **options)
-    yardstick = Yardstick.of(data, len(x), extractor, seed=seed, trust_code=trust_code)
+    yardstick = Yardstick.of(task, len(x), extractor, seed=seed, trust_code=trust_code)
     found = yardstick.measure(x, chosen, seed=seed)
     perfect = yardstick.perfect(chosen, seed=seed)
     if json_file is not None:

@@ -119,11 +119,7 @@ def measure(
     for name in metrics:
         if name not in METRICS:
             raise unknown("metric", name, METRICS)
-    if min(len(x), len(y)) < 2 * GROUPS:
-        raise ValueError(
-            f"{len(x)} samples and {len(y)} of reference are too few for standard errors; "
-            f"give at least {2 * GROUPS} of each, a thousand are better"
-        )
+    enough(len(x), len(y))
     subsets = [(x, y), *_without_groups(x, y, seed)]
     # Several metrics are fields of one function's result.
     functions = dict.fromkeys(METRICS[name].function for name in metrics)
@@ -133,6 +129,15 @@ def measure(
         if progress is not None:
             progress(done + 1, len(functions) * len(subsets))
     return {name: _measured(METRICS[name], results, len(x), len(y)) for name in metrics}
+
+
+def enough(samples: int, reference: int) -> None:
+    """ValueError for fewer than standard errors need."""
+    if min(samples, reference) < 2 * GROUPS:
+        raise ValueError(
+            f"{samples} samples and {reference} of reference are too few for standard errors; "
+            f"give at least {2 * GROUPS} of each, a thousand are better"
+        )
 
 
 def _measured(metric: Metric, results: dict[Any, list[Any]], n: int, m: int) -> Measured:

@@ -55,7 +55,10 @@ class Yardstick:
         task = task_named(data) if isinstance(data, str) else data
         size = task.size or 2 * count
         if not 1 <= count <= size:
-            raise ValueError(f"{count} rows of reference were asked of data that have {size}")
+            raise ValueError(
+                f"{count} rows of reference were asked of data that have {size}; measure fewer "
+                "samples (--count)"
+            )
         name = extractor or ("reader" if isinstance(task.data, Glyphs) else "pixels")
         chosen = extractor_named(name, trust_code=trust_code)
         pick = np.random.default_rng(seed).permutation(size)[: 2 * count]
@@ -90,7 +93,7 @@ def samples_of(source: Path, count: int | None, **options: Any) -> Tensor:
         or a run's folder, from which `count` are drawn (default 1000); options are then
         `draw.model_samples`'.
     """
-    if _is_model(source):
+    if is_model(source):
         return model_samples(source, COUNT if count is None else count, **options)
     x = read_samples(source)
     if count is not None and len(x) < count:
@@ -98,7 +101,8 @@ def samples_of(source: Path, count: int | None, **options: Any) -> Tensor:
     return x[:count]
 
 
-def _is_model(source: Path) -> bool:
+def is_model(source: Path) -> bool:
+    """Whether it is a model's or a run's folder."""
     try:
         checkpoint.model_folder(source)
     except FileNotFoundError:

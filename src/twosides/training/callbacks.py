@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,10 +106,17 @@ class Recording(lightning.Callback):
             self.flops = flops_per_sample(pl_module.denoiser, self.description, batch["batch"])
         self.seen = step
         logs, adapts = step % self.settings.log_every == 0, pl_module.bins is not None
-        taken = pl_module.take_losses(wanted=logs or adapts)
+        last = step >= self.settings.steps
+        taken = pl_module.take_losses(wanted=logs or adapts or last)
         if taken is None:
             return
         losses, extra = taken
+        if not bool(losses.loss.isfinite().all()):
+            raise ValueError(
+                f"the loss of step {step} is not finite ({float(losses.loss.mean())}); the last "
+                "checkpoint stays. Lower the learning rate, or look for NaN in the data with "
+                "`twosides data`"
+            )
         if adapts:
             pl_module.objective.observe(losses)  # pyright: ignore[reportAttributeAccessIssue]
         if logs:
@@ -165,13 +173,19 @@ class Watching(lightning.Callback):
         if self.draw and step % settings.picture_every == 0:
             averaged = self.average.averaged(first=trainer.is_global_zero)
             if averaged is not None:
-                path = self.folder / f"samples/step-{step:08d}.png"
-                path.parent.mkdir(exist_ok=True)
-                write_file(path, self.draw(averaged.to(pl_module.device)))
-        if settings.minutes:
+                self._show(averaged.to(pl_module.device), step)
+        if settings.minutes is not None:
             late = time.monotonic() - self.began > 60 * settings.minutes
             # The clocks of the processes differ, but all must stop at the same step.
             trainer.should_stop = trainer.should_stop or trainer.strategy.broadcast(late)
+
+    def _show(self, averaged: Denoiser, step: int) -> None:
+        """A picture, or why there is none: training goes on."""
+        assert self.draw is not None
+        try:
+            write_file(self.folder / f"samples/step-{step:08d}.png", self.draw(averaged))
+        except ValueError as error:
+            warnings.warn(f"no picture at step {step}: {error}", stacklevel=2)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Close the bar."""

@@ -211,11 +211,11 @@ def finetune_task(
     **settings: Any,
 ) -> Denoiser:
     """`finetune` on a task by name; `settings` are `Settings`' fields."""
+    named = {"data": task} if isinstance(task, str) else {}
     task = task if isinstance(task, Task) else task_named(task)
     wanted = Settings(null=task.null, **settings)
-    return finetune(
-        source, task.data, folder, tuning, wanted, about=task.notes, trust_code=trust_code
-    )
+    about = {**named, **task.notes}
+    return finetune(source, task.data, folder, tuning, wanted, about=about, trust_code=trust_code)
 
 
 def load(source: str | Path | Denoiser, *, trust_code: bool = False) -> Denoiser:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -43,6 +44,8 @@ from twosides.training.module import Auxiliary, Module
 from twosides.training.objective import Objective, Staged
 from twosides.training.recipes import Recipe, recipe_named
 from twosides.training.settings import Settings
+
+_LAUNCHERS = {"TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "MASTER_ADDR", "LSB_JOBID", "KUBERNETES_PORT"}
 
 __all__ = ["Batches", "Module", "Settings", "Stream", "fit", "loss_curve"]
 
@@ -101,7 +104,7 @@ def fit(
     _reaches(denoiser, objective)
     average = Averaging(denoiser, settings.sigma_rel)
     identity = {"denoiser": average.description, "settings": settings.lasting()}
-    claim(folder / "run.json", {**identity, "about": dict(about or {})})
+    claim(folder / "run.json", {**identity, "about": dict(about or {})}, holds="run")
     asked = {"steps": settings.steps, "minutes": settings.minutes}
     if _finished(folder, asked):
         return checkpoint.load(folder, trust_code=True)
@@ -118,7 +121,8 @@ def fit(
         trainer = _trainer(folder, settings, log.loggers, around)
         settings.micro_batch(trainer.world_size)
         with torch.random.fork_rng(devices=_own_gpu()):
-            trainer.fit(module, ckpt_path=checkpoints.newest_folder(), weights_only=True)
+            with _ended(trainer):
+                trainer.fit(module, ckpt_path=checkpoints.newest_folder(), weights_only=True)
     if average.result is not None:
         training = {"asked": asked, "steps": trainer.global_step, **settings.lasting()}
         notes = {"training": training, "ema": {"sigma_rel": settings.sigma_rel}, **(about or {})}
@@ -166,6 +170,19 @@ def _reaches(denoiser: Denoiser, objective: Objective | Staged) -> None:
             f"this recipe trains on logsnr {ends[1]:.4g} to {ends[0]:.4g}, but {denoiser.clock} "
             f"cannot tell all of that: {error}. Use time='c_noise', 'logsnr' or clamp=True"
         ) from error
+
+
+@contextlib.contextmanager
+def _ended(trainer: lightning.Trainer) -> Iterator[None]:
+    """Lightning leaves the program when it is interrupted, after SIGTERM as if all were well."""
+    try:
+        yield
+    except SystemExit as end:
+        if trainer.received_sigterm:
+            raise SystemExit(128 + signal.SIGTERM) from end
+        if trainer.interrupted:
+            raise KeyboardInterrupt from end
+        raise
 
 
 @contextlib.contextmanager
@@ -229,6 +246,11 @@ def _trainer(
 
 def _launched(settings: Settings) -> tuple[int | str, int]:
     """Devices of each machine and machines: what torchrun has started, where nothing is asked."""
+    if settings.nodes > 1 and not _LAUNCHERS & os.environ.keys():
+        raise ValueError(
+            f"{settings.nodes} nodes were asked, but no launcher has started this process; use "
+            "torchrun or SLURM, or set MASTER_ADDR and NODE_RANK on each"
+        )
     if settings.devices == "auto" and "TORCHELASTIC_RUN_ID" in os.environ:
         local = int(os.environ["LOCAL_WORLD_SIZE"])
         return local, int(os.environ["WORLD_SIZE"]) // local
@@ -242,6 +264,13 @@ def _own_gpu() -> list[int]:
 
 def _finished(folder: Path, asked: dict[str, Any]) -> bool:
     try:
-        return checkpoint.read_notes(folder / "model")["training"]["asked"] == asked
+        training = checkpoint.read_notes(folder / "model")["training"]
+        made = training["steps"]
     except (FileNotFoundError, KeyError):
         return False
+    if made > asked["steps"]:
+        raise ValueError(
+            f"{folder} has a model of {made} steps, more than the {asked['steps']} that were "
+            "asked; choose another folder"
+        )
+    return training["asked"] == asked

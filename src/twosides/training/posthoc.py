@@ -204,6 +204,11 @@ def reconstruct(
         raise ValueError(f"step {end} was asked, but the snapshots end at step {newest}")
     stored = [profile for snapshot in snapshots for profile in snapshot.profiles()]
     found = combine(stored, Profile(sigma_rel, float(end)))
+    if found.residual > 0.5:
+        raise ValueError(
+            f"{found.residual:.1%} of an average of sigma_rel {sigma_rel} at step {end} is missing "
+            f"from the snapshots, which begin at step {snapshots[0].step}; choose a later step"
+        )
     if found.residual > TOLERANCE:
         warnings.warn(
             f"the {len(snapshots)} snapshots do not span sigma_rel {sigma_rel} at step {end}: "
@@ -216,6 +221,7 @@ def reconstruct(
     notes = {
         "sigma_rel": sigma_rel,
         "step": end,
+        "run": snapshots[0].run,
         "residual": found.residual,
         "amplification": found.amplification,
         "snapshots": [snapshot.folder.name for snapshot in snapshots],
@@ -250,6 +256,17 @@ def _average_into(
             target.copy_(total)
 
 
+def _refuse_another(folder: Path, run: str) -> None:
+    """What is replaced is an average of the same run."""
+    if folder.exists():
+        try:
+            same = checkpoint.read_notes(folder)["ema"]["run"] == run
+        except (OSError, KeyError, TypeError, ValueError):
+            same = False
+        if not same:
+            raise ValueError(f"{folder} exists and is no average of this run; choose a new folder")
+
+
 def save_averages(
     run: str | Path,
     out: str | Path,
@@ -269,6 +286,7 @@ def save_averages(
     about, lines = checkpoint.read_notes(run), []
     for sigma_rel in sigma_rels:
         folder = Path(out) / f"ema-{sigma_rel:g}" if len(sigma_rels) > 1 else Path(out)
+        _refuse_another(folder, snapshots_of(run)[0].run)
         denoiser, notes = reconstruct(run, sigma_rel, step=step, trust_code=trust_code)
         checkpoint.save(denoiser, folder, **{**about, "ema": notes})
         lines.append(

@@ -35,6 +35,7 @@ def train_task(
     validate: measure the error by noise level, too, on data of the task that are not trained on.
     """
     chosen = recipe_named(recipe)
+    named = {"data": task} if isinstance(task, str) else {}
     task = task if isinstance(task, Task) else task_named(task)
     spec = task.network if network_file is None else read_json(network_file)
     if not spec:
@@ -52,7 +53,7 @@ def train_task(
         wanted,
         draw=_drawer(task),
         validation=_unseen(task, validate),
-        about={"recipe": recipe, **task.notes},
+        about={"recipe": recipe, **named, **task.notes},
         time=clock,
         **_units(task, chosen),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from twosides.naming import unknown
+from twosides.training.ema import gamma_of
 
 STRATEGIES = ("auto", "ddp", "fsdp")
 # Settings that decide nothing about the run: it may go on for longer, or elsewhere.
@@ -77,10 +79,20 @@ class Settings:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.snapshot_every is not None and self.snapshot_every < 1:
             raise ValueError(f"snapshot_every must be at least 1, got {self.snapshot_every}")
-        if not (self.learning_rate > 0 and 0 <= self.dropout < 1 and self.warmup >= 0):
-            raise ValueError(f"learning_rate > 0, 0 <= dropout < 1 and warmup >= 0: {self}")
-        if not (self.clip_gradients > 0 and self.workers >= 0 and (self.peak_tflops or 1) > 0):
-            raise ValueError(f"clip_gradients > 0, workers >= 0 and peak_tflops > 0: {self}")
+        for name in ("seed", "warmup", "workers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("learning_rate", "minutes", "peak_tflops"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {value}")
+        if not self.clip_gradients > 0:
+            raise ValueError(f"clip_gradients must be positive, got {self.clip_gradients}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        gamma_of(self.sigma_rel)
+        if self.devices != "auto" and not (isinstance(self.devices, int) and self.devices >= 1):
+            raise ValueError(f"devices must be 'auto' or at least 1, got {self.devices!r}")
         if self.strategy not in STRATEGIES:
             raise unknown("strategy", self.strategy, STRATEGIES)
         self.micro_batch(1)

@@ -129,6 +129,8 @@ def inputs(
         raise ValueError(f"{name} makes or takes more than pictures from noise; run it in Python")
     if "prompt" in takes:
         _check_text(pipe, prompt)
+        if negative_prompt is not None and guidance is not None and guidance <= 1:
+            raise ValueError(f"guidance {guidance} has no negative side; leave the prompt out")
         texts = {key: [given[key]] * count for key in ("prompt", "negative_prompt") if key in given}
         return given | texts
     if "class_labels" not in takes:

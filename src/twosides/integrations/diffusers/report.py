@@ -97,8 +97,10 @@ def explain(source: Any, steps: int = 20, *, mu: float | None = None) -> Report:
     mu: the logarithm of the shift, where it depends on the resolution; by default the config's
         max_shift, that of large pictures.
 
-    ValueError for schedulers that are not of Gaussian diffusion.
+    ValueError for schedulers that are not of Gaussian diffusion, and for less than one step.
     """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
     facts = _facts(source, steps, mu)
     found = (trap(facts) for trap in TRAPS)
     return Report(
