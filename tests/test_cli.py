@@ -1,5 +1,7 @@
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +77,12 @@ def test_compare_recipes_for_their_data_and_draw_them(cli, tmp_path):
         (("compare", "sd3", "edm", "--data-std", "0", "1"), "standard deviation"),
         (("sample", "/nowhere"), "holds no config.json"),
         (("sample", "/nowhere", "--out", "x.gif"), "not '.gif'"),
+        (("sample", "/nowhere", "--out", "x.npy", "--count", "0"), "--count must be at least 1"),
+        (("sample", "/nowhere", "--out", "x.npy", "--count", "200000"), "a folder as --out"),
+        (("train", "ring", "--out", "x", "--nodes", "2"), "no launcher has started this process"),
+        (("train", "ring", "--out", "x", "--minutes", "0"), "minutes must be positive"),
+        (("train", "json:nothing", "--out", "x"), "json has no function 'nothing'"),
+        (("train", "ring", "--out", "x", "--learning-rate", "1e30"), "is not finite"),
         (("train", "glyfs", "--out", "x"), "did you mean 'glyphs'"),
         (("train", "ring", "--out", "x", "--recipe", "sd33"), "did you mean 'sd3'"),
         (("trian",), "trian"),
@@ -84,6 +92,48 @@ def test_errors_are_one_clear_line(cli, words, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, err = cli(*words)
     assert code == 2 and message in err + out and "Traceback" not in err
+
+
+def test_a_folder_is_of_one_run(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/a.txt").write_text("mine")
+    words = ("--steps", 4, "--batch", 8, "--checkpoint-every", 2)
+    code, _, err = cli("train", "ring", "--out", "photos", *words)
+    assert code == 2 and "holds no run" in err
+    (tmp_path / "data.py").write_text(
+        "from twosides.data.tasks import task_named\ndef again():\n    return task_named('ring')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert cli("train", "ring", "--out", "run", *words)[0] == 0
+    model = (tmp_path / "run/model/model.safetensors").read_bytes()
+    for data, steps, message in (
+        ("data:again", 4, "about.data 'ring', not 'data:again'"),
+        ("ring", 3, "has a model of 4 steps, more than the 3 that were asked"),
+    ):
+        code, _, err = cli("train", data, "--out", "run", "--steps", steps, *words[2:])
+        assert code == 2 and message in err
+    assert (tmp_path / "run/model/model.safetensors").read_bytes() == model
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_training_that_is_told_to_stop_says_that_it_has_not_finished(tmp_path, number, status):
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from twosides.cli import main; main()"
+    )
+    words = f"train ring --out {tmp_path / 'run'} --steps 1000000 --batch 8 --checkpoint-every 20"
+    with open(tmp_path / "said.txt", "w") as said:
+        child = subprocess.Popen(
+            [sys.executable, "-c", code, *words.split()], stdout=said, stderr=said
+        )
+        while not list((tmp_path / "run").glob("checkpoints/step-*")):
+            assert child.poll() is None, (tmp_path / "said.txt").read_text()
+            time.sleep(0.05)
+        child.send_signal(number)
+        assert child.wait(60) == status, (tmp_path / "said.txt").read_text()
+    assert "Traceback" not in (tmp_path / "said.txt").read_text()
+    assert not (tmp_path / "run/model").exists()
 
 
 def test_train_sample_convert(cli, tmp_path, monkeypatch):
@@ -146,6 +196,10 @@ def test_pictures_of_letters(cli, tmp_path, monkeypatch):
     assert code == 0, err
     with Image.open("run/samples/step-00000002.png") as picture:
         assert picture.width > 100
+    score = ("--recipe", "sit-linear-score", "--steps", 2, "--batch", 4, "--picture-every", 2)
+    assert cli("train", "glyphs", "--out", "score", *score)[0] == 0
+    assert Path("score/samples/step-00000002.png").is_file()
+    assert cli("sample", "score", "--steps", 2, "--count", 2, "--out", "score.png")[0] == 0
     code, _, err = cli(
         "sample",
         "run",
@@ -161,6 +215,12 @@ def test_pictures_of_letters(cli, tmp_path, monkeypatch):
     assert code == 0, err
     with Image.open("word.png") as picture:
         assert picture.height > 16
+    code, _, err = cli(
+        "sample", "run", "--labels", "AB", "--count", 5, "--steps", 2, "--out", "few.npy"
+    )
+    assert code == 0 and len(np.load("few.npy")) == 5, err
+    code, _, err = cli("sample", "run", "--labels", "", "--out", "word.png")
+    assert code == 2 and "no label was given" in err
     code, _, err = cli("sample", "run", "--labels", "two", "--out", "word.png")
     assert code == 2 and "unknown class 't'" in err
 

@@ -257,7 +257,15 @@ def test_half_a_line_of_the_log_is_not_read(tmp_path):
         ({"batch": 10, "accumulate": 4}, "batch of 10 cannot be shared by 1 processes with 4"),
         ({"strategy": "fdsp"}, "unknown strategy 'fdsp'; did you mean 'fsdp'"),
         ({"accumulate": 0}, "accumulate must be at least 1"),
-        ({"workers": -1}, "workers >= 0"),
+        ({"workers": -1}, "workers must not be negative, got -1"),
+        ({"seed": -1}, "seed must not be negative, got -1"),
+        ({"learning_rate": float("inf")}, "learning_rate must be positive and finite, got inf"),
+        ({"minutes": 0}, "minutes must be positive and finite, got 0"),
+        ({"clip_gradients": 0}, "clip_gradients must be positive, got 0"),
+        ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
+        ({"sigma_rel": 0.5}, "got 0.5"),
+        ({"devices": 0}, "devices must be 'auto' or at least 1, got 0"),
+        ({"validate_every": 0}, "validate_every must be at least 1"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, message):
