@@ -24,8 +24,8 @@ from twosides.networks import MLP
 from twosides.sampling.samplers import samplers
 from twosides.shards import Job
 
-OPTIONS = {"steps": 100, "batch": 16, "shard": 20, "seed": 5}
-WORDS = "--steps 100 --batch 16 --shard 20 --seed 5".split()
+OPTIONS = {"steps": 60, "batch": 16, "shard": 20, "seed": 5}
+WORDS = "--steps 60 --batch 16 --shard 20 --seed 5".split()
 COUNT = 1210
 FEW = {"count": 90, "steps": 6, "batch": 16, "shard": 20, "seed": 5}
 
@@ -89,8 +89,19 @@ def start(model, out, *words, launcher=("-m", "twosides.cli"), **options):
     command += ["--count", str(COUNT), *WORDS, *words]
     pipe = subprocess.PIPE
     return subprocess.Popen(
-        command, stdout=pipe, stderr=pipe, text=True, start_new_session=True, **options
+        command,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        start_new_session=True,
+        preexec_fn=heeds_interrupts,
+        **options,
     )
+
+
+def heeds_interrupts():
+    """What a shell starts in the background, and all that it starts, may be deaf to Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def finish(model, out, **options):
@@ -115,7 +126,7 @@ def test_shards_are_the_samples_of_their_numbers(model, whole):
     rows = [0, 17, 20, 777, COUNT - 1]
     labels = torch.tensor([i % 3 for i in rows])
     expected = ts.sample(
-        ts.load(model), (5, 2), steps=100, seed=5, indices=rows, class_labels=labels
+        ts.load(model), (5, 2), steps=60, seed=5, indices=rows, class_labels=labels
     )
     np.testing.assert_allclose(x[rows], expected.numpy(), rtol=1e-5, atol=1e-6)
 
