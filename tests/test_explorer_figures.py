@@ -10,6 +10,7 @@ import torch
 import twosides as ts
 from twosides import checkpoint
 from twosides.explorer import expressions, names, problems, wire
+from twosides.explorer.figure import Invalid
 from twosides.explorer.figures import FIGURES, churn, error, model, straightness
 from twosides.networks import MLP
 
@@ -456,3 +457,11 @@ def test_a_model_of_pictures_with_classes(tmp_path):
     assert shown.arrays["v"].shape == (3, 8, 8) and shown.style["labels"] == ["a", "b", "a"]
     assert 0 <= shown.arrays["v"].min() <= shown.arrays["v"].max() <= 1
     assert "--labels aba" in made.cli
+
+
+@pytest.mark.parametrize("eta", ["-1", "1/0", "log(0 - t)"])
+def test_a_noise_that_is_none_is_refused_beside_its_control(eta):
+    (figure,) = (each for each in FIGURES if each.name == "dictionary")
+    with pytest.raises(Invalid, match="eta must be finite and not negative") as caught:
+        figure.view(figure.checked({"eta": eta}))
+    assert caught.value.control == "eta"

@@ -284,6 +284,34 @@ def test_readouts_say_the_number_to_the_last_digit(page):
     expect(page.locator("#aloud")).to_contain_text("churn: 0.300")
 
 
+def test_the_first_stop_skips_to_the_figure(page):
+    """It moves the focus alone: what is behind the # would be taken for a token."""
+    StandIn(page)
+    page.goto(f"{STAND_IN}/#key")
+    shown(page)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "skip"
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "title"
+    token = "localStorage.getItem('twosides-token')"
+    assert page.evaluate(token) == "key" and "#" not in page.url
+    page.goto(f"{page.url}#title")
+    page.reload()
+    shown(page)
+    assert page.evaluate(token) == "key"
+
+
+def test_a_link_opens_in_another_tab(page):
+    StandIn(page)
+    page.goto(f"{STAND_IN}/#key")
+    shown(page)
+    other = page.context.new_page()
+    StandIn(other)
+    other.goto(page.url)
+    shown(other)
+    other.close()
+
+
 def test_the_keyboard_alone_is_enough(page):
     StandIn(page)
     page.goto(f"{STAND_IN}/#key")

@@ -43,14 +43,14 @@ export class Controls {
     this.conditions();
   }
 
-  /** Shows an error beside its control; false if there is no such control. */
+  /** Shows an error beside its control; false if none is seen. */
   fail(name: string | null | undefined, message: string): boolean {
     for (const [key, { label, error, field }] of this.rows) {
       error.textContent = key === name ? message.replace(label, spoken(label)) : "";
       error.hidden = key !== name;
       for (const input of field.inputs) input.setAttribute("aria-invalid", String(key === name));
     }
-    return this.rows.has(name ?? "");
+    return this.rows.get(name ?? "")?.row.hidden === false;
   }
 
   private row(control: Control, grid: unknown[] | null): HTMLElement {
@@ -121,6 +121,8 @@ function range(control: RangeControl, id: string, grid: number[] | null, changed
   number.addEventListener("input", () => {
     if (number.value !== "") typed(grid ? (grid[nearest(grid, Number(number.value))] ?? control.default) : Number(number.value));
   });
+  // the number of the frame that is shown
+  if (grid) number.addEventListener("change", () => (number.value = String(grid[nearest(grid, Number(number.value))])));
   const element = h("div", { class: "field" }, caption(control, id), h("span", { class: "exact" }, number, ...unit), slider);
   const set = (value: Value) => {
     number.value = String(value);

@@ -53,12 +53,17 @@ export function address(figure: string, params: Params): string {
   return url.href;
 }
 
-/** The token of the address, which is taken out of it and kept for this tab. */
+/** Whether what is behind the # is a token: neither a view nor a place on the page. */
+export function bringsToken(hash: string): boolean {
+  return hash !== "" && !hash.startsWith("figure=") && !document.getElementById(hash);
+}
+
+/** The token of the address, which is taken out of it and kept for every tab of this server. */
 export function takeToken(): string {
   const hash = location.hash.slice(1);
-  if (hash !== "" && !hash.startsWith("figure=")) {
-    sessionStorage.setItem(TOKEN, hash);
+  if (bringsToken(hash)) {
+    localStorage.setItem(TOKEN, hash);
     history.replaceState(null, "", location.pathname + location.search);
   }
-  return sessionStorage.getItem(TOKEN) ?? "";
+  return localStorage.getItem(TOKEN) ?? "";
 }

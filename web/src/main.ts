@@ -5,7 +5,7 @@ import "./style.css";
 
 import { button } from "./dom";
 import { Static, type Frames } from "./frames";
-import { takeToken } from "./link";
+import { bringsToken, takeToken } from "./link";
 import { Page } from "./page";
 import { applyTheme, nextTheme, theme } from "./theme";
 import { Socket } from "./transport";
@@ -14,6 +14,10 @@ function start(): void {
   const frames = document.getElementById("twosides-frames")?.textContent;
   const page = new Page((version) => (frames ? `precomputed by twosides ${version}` : `twosides ${version}`));
   themes(page);
+  document.getElementById("skip")?.addEventListener("click", (event) => {
+    event.preventDefault(); // the address is for views
+    document.getElementById("title")?.focus();
+  });
   if (frames) {
     document.body.classList.add("precomputed");
     page.connect(new Static(JSON.parse(frames) as Frames, page));
@@ -22,7 +26,7 @@ function start(): void {
   const scheme = location.protocol === "https:" ? "wss" : "ws";
   page.connect(new Socket(`${scheme}://${location.host}/ws`, takeToken(), page));
   // an address pasted into this tab brings its own token
-  window.addEventListener("hashchange", () => location.reload());
+  window.addEventListener("hashchange", () => bringsToken(location.hash.slice(1)) && location.reload());
 }
 
 function themes(page: Page): void {

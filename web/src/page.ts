@@ -113,7 +113,10 @@ export class Page implements Listener {
     this.figure = figure;
     const grid = (control: string) => this.transport?.grid(name, control) ?? null;
     const possible = snapped(params, grid);
-    this.controls = new Controls(figure, possible, grid, (now) => this.ask(now));
+    const controls: Controls = new Controls(figure, possible, grid, (now) => {
+      if (this.controls === controls) this.ask(now); // not what was typed into a figure that is left
+    });
+    this.controls = controls;
     this.at.controls.replaceChildren(this.controls.element);
     this.ask(possible, false);
   }

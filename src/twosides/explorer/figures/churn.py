@@ -93,7 +93,7 @@ def compute(c: float, sampler: str, output: str, schedule: str, steps: int) -> V
                 "plot",
                 "Weights of the predictions",
                 Axis("Network call, noise to data"),
-                Axis(name),
+                Axis(name, 0.0 if (sign * weights.predictions >= 0).all() else None),
                 (h,),
             ),
             *((injected,) if noises.size else ()),
@@ -103,7 +103,7 @@ def compute(c: float, sampler: str, output: str, schedule: str, steps: int) -> V
                 Axis("Initial noise, predictions, injected noises"),
                 Axis("State"),
                 (heat,),
-                "Row $i$ is the input of call $i + 1$, the last row the result.",
+                "Row $i$ is the input of call $i$, the last row the result.",
             ),
         ),
         (
@@ -114,7 +114,13 @@ def compute(c: float, sampler: str, output: str, schedule: str, steps: int) -> V
                 ".4f",
                 f"{sign:g} * weights.predictions.sum()",
             ),
-            Number("initial", "Weight of $z_1$", weights.initial, ".4f", "weights.initial"),
+            Number(
+                "initial",
+                "Weight of the initial noise, $w$",
+                weights.initial,
+                ".4f",
+                "weights.initial",
+            ),
             Number(
                 "noise",
                 r"Variance of injected noise, $\sum_t c_t^2$",

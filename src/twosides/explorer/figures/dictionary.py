@@ -12,6 +12,7 @@ from twosides.explorer.figure import (
     Axis,
     Choice,
     Figure,
+    Invalid,
     Mark,
     Number,
     Panel,
@@ -29,8 +30,9 @@ translate exactly:
 $$f = \frac{d\log\alpha}{dt},\quad g^2 = -\sigma^2\frac{d\lambda}{dt},\quad \varepsilon_t =
 \eta\,g,\qquad \alpha = e^{\int f},\quad \sigma^2 = \alpha^2\int g^2/\alpha^2$$
 
-The post prints the last line without the factor $\alpha^2$; for VP-linear that is off by 57 times
-at $t = 0.9$. Type $f$ and $g$ of your own, or choose a schedule; the readout goes there and back.
+The post prints $\sigma$ without the factor $\alpha$; for VP-linear at $t = 0.9$ that makes it 59
+times too large. Type $f$ and $g$ of your own, or choose a schedule; the readout goes there and
+back.
 
 The table reads the noise of one step in the words of every paper: the post's churn, EDM's, DDIM's
 $\eta$, SA-Solver's $\tau$, SiT's diffusion coefficient. It is one quantity.
@@ -106,6 +108,9 @@ def process(given: str, schedule: str, f: str, g: str, eta: str) -> tuple[Any, A
     from twosides.schedules import schedule_named
 
     noise = expressions.parse(eta, "eta")[0]
+    inside = noise(torch.linspace(0.001, 0.999, 99, dtype=torch.float64))
+    if not bool((torch.isfinite(inside) & (inside >= 0)).all()):
+        raise Invalid("eta must be finite and not negative inside (0, 1)", "eta")
     if given == "schedule":
         made = schedule_named(schedule)
         return ts.Dynamics.of(made, eta=noise), made

@@ -120,7 +120,7 @@ def compute(
             for n, gap in zip(numbers, gaps, strict=False)
         ),
         _python(model, trust_code, sampler, c, numbers, (count, *shape), seed, labels, classes),
-        cli=_command(model, sampler, c, steps, labels, count, seed),
+        cli=_command(model, sampler, c, steps, labels, count, seed, pictures=len(shape) == 3),
     )
 
 
@@ -167,10 +167,19 @@ def _panel(title: str, values: np.ndarray, labels: list[str], code: str) -> Pane
 
 
 def _command(
-    model: str, sampler: str, c: float, steps: int, labels: str, count: int, seed: int
+    model: str,
+    sampler: str,
+    c: float,
+    steps: int,
+    labels: str,
+    count: int,
+    seed: int,
+    *,
+    pictures: bool,
 ) -> str:
     noise = f" --noise 'churn({c:g})'" if c > 0 else ""
     which = f" --labels {labels}" if labels else f" --count {count}"
+    which += "" if pictures else " --out samples.npy"
     return (
         f"twosides sample {model!r} --sampler {sampler} --steps {steps}{noise}{which} --seed {seed}"
     )

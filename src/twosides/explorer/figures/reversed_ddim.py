@@ -16,8 +16,9 @@ TEXT = r"""Left, the forward process: every point is mixed with its own noise, $
 noise.
 
 Drag $t$ from 0 to 1. Behind both is the exact density at that level: at every $t$ the two clouds
-are samples of the same distribution, though no point goes to the same place. The paths on the
-right never cross; on the left a point's noise is as likely to send it anywhere.
+are samples of the same distribution, though no point goes to the same place. On the
+right no two points are ever in one place at one time; on the left each goes where its own noise
+sends it, past all others.
 
 The post shows this as a film; with few steps you see that DDIM's cloud lags behind the density.
 """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from twosides.explorer.figure import Axis, Choice, Figure, Mark, Number, Panel, Range, View
@@ -10,12 +12,13 @@ from twosides.explorer.names import DATA_1D
 TEXT = r"""The left panel is variance preserving, the right one flow matching: the same model in two
 scalings.
 
-"Flow matching has straight paths" is true of one data point: move the variance down. With the
-variance at 1, the paths of the *variance preserving* side are straight, and flow matching's are
-not. Straightness is a property of a scaling *and* of the data; real data are neither case.
+"Flow matching has straight paths" is true of one data point: move the variance down. With one
+Gaussian of variance 1, the paths of the *variance preserving* side are straight, and flow
+matching's are not. Straightness is a property of a scaling *and* of the data; real data are neither
+case.
 
 The meter is how far the speed of a path is from constant, $\int E\,|z'_t - (z_1 - z_0)|^2\,dt$
-over $E\,|z_1|^2$ [Liu+ 2022]: 0 is straight.
+over $E\,|z_1|^2$ [Liu+ 2022], taken over the paths that are drawn: 0 is straight.
 """
 
 FIGURE = Figure(
@@ -49,7 +52,7 @@ def compute(variance: float, steps: int, data: str) -> View:
     """Exact paths (32 steps of kab3c), DDIM and Euler on the PF-ODE, under VP and flow scaling."""
     from twosides.explorer.figures._paths import PYTHON, exact, nodes, path
 
-    panels, numbers = [], []
+    panels, numbers, limit = [], [], max(2.2, 2.1 * math.sqrt(variance))
     for side, k, title in (("vp", 1.0, "Variance preserving"), ("flow", 0.0, "Flow matching")):
         runs = {
             "exact": exact(data, variance, k, PARTICLES),
@@ -72,7 +75,9 @@ def compute(variance: float, steps: int, data: str) -> View:
             )
             for key, group, style in styles
         )
-        panels.append(Panel("plot", title, Axis("$1 - t$", 0, 1), Axis("$z$", -2.2, 2.2), marks))
+        panels.append(
+            Panel("plot", title, Axis("$1 - t$", 0, 1), Axis("$z$", -limit, limit), marks)
+        )
         straight, name = runs["exact"], "VP" if side == "vp" else "flow"
         code = f"bend({side}['exact'])"
         numbers.append(Number(f"bend_{side}", f"Bend of {name}", bend(straight), ".4f", code))
