@@ -96,6 +96,11 @@ def scaled(log_w: Any, normalise: str) -> Any:
     return w
 
 
+def _peaks(w: np.ndarray) -> bool:
+    """Whether the largest weight is inside and not one of many."""
+    return 0 < int(np.argmax(w)) < len(w) - 1 and int((w >= w.max() * (1 - 1e-9)).sum()) <= 2
+
+
 def compute(
     recipes: tuple[str, ...], normalise: str, log: bool, edm_std: float, std: float
 ) -> View:
@@ -149,6 +154,7 @@ def compute(
                 f"float(grid[w[{n!r}].argmax()])",
             )
             for n in recipes
+            if _peaks(found[n][0])
         ),
         _python(recipes, normalise, stds),
         cli=_command(recipes, stds),
