@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from twosides.cli import main
 
@@ -185,6 +186,18 @@ def test_train_sample_convert(cli, tmp_path, monkeypatch):
     assert not list(Path().glob("*.tmp*"))
 
 
+def test_only_a_grid_from_pure_noise_needs_another_schedule():
+    import twosides as ts
+    from twosides.draw import startable
+
+    network = torch.nn.Identity()
+    score = ts.Denoiser(network, output="score", schedule=ts.FlowMatching(), time="logsnr")
+    velocity = ts.Denoiser(network, output="u", schedule=ts.FlowMatching(), time="t")
+    assert startable(score, "ddim", 5) == ts.Cosine(-12.0, 12.0)
+    assert startable(score, "edm", 5) is None  # which begins at sigma = 80
+    assert startable(velocity, "ddim", 5) is None
+
+
 def test_pictures_of_letters(cli, tmp_path, monkeypatch):
     from PIL import Image
 
@@ -199,7 +212,10 @@ def test_pictures_of_letters(cli, tmp_path, monkeypatch):
     score = ("--recipe", "sit-linear-score", "--steps", 2, "--batch", 4, "--picture-every", 2)
     assert cli("train", "glyphs", "--out", "score", *score)[0] == 0
     assert Path("score/samples/step-00000002.png").is_file()
-    assert cli("sample", "score", "--steps", 2, "--count", 2, "--out", "score.png")[0] == 0
+    assert cli("sample", "score", "--steps", 2, "--count", 2, "--out", "score.npy")[0] == 0
+    assert cli("sample", "score", "--steps", 2, "--count", 2, "--out", "score-shards")[0] == 0
+    shard = np.load("score-shards/shard-00000.npy")
+    np.testing.assert_allclose(shard, np.load("score.npy"), atol=1e-4)
     code, _, err = cli(
         "sample",
         "run",

@@ -16,6 +16,7 @@ from test_cli import run
 from twosides import checkpoint, metrics, page
 from twosides.data.tasks import task_named
 from twosides.denoiser import Denoiser, convert
+from twosides.metrics import sources
 from twosides.metrics.sources import Yardstick, read_samples, samples_of
 from twosides.networks import MLP
 from twosides.oracle import GaussianMixture
@@ -105,6 +106,19 @@ def test_a_report_of_other_runs(ten, tmp_path, cli):
     text = (tmp_path / "b.html").read_text()
     assert "&lt;mine&gt;" in text and "<mine>" not in text
     assert ["schedule", "Cosine()"] in Table(text).rows
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        broken = Denoiser(MLP(2), "x", "cosine")
+        broken.network.leave.weight.fill_(float("nan"))
+    checkpoint.save(broken, tmp_path / "nan", shape=[2])
+    both = (ten / "sd3", tmp_path / "nan")
+    with pytest.warns(UserWarning) as told:
+        code, out, err = cli(
+            "report", *both, "--data", "ring", "--out", tmp_path / "d.html", "--count", 60
+        )
+    assert code == 0 and "1 runs" in out, err
+    text = (tmp_path / "d.html").read_text()
+    assert "is left out: 60 of 60 samples hold NaN" in text
+    assert any("is left out" in str(each.message) for each in told)
     code, _, err = cli("report", ten / "sd3", "--out", "report.pdf")
     assert code == 2 and "as .html" in err
     code, _, err = cli("report", "--out", tmp_path / "c.html")
@@ -131,7 +145,7 @@ def test_eps_errors_are_those_of_the_exact_denoiser():
 # ---------------------------------------------------------------------------- evaluate
 
 
-def test_evaluate_a_model(ten, tmp_path, cli):
+def test_evaluate_a_model(ten, tmp_path, cli, monkeypatch):
     words = ("--data", "ring", "--count", 60, "--steps", 3, "--json", tmp_path / "e.json")
     code, out, err = cli("evaluate", ten / "edm", *words)
     assert code == 0 and "features: pixels" in out, err
@@ -141,6 +155,9 @@ def test_evaluate_a_model(ten, tmp_path, cli):
     exact = metrics.frechet(x, Yardstick.of("ring", 60).reference)
     assert told["metrics"]["frechet"]["value"] == exact
     assert told["metrics"]["frechet"]["samples"] == 60
+    monkeypatch.setattr(sources, "model_samples", None)  # nothing is drawn to be refused
+    code, _, err = cli("evaluate", ten / "edm", "--data", "ring", "--count", 3)
+    assert code == 2 and "3 samples and 3 of reference are too few" in err
     # Untrained samples are further from the data than data are.
     assert told["data_against_data"]["frechet"]["value"] < exact
 

@@ -23,7 +23,14 @@ from twosides.networks import MLP
 from twosides.storage import Checkpoints, CorruptFolder
 from twosides.training.checkpoint_io import SaveCheckpoints, TreeCheckpointIO
 from twosides.training.ema import PowerEMA
-from twosides.training.posthoc import Profile, combine, inner_products, reconstruct, snapshots_of
+from twosides.training.posthoc import (
+    Profile,
+    combine,
+    inner_products,
+    reconstruct,
+    save_averages,
+    snapshots_of,
+)
 from twosides.training.snapshots import Snapshots
 
 WIDTHS = (0.03, 0.05, 0.1, 0.2)
@@ -364,6 +371,14 @@ def test_the_command_makes_what_tracking_makes(tmp_path, monkeypatch, capsys):
     main()
     assert "do not span sigma_rel 0.28" in capsys.readouterr().err
     assert json.loads(Path("x/config.json").read_text())["ema"]["step"] == 100
+    main()  # an average of the same run may be made again
+    kept = Path("run/model/model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="is no average of this run"):
+        save_averages("run", "run/model", [0.1])
+    assert Path("run/model/model.safetensors").read_bytes() == kept
+    with pytest.raises(ValueError, match="which begin at step 3; choose a later step"):
+        save_averages("run", "early", [0.1], step=1)
+    assert not Path("early").exists()
 
 
 def test_errors(tmp_path):

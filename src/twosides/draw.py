@@ -228,7 +228,7 @@ def model_samples(
     """Samples of a model folder, of the labels, by default all classes, in turn; shows a bar.
 
     count: by default one of each label, if they are given, one of a prompt, or 26.
-    schedule: by default the model's own, or, where it says nothing at pure noise, cosine(-12, 12).
+    schedule: by default the model's own, or `startable`'s.
 
     Warns of samples that are not finite.
     """
@@ -249,7 +249,7 @@ def model_samples(
         conditioning["class_labels"] = of[torch.arange(count) % len(of)]
     null = config.get("null", {}) if told is None else told.null
     steered = guided(denoiser, guidance, null)
-    parts, schedule = list[Tensor](), schedule or startable(denoiser)
+    parts, schedule = list[Tensor](), schedule or startable(denoiser, sampler, steps)
     # Sample i depends on (seed, i) only, so batches change nothing but the memory they need.
     with bar("sampling", count) as tell:
         for start in range(0, count, batch):
@@ -304,15 +304,19 @@ def draw_classes(
     """A picture of one sample of each of the first 52 classes, or of `count`, 20 DDIM steps."""
     count = min(len(classes), 52) or count
     labels: dict[str, Any] = {"class_labels": torch.arange(count)} if classes else {}
-    where = startable(denoiser)
+    where = startable(denoiser, "ddim", 20)
     x = sample(denoiser, (count, *shape), steps=20, seed=seed, schedule=where, **labels)
     return sheet(decode(x) if decode else x)
 
 
-def startable(denoiser: Denoiser) -> Schedule | None:
-    """None for its own schedule, or one that begins where a network of eps or scores says x."""
+def startable(denoiser: Denoiser, sampler: str | Sampler, steps: int) -> Schedule | None:
+    """None for the denoiser's own schedule, or cosine(-12, 12) if its output tells no x there.
+
+    That of eps or scores does not where the sampler begins at pure noise.
+    """
+    first = sampler_named(sampler).grid.logsnrs(denoiser.schedule, steps)[0]
     try:
-        denoiser.output.solve(denoiser.schedule.at(1.0))
+        denoiser.output.solve(denoiser.schedule.level(first))
     except ValueError:
         return Cosine(-12.0, 12.0)
     return None

@@ -30,7 +30,7 @@ from torch import Tensor
 from twosides import checkpoint
 from twosides.claims import claim
 from twosides.denoiser import Denoises, describes
-from twosides.draw import guided, label_tensor, npy, wordless
+from twosides.draw import guided, label_tensor, npy, startable, wordless
 from twosides.sampling.plan import Plan
 from twosides.sampling.sample import sample
 from twosides.sampling.samplers import Sampler, plan, sampler_named, samplers
@@ -197,7 +197,8 @@ def make(job: Job, numbers: Sequence[int], device: str, tell: Tell) -> None:
         return
     denoiser = checkpoint.load(job.model, trust_code=job.trust_code).to(device)
     config = checkpoint.read_config(job.model)
-    table = plan(job.sampler, job.schedule or describes(denoiser), job.steps)
+    where = job.schedule or startable(denoiser, job.sampler, job.steps) or describes(denoiser)
+    table = plan(job.sampler, where, job.steps)
     network = guided(denoiser, job.guidance, config.get("null", {}))
     draw = partial(_draw, job, network, table, config, device)
     with _one_thread() if device == "cpu" else torch.cuda.device(device):

@@ -122,7 +122,7 @@ function range(control: RangeControl, id: string, grid: number[] | null, changed
     if (number.value !== "") typed(grid ? (grid[nearest(grid, Number(number.value))] ?? control.default) : Number(number.value));
   });
   // the number of the frame that is shown
-  if (grid) number.addEventListener("change", () => (number.value = String(grid[nearest(grid, Number(number.value))])));
+  if (grid) number.addEventListener("change", () => (number.value = String(along.value(Number(slider.value)))));
   const element = h("div", { class: "field" }, caption(control, id), h("span", { class: "exact" }, number, ...unit), slider);
   const set = (value: Value) => {
     number.value = String(value);

@@ -283,10 +283,12 @@ def save_averages(
         raise ValueError(f"one or more different values of sigma_rel are needed, got {sigma_rels}")
     for sigma_rel in sigma_rels:
         gamma_of(sigma_rel)
-    about, lines = checkpoint.read_notes(run), []
-    for sigma_rel in sigma_rels:
-        folder = Path(out) / f"ema-{sigma_rel:g}" if len(sigma_rels) > 1 else Path(out)
-        _refuse_another(folder, snapshots_of(run)[0].run)
+    about, origin, lines = checkpoint.read_notes(run), snapshots_of(run)[0].run, []
+    several = len(sigma_rels) > 1
+    folders = [Path(out) / f"ema-{sigma:g}" if several else Path(out) for sigma in sigma_rels]
+    for folder in folders:
+        _refuse_another(folder, origin)
+    for folder, sigma_rel in zip(folders, sigma_rels, strict=True):
         denoiser, notes = reconstruct(run, sigma_rel, step=step, trust_code=trust_code)
         checkpoint.save(denoiser, folder, **{**about, "ema": notes})
         lines.append(
