@@ -2,10 +2,10 @@
 
     loss = mean over a batch of w(logsnr) / p(logsnr) |eps_hat - eps|^2,    logsnr ~ p
 
-has the same mean for every p. Here is its standard deviation over minibatches, for five weightings
-w, with levels drawn independently, stratified and adapted (`training.adaptive`); the noise of its
-gradient; and the validation loss of networks trained with each. The network is the one that
-`twosides train glyphs` trains, trained here.
+has the same mean for every p. Here is its standard deviation over minibatches, for eight weightings
+w, with levels drawn independently, stratified and adapted (`training.adaptive`); what it is for
+every recipe, from the errors by level; the noise of the gradient; and the validation loss of
+networks trained with each. The network is that of `twosides train glyphs`, trained here.
 
     python benchmarks/loss_variance.py                 prints the tables, in about half an hour
     python benchmarks/loss_variance.py --out docs      and writes loss_variance.md and .png
@@ -47,6 +47,9 @@ WEIGHTINGS: dict[str, Weighting] = {
     "sigmoid(2)": Sigmoid(2.0),
     "SD3": recipes["sd3"].weighting,
     "EDM": recipes["edm"].weighting,
+    "DDPM": recipes["ddpm"].weighting,
+    "Min-SNR": recipes["min-snr"].weighting,
+    "FLUX": recipes["flux"].weighting,
 }
 # Between LOW and HIGH, so that all have the same integral to estimate.
 DENSITIES: dict[str, Density] = {
@@ -182,29 +185,53 @@ def minibatch_losses(denoiser: Denoiser, count: int) -> Samples:
     return found
 
 
-@torch.no_grad()
-def least(denoiser: Denoiser, count: int, bins: int = 64) -> dict[str, float]:
-    """The smallest standard deviation that any p and any strata can have, by weighting.
+class Errors(NamedTuple):
+    """The mean and the spread of the eps error, over letters and noise, at each level."""
 
-    With the finest strata only the spread s of the error at one level is left, and the variance
-    of a minibatch is that of w^2 s^2 / p over p, divided by its size: at least (int w s)^2, which
-    p proportional to w s has [Cauchy-Schwarz]. Here w and s are those of narrow bins.
-    """
-    data, density = letters()[0], DENSITIES["uniform logsnr"]
-    objective, errors, levels = Objective(ELBO(), density), list[Tensor](), list[Tensor]()
-    for step in range(count):
-        seen = losses(objective, denoiser, data.rows(3, step, BATCH), 3, step)
-        errors.append(seen.eps_error.double())
-        levels.append(seen.logsnr)
-    error, logsnr = torch.cat(errors), torch.cat(levels)
+    logsnr: Tensor
+    mean: Tensor
+    spread: Tensor
+    width: float
+
+
+@torch.no_grad()
+def errors_by_level(denoiser: Denoiser, count: int, bins: int = 64) -> Errors:
+    """In narrow bins, from `count` minibatches of evenly spread levels."""
+    data, objective = letters()[0], Objective(ELBO(), DENSITIES["uniform logsnr"])
+    seen = [losses(objective, denoiser, data.rows(3, k, BATCH), 3, k) for k in range(count)]
+    logsnr = torch.cat([found.logsnr for found in seen]).double()
     order = logsnr.argsort()
-    spread = torch.stack([part.std() for part in error[order].tensor_split(bins)])
-    middle = torch.stack([part.mean() for part in logsnr[order].tensor_split(bins)])
-    width = (HIGH - LOW) / bins
-    return {
-        name: float((weighting.log(middle).exp() * spread).sum()) * width / BATCH**0.5
-        for name, weighting in WEIGHTINGS.items()
-    }
+    levels = logsnr[order].tensor_split(bins)
+    errors = torch.cat([found.eps_error for found in seen]).double()[order].tensor_split(bins)
+    return Errors(
+        torch.stack([part.mean() for part in levels]),
+        torch.stack([part.mean() for part in errors]),
+        torch.stack([part.std() for part in errors]),
+        (HIGH - LOW) / bins,
+    )
+
+
+def expected(errors: Errors, weighting: Weighting) -> tuple[float, float, float, float]:
+    """Standard deviations of one example's loss, over its mean, from the errors by level:
+    independent uniform t, the same in the finest strata, adaptive, and the least of all.
+
+    With the mean m(l) and the spread s(l) of the error, one loss w e / p at l ~ p has the variance
+    int w^2 (m^2 + s^2) / p - (int w m)^2, and int w^2 s^2 / p in the finest strata. Adaptive p is
+    w m over its integral. No p and strata have less than (int w s)^2, which p proportional to
+    w s has [Cauchy-Schwarz].
+    """
+    _, m, s, width = errors
+    w = weighting.log(errors.logsnr).exp()
+    p = DENSITIES[REFERENCE].log_prob(errors.logsnr).exp()
+    mean = (w * m).sum() * width
+    variances = (
+        (w**2 * (m**2 + s**2) / p).sum() * width - mean**2,
+        (w**2 * s**2 / p).sum() * width,
+        mean * (w * s**2 / m).sum() * width,
+        ((w * s).sum() * width) ** 2,
+    )
+    independent, strata, adaptive, least = (float(v.sqrt() / mean) for v in variances)
+    return independent, strata, adaptive, least
 
 
 def gradient_noise(denoiser: Denoiser, density: Density, stratified: bool, count: int) -> float:
@@ -296,13 +323,27 @@ def ratios(samples: Samples, weighting: str) -> tuple[float, float, float]:
     return first, second, third
 
 
-def ratio_table(samples: Samples, floor: dict[str, float]) -> str:
-    """All weightings."""
+def ratio_table(samples: Samples, errors: Errors) -> str:
+    """The weightings that were measured."""
     heads = ("stratified uniform t", "adaptive", "adaptive and stratified", "at best")
     lines = [("weighting", *heads)]
-    for weighting in WEIGHTINGS:
-        best = float(samples[weighting, REFERENCE, False].std()) / floor[weighting]
-        lines.append((weighting, *(f"{r:.1f}" for r in (*ratios(samples, weighting), best))))
+    for name, weighting in WEIGHTINGS.items():
+        independent, _, _, least = expected(errors, weighting)
+        found = (*ratios(samples, name), independent / least)
+        lines.append((name, *(f"{ratio:.1f}" for ratio in found)))
+    return tables.markdown(lines)
+
+
+def recipe_table(errors: Errors) -> str:
+    """Every recipe's weighting, those with the same in one row; the least gain first."""
+    alike: dict[tuple[float, ...], list[str]] = {}
+    for name, recipe in recipes.items():
+        independent, *others = expected(errors, recipe.weighting)
+        found = tuple(round(independent / other, 2) for other in others)
+        alike.setdefault(found, []).append(name)
+    lines = [("weighting of", "stratified uniform t", "adaptive", "at best")]
+    for found in sorted(alike, key=lambda ratios: ratios[1]):
+        lines.append((", ".join(alike[found]), *(f"{ratio:.2f}" for ratio in found)))
     return tables.markdown(lines)
 
 
@@ -362,10 +403,15 @@ How many times smaller that is than with independent uniform times, flow matchin
 
 {ratios}
 
-*At best* is the bound for every p and all strata together, `least` in the script: what is left then
-is that letters and their noise differ at one and the same level, which no choice of levels changes.
-Where uniform times are near the weighting already, as for flow matching's own, there is little to
-gain, and strata reach it alone.
+*At best* is the bound for every p and all strata together, `expected` in the script: what is left
+then is that letters and their noise differ at one and the same level, which no choice of levels
+changes. Where uniform times are near the weighting already, as for flow matching's own, there is
+little to gain, and strata reach it alone.
+
+The same for the weighting of every recipe, not from minibatches but from the mean and the spread of
+the error at each level (64 bins, {expected_from} minibatches), with infinitely fine strata:
+
+{every}
 
 The mean does not depend on p (plus or minus its standard error; *largest gap* is between any and
 the most precise of the row). Where p hardly covers w, as a logit-normal does the ELBO, the mean is
@@ -459,8 +505,9 @@ def main(arguments: list[str] | None = None) -> None:
     if asked.quick:
         steps, batches, train_steps = steps // 10, batches // 10, train_steps // 10
     denoiser = train(recipes["flow-matching"].objective(), steps, 64, seed=0).denoiser
-    samples, floor = minibatch_losses(denoiser, batches), least(denoiser, 2 * batches)
-    found = [spread_table(samples), ratio_table(samples, floor), mean_table(samples)]
+    samples, errors = minibatch_losses(denoiser, batches), errors_by_level(denoiser, 2 * batches)
+    found = [spread_table(samples), ratio_table(samples, errors), mean_table(samples)]
+    found.append(recipe_table(errors))
     print("\n\n".join(found), flush=True)
     noise = gradients(denoiser, max(2, batches // 4))
     print(gradient_table(noise))
@@ -471,6 +518,8 @@ def main(arguments: list[str] | None = None) -> None:
         spread=found[0],
         ratios=found[1],
         means=found[2],
+        every=found[3],
+        expected_from=2 * batches,
         batches=batches,
         precision=f"{100 / (2 * batches) ** 0.5:.0f}",
         gradients=max(2, batches // 4),
