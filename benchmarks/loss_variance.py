@@ -326,7 +326,7 @@ def ratios(samples: Samples, weighting: str) -> tuple[float, float, float]:
 def ratio_table(samples: Samples, errors: Errors) -> str:
     """The weightings that were measured."""
     heads = ("stratified uniform t", "adaptive", "adaptive and stratified", "at best")
-    lines = [("weighting", *heads)]
+    lines: list[tuple[str, ...]] = [("weighting", *heads)]
     for name, weighting in WEIGHTINGS.items():
         independent, _, _, least = expected(errors, weighting)
         found = (*ratios(samples, name), independent / least)
@@ -341,7 +341,7 @@ def recipe_table(errors: Errors) -> str:
         independent, *others = expected(errors, recipe.weighting)
         found = tuple(round(independent / other, 2) for other in others)
         alike.setdefault(found, []).append(name)
-    lines = [("weighting of", "stratified uniform t", "adaptive", "at best")]
+    lines: list[tuple[str, ...]] = [("weighting of", "stratified uniform t", "adaptive", "at best")]
     for found in sorted(alike, key=lambda ratios: ratios[1]):
         lines.append((", ".join(alike[found]), *(f"{ratio:.2f}" for ratio in found)))
     return tables.markdown(lines)
