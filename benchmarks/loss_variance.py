@@ -479,7 +479,7 @@ def picture(samples: Samples, curves: Curves, path: Path) -> None:
         ylabel="standard deviation / mean, %",
         yscale="log",
     )
-    left.set_xticklabels(list(WEIGHTINGS), fontsize=8)
+    left.set_xticklabels(list(WEIGHTINGS), fontsize=8, rotation=20)
     for (kind, runs), ink in zip(curves.items(), inks.values(), strict=True):
         for run in runs:
             right.plot(run.steps, run.validation, color=ink, lw=0.7, alpha=0.5)

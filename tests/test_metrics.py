@@ -170,7 +170,7 @@ def direct(x, y, kernel):
 
 def test_kernel_sums_are_those_over_pairs(monkeypatch):
     x, y = draw(11, 3, 0), draw(8, 3, 1) + 1
-    width = torch.pdist(y).median()
+    width = np.median(torch.pdist(y).numpy())
     want = {
         metrics.kernel_distance: direct(x, y, lambda p, q: (p @ q / 3 + 1) ** 3),
         metrics.mmd: direct(x, y, lambda p, q: (-((p - q) ** 2).sum() / (2 * width**2)).exp()),
@@ -264,6 +264,28 @@ def test_neighbours_are_those_of_a_loop(monkeypatch):
     for block in (1024, 7):
         monkeypatch.setattr("twosides.metrics.manifolds.BLOCK", block)
         assert neighbours(x, y, k) == pytest.approx(want, abs=1e-12)
+
+
+@pytest.mark.parametrize("shape, values", [((200, 64), 2), ((200, 2), 20), ((60, 2048), 3)])
+def test_equal_distances_are_equal(shape, values):
+    """Features in steps: distances from whole numbers, against those of matrix products."""
+    x, y = (np.random.default_rng(seed).integers(0, values, shape) for seed in (0, 1))
+
+    def squares(a, b):
+        return ((a[:, None] - b[None]) ** 2).sum(-1)
+
+    def radii(a):
+        return np.sort(squares(a, a), 1)[:, 5]  # the first is the row itself
+
+    inside = squares(x, y) <= radii(y)
+    want = (
+        inside.any(1).mean(),
+        (squares(x, y) <= radii(x)[:, None]).any(0).mean(),
+        inside.sum(1).mean() / 5,
+        inside.any(0).mean(),
+    )
+    found = neighbours(*(torch.tensor(rows).double() / 7 for rows in (x, y)), 5)
+    assert found == pytest.approx(want, abs=1e-12)
 
 
 def test_neighbours_of_equal_distributions_have_their_exact_means():

@@ -9,19 +9,21 @@ from twosides.denoiser import Denoiser, convert
 from twosides.oracle import GaussianMixture
 from twosides.outputs import output_named
 from twosides.randomness import PerSample
-from twosides.schedules import Cosine, FlowMatching, VPLinear
+from twosides.schedules import Cosine, FlowMatching, ScaledLinear, VPLinear
 from twosides.training.densities import (
     FromSchedule,
     Laplace,
     Mode,
     Normal,
+    NormalMin,
     Table,
     Uniform,
     UShape,
 )
 from twosides.training.ema import PowerEMA, gamma_of
 from twosides.training.objective import Objective
-from twosides.training.recipes import recipe_named, recipes
+from twosides.training.recipes import Recipe, recipe_named, recipes
+from twosides.training.truncation import Levels
 from twosides.training.weightings import ELBO, LogFunction, OutputMSE, Sigmoid
 
 FLOAT64 = torch.float64
@@ -31,6 +33,7 @@ DENSITIES = {
     **{f"from-{name}": FromSchedule(schedule) for name, schedule in CLOSED.items()},
     "logit-normal": Normal.logit_normal(0.3, 1.2),
     "log-normal-sigma": Normal.log_normal_sigma(-1.2, 1.2),
+    "normal-min": NormalMin(Normal(0.8, 2)),
     "uniform": Uniform(-6, 9),
     "laplace": Laplace(0.3, 0.7),
     "mode": Mode(),
@@ -92,6 +95,42 @@ def test_a_density_integrates_to_its_distribution_function(density):
     assert float((mass / u.diff() - 1)[smooth].abs().max()) < 1e-6
     for end in (-math.inf, math.inf):
         assert float(density.log_prob(torch.tensor([end], dtype=FLOAT64))) == -math.inf
+
+
+def test_a_table_draws_no_level_of_an_empty_bin():
+    u = torch.tensor([0.0, 0.75, 1.0], dtype=FLOAT64)
+    edges = (-9, -8, 0, 4, 5, 6)
+    assert Table(edges, (0, 0, 1, 3, 0)).logsnr(u).tolist() == [5, 4, 0]
+    assert Table(edges, (1, 0, 0, 3, 0)).logsnr(u).tolist() == [5, -8, -9]
+
+
+def test_steep_u_shapes_are_two_exponentials():
+    u = torch.tensor([0.1, 0.4, 0.6], dtype=FLOAT64)
+    t = -torch.log1p(-2 * u[:2]) / 1400  # and what is left of the other end is exp(-1400)
+    expected = 2 * (torch.log1p(-t) - t.log())
+    levels = UShape(1400).logsnr(u)
+    assert torch.allclose(levels[:2], expected, rtol=1e-13) and levels[2] == -levels[1]
+
+
+def test_the_later_of_two_times():
+    """As MeanFlow draws them: two logit-normal times, the later of each pair."""
+    g = torch.Generator().manual_seed(0)
+    pairs = torch.sigmoid(torch.randn(200_000, 2, generator=g, dtype=FLOAT64) - 0.4)
+    t = pairs.max(1).values
+    drawn = (2 * ((1 - t) / t).log()).sort().values
+    levels = recipes["meanflow"].density.logsnr(torch.linspace(0.9, 0.1, 9, dtype=FLOAT64))
+    below = torch.searchsorted(drawn, levels) / len(drawn)
+    assert torch.allclose(below, torch.linspace(0.1, 0.9, 9), atol=4 / len(drawn) ** 0.5)
+    assert float(drawn.mean()) == pytest.approx(0.8 - 2 / math.pi**0.5, abs=0.02)
+
+
+def test_plain_errors_have_weight_one_at_zero_snr():
+    schedule = ScaledLinear(zero_terminal_snr=True)
+    recipe = Recipe.plain("v", schedule, Levels(schedule))
+    g, x = torch.Generator().manual_seed(0), RING.sample(2000, seed=0)
+    losses = recipe.objective().evaluate(recipe.denoiser(lambda z, t: 0.5 * z), x, generator=g)
+    assert bool(torch.isneginf(losses.logsnr).any())
+    assert torch.equal(losses.loss, losses.error)
 
 
 def test_closed_forms_of_densities_and_weightings():

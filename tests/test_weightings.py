@@ -107,7 +107,7 @@ CLOSED = {
     "sd3-cosmap": lambda: p_cosine() * kappa_u(),
     "sd3-1024": lambda: bell(-2 * math.log(3), 2) * kappa_u(),
     "flux": lambda: bell(-2.3, 2) * kappa_u(),
-    "meanflow": lambda: bell(0.8, 2) * kappa_u(),
+    "meanflow": lambda: bell(0.8, 2) * torch.erfc((GRID - 0.8) / 8**0.5) * kappa_u(),
     "rf++": u_shape,
     "indi": lambda: (-GRID).exp() * p_flow(),
     "truncated-snr": lambda: p_cosine() * (-GRID).exp().clamp(min=1),
@@ -208,6 +208,28 @@ def test_edm_monotonic_holds_the_peak():
     assert torch.allclose(ours[GRID <= peak], torch.full_like(GRID, top)[GRID <= peak], rtol=1e-13)
     with pytest.raises(ValueError, match="no peak"):
         Monotonic(Sigmoid(2)).log(GRID)
+
+
+@pytest.mark.parametrize("edge", [-5.364, -2.0125, 1.0])
+def test_a_peak_at_the_last_level_holds_there(edge):
+    base = OutputMSE("eps", Cosine(), Uniform(edge, 9.0)) * Power(-1)
+    weighting, top = Monotonic(base), base.log(torch.tensor(edge, dtype=FLOAT64))
+    assert weighting.peak == pytest.approx(edge, abs=1e-7) and weighting.peak >= edge
+    assert torch.allclose(weighting.log(GRID[GRID < edge]), top, atol=1e-7, rtol=0)
+
+
+def test_the_peak_needs_no_slope():
+    """Of a schedule by its functions, whose derivatives have rounding and holes."""
+    g = torch.Generator().manual_seed(3)
+    noise = 1e-13 * torch.randn(4, generator=g, dtype=FLOAT64)
+    ragged = LogFunction(lambda at: -((at - 1.234) ** 2) + noise[at.abs().long() % 4])
+    assert Monotonic(ragged).peak == pytest.approx(1.234, abs=1e-6)
+
+
+def test_powers_of_nothing_are_one():
+    ends = torch.tensor([-math.inf, 0.0, math.inf], dtype=FLOAT64)
+    for weighting in (P2(1, 0), Power(0)):
+        assert torch.equal(weighting.log(ends), torch.zeros(3, dtype=FLOAT64))
 
 
 def test_far_levels_are_exact():
@@ -376,7 +398,8 @@ def test_sd3_and_edm_as_the_post_plots_them_and_for_their_data():
     normalised = compare(recipes["sd3"], recipes["edm"], data_std=(1.0, 0.5))
     assert normalised.difference == pytest.approx(0.213, abs=1e-3)
     assert "unit-variance data" in str(normalised)
-    meanflow = compare(recipes["meanflow"], recipes["edm2"])
+    once = Recipe.plain("u", FlowMatching(), Normal.logit_normal(-0.4, 1))
+    meanflow = compare(once, recipes["edm2"])
     assert meanflow.difference == pytest.approx(0.183, abs=1e-3)
     # Data half as large and noise half as large are the same problem.
     half = Recipe.plain("F(0.5)", EDM(), Normal(2.4, 2.4))
@@ -411,7 +434,8 @@ def test_bad_numbers_are_refused():
         (lambda: Power(float("inf")), "finite exponent, got inf"),
         (lambda: soft_min_snr(0), "gamma > 0, got 0"),
         (lambda: Mode(1.8), "1.752"),
-        (lambda: UShape(0), "a > 0"),
+        (lambda: UShape(0), "0 < a <= 1400, got 0"),
+        (lambda: UShape(1500), "got 1500"),
         (lambda: Table((0, 1), (1.0, 2.0)), "2 edges and 2 masses"),
         (lambda: Table((0, 0), (1.0,)), "rising edges"),
         (lambda: Table((0, 1), (0.0,)), "positive sum"),

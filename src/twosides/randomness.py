@@ -91,7 +91,7 @@ class Shared:
     def strata(self) -> Tensor:
         """`(u + i / count) mod 1`, i = 0 ... count - 1."""
         shared = self._rand(1)
-        return centred((shared + torch.arange(self.count) / self.count) % 1)
+        return centred((shared + torch.arange(self.count).double() / self.count) % 1)
 
     def uniform(self) -> Tensor:
         """Independent points of (0, 1)."""

@@ -117,7 +117,7 @@ def mmd(x: Float[Tensor, " n d"], y: Float[Tensor, " m d"]) -> float:
     """
     x, y = checked(x, y, 2)
     rows = torch.from_numpy(np.random.default_rng(0).permutation(len(y))[:MEDIAN_OF])
-    width = float(torch.pdist(y[rows] if len(y) > MEDIAN_OF else y).median())
+    width = float(np.median(torch.pdist(y[rows] if len(y) > MEDIAN_OF else y).numpy()))
     if width == 0:
         raise ValueError("most rows of the reference are one and the same; mmd has no bandwidth")
     centre = y.mean(0)

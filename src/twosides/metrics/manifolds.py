@@ -1,7 +1,7 @@
 """Fidelity and diversity apart, by nearest neighbours: precision, recall, density, coverage.
 
 A set's manifold is the union of balls around its rows that reach to their k-th nearest neighbour
-in the set. Distances are ties-in: a point on a ball's surface is inside.
+in the set. Distances are ties-in: a point on a ball's surface, or within rounding of it, is inside.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 from twosides.metrics.distances import checked
 
 BLOCK = 1024
+ROUNDING = 1e-12  # of squared distances by matrix products, over the largest squared norm
 
 
 class Neighbours(NamedTuple):
@@ -46,7 +47,8 @@ def neighbours(x: Float[Tensor, " n d"], y: Float[Tensor, " m d"], k: int = 5) -
     x, y = checked(x, y, k + 1)
     centre = y.mean(0)  # distances come from squares, which lose digits far from the origin
     x, y = x - centre, y - centre
-    around_x, around_y = _radii(x, k), _radii(y, k)
+    rounding = ROUNDING * torch.stack([rows.square().sum(1).max() for rows in (x, y)]).max()
+    around_x, around_y = ((_radii(rows, k) ** 2 + rounding).sqrt() for rows in (x, y))
     balls: list[Tensor] = []
     covered, recalled = (torch.zeros(len(y), dtype=torch.bool) for _ in range(2))
     for start in range(0, len(x), BLOCK):

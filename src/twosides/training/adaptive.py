@@ -199,6 +199,13 @@ class Adaptive(Density):
                 f"the bins cover logsnr {ends.tolist()}, more than {self.base} draws; use "
                 "LevelBins.over(base)"
             )
+        inner = self.bins.centres
+        gaps = inner[~torch.isfinite(self.base.log_prob(inner))]
+        if len(gaps) and not self.compensate:
+            raise ValueError(
+                f"{self.base} draws nothing around logsnr {float(gaps[0]):.4g}, where levels that "
+                "are not compensated would have an infinite weight; use a base without gaps"
+            )
 
     @functools.cached_property
     def _shares(self) -> tuple[float, float]:

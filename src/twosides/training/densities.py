@@ -7,6 +7,7 @@ stratified levels. Given the weighting w, p only changes the variance of the los
 |----------------|--------------------------------|----------------------------------------------|
 | `FromSchedule` | abs(dt/dlogsnr)                | uniform time: DDPM, flow matching, v-cosine  |
 | `Normal`       | N(mean, std^2)                 | EDM (log-normal sigma), SD3 (logit-normal t) |
+| `NormalMin`    | the least of two normal draws  | MeanFlow, where its t = r                    |
 | `Uniform`      | constant on [low, high]        | VDM                                          |
 | `Laplace`      | exp(-abs(logsnr - mean)/b)/2b  | Hang & Gu 2024                               |
 | `Mode`         | t = u + s (u - sin^2(pi u/2))  | SD3's heavy tails                            |
@@ -121,6 +122,29 @@ class Normal(Density):
 
     def __str__(self) -> str:
         return f"N({self.mean:.4g}, {self.std:.4g}^2)"
+
+
+@dataclass(frozen=True)
+class NormalMin(Density):
+    """The smaller of two draws of a `Normal`: the later of two logit-normal times.
+
+    MeanFlow draws two times, calls the later t and the other r, and sets r to t for most samples,
+    which is flow matching at t [Geng+ 2025].
+    """
+
+    base: Normal
+
+    def logsnr(self, u: Tensor) -> Tensor:
+        """The base's at sqrt(u): both times are below t with the probability u."""
+        return self.base.logsnr(u.sqrt())
+
+    def log_prob(self, logsnr: Tensor) -> Tensor:
+        """`log(2 p(logsnr) P(the other > logsnr))`."""
+        above = torch.special.log_ndtr((self.base.mean - logsnr) / self.base.std)
+        return math.log(2) + self.base.log_prob(logsnr) + above
+
+    def __str__(self) -> str:
+        return f"least of 2 of {self.base}"
 
 
 @dataclass(frozen=True)
@@ -240,7 +264,7 @@ class Mode(Symmetric):
 
 @dataclass(frozen=True)
 class UShape(Symmetric):
-    """`p(t) = C (exp(a t) + exp(a (1 - t)))`, for reflow [Lee+ 2024, a = 4].
+    """`p(t) = C (exp(a t) + exp(a (1 - t)))`, 0 < a <= 1400, for reflow [Lee+ 2024, a = 4].
 
     C = a / (2 (exp(a) - 1)); sinh(a/2) - sinh(a (1/2 - t)) = 2 u sinh(a/2).
     """
@@ -248,17 +272,16 @@ class UShape(Symmetric):
     a: float = 4.0
 
     def __post_init__(self) -> None:
-        """ValueError for an a that is not positive."""
-        if not 0 < self.a < math.inf:
-            raise ValueError(
-                f"a U shape needs a finite a > 0, got {self.a}; uniform is the limit 0"
-            )
+        """ValueError for an a that is not positive, or whose exp(a/2) is no number."""
+        if not 0 < self.a <= 1400:
+            raise ValueError(f"a U shape needs 0 < a <= 1400, got {self.a}; uniform is the limit 0")
 
     def _time(self, u: Tensor) -> Tensor:
-        # asinh(p) - asinh(q) = asinh((p^2 - q^2) / (p sqrt(1 + q^2) + q sqrt(1 + p^2))).
+        # asinh(p) - asinh(q) = asinh((p^2 - q^2) / (p sqrt(1 + q^2) + q sqrt(1 + p^2))),
+        # over p^2, whose square is no number before p is.
         p, left = math.sinh(0.5 * self.a), 1 - 2 * u
-        rise = (1 + (left * p) ** 2).sqrt() + left * math.cosh(0.5 * self.a)
-        return torch.asinh(4 * u * (1 - u) * p / rise) / self.a
+        rise = torch.hypot(left, left.new_tensor(1 / p)) + left / math.tanh(0.5 * self.a)
+        return torch.asinh(4 * u * (1 - u) / rise) / self.a
 
     def _log_prob(self, t: Tensor) -> Tensor:
         peak = math.log(0.5 * self.a) - math.log(-math.expm1(-self.a))
@@ -328,7 +351,8 @@ class Table(Density):
         edges, masses = self._parts()
         below = torch.cat([masses.new_zeros(1), masses.cumsum(0)])
         target = (1 - u) * below[-1]
-        index = (torch.searchsorted(below, target.contiguous()) - 1).clamp(0, len(masses) - 1)
+        first, last = masses.nonzero().flatten()[[0, -1]]
+        index = (torch.searchsorted(below, target.contiguous()) - 1).clamp(first, last)
         part = (target - below[index]) / masses[index]
         return torch.lerp(edges[index], edges[index + 1], part)
 

@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from twosides.denoiser import Denoiser, Denoises, describes
+from twosides.outputs import output_named
 from twosides.randomness import PerSample, Shared, fresh_seed
 from twosides.schedules import Level
 from twosides.training.adaptive import LevelBins, Uncertainty
@@ -137,13 +138,16 @@ class Objective:
         """`log w - log p - log kappa` of whatever the network outputs, or of eps."""
         if isinstance(denoiser, Denoiser) and self._plain(denoiser):
             return torch.zeros_like(log_kappa)  # also at zero SNR, where parts are infinite
-        logsnr = level.logsnr
-        return self.weighting.log(logsnr) - self.density.log_divisor(logsnr) - log_kappa
+        weight = self.weighting.log(level.logsnr)
+        ratio = weight - self.density.log_divisor(level.logsnr) - log_kappa
+        return torch.where(torch.isneginf(weight), weight, ratio)
 
     def _plain(self, denoiser: Denoiser) -> bool:
         """Whether this is the plain error of the network's own output."""
-        plain = OutputMSE(denoiser.output, denoiser.schedule, self.density)
-        return self.weighting == plain
+        w = self.weighting
+        if not isinstance(w, OutputMSE) or w.schedule != denoiser.schedule:
+            return False
+        return output_named(w.output, w.schedule) == denoiser.output and w.density == self.density
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from twosides.training.densities import (
     Laplace,
     Mode,
     Normal,
+    NormalMin,
     Uniform,
     UShape,
     cosmap,
@@ -249,8 +250,8 @@ recipes: Table[Recipe] = Table(
         "meanflow": Recipe.plain(
             "u",
             _FLOW,
-            Normal.logit_normal(-0.4, 1.0),
-            paper="Geng+ 2025, arXiv 2505.13447; its flow-matching part",
+            NormalMin(Normal.logit_normal(-0.4, 1.0)),
+            paper="Geng+ 2025, arXiv 2505.13447; its flow-matching part, unscaled",
         ),
         "rf++": Recipe.plain("u", _FLOW, UShape(4), paper="Lee+ 2024, arXiv 2405.20320"),
         "indi": Recipe.plain("x", _FLOW, paper="Delbracio & Milanfar 2023, arXiv 2303.11435"),

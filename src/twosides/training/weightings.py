@@ -42,7 +42,7 @@ import torch
 from torch import Tensor
 
 from twosides.outputs import Output, output_named
-from twosides.schedules import Schedule, derivative
+from twosides.schedules import Schedule
 from twosides.training.densities import Density
 
 RANGE = 60.0  # of logsnr in which Monotonic looks for the largest weight
@@ -53,7 +53,7 @@ class Weighting(abc.ABC):
 
     @abc.abstractmethod
     def log(self, logsnr: Tensor) -> Tensor:
-        """`log w(logsnr)`, float64."""
+        """`log w(logsnr)`, of levels in float64."""
 
     def __mul__(self, other: Weighting) -> Weighting:
         """The product of the two functions."""
@@ -172,6 +172,8 @@ class P2(Weighting):
 
     def log(self, logsnr: Tensor) -> Tensor:
         """`-gamma log(k + exp(logsnr))`."""
+        if self.gamma == 0:
+            return torch.zeros_like(logsnr)
         return -self.gamma * torch.logaddexp(torch.full_like(logsnr, math.log(self.k)), logsnr)
 
     def __str__(self) -> str:
@@ -203,7 +205,7 @@ class Power(Weighting):
 
     def log(self, logsnr: Tensor) -> Tensor:
         """`exponent logsnr`."""
-        return self.exponent * logsnr
+        return self.exponent * logsnr if self.exponent else torch.zeros_like(logsnr)
 
     def __str__(self) -> str:
         return f"snr^{self.exponent:.4g}"
@@ -255,7 +257,7 @@ class Monotonic(Weighting):
 
     @functools.cached_property
     def peak(self) -> float:
-        """The log-SNR of the largest weight, by bisection of the slope."""
+        """The log-SNR of the largest weight, by golden sections; it may be the base's last."""
         grid = torch.linspace(-RANGE, RANGE, 4801, dtype=torch.float64)
         best = int(self.base.log(grid).argmax())
         if best in (0, len(grid) - 1):
@@ -263,12 +265,13 @@ class Monotonic(Weighting):
                 f"{self.base} has no peak inside logsnr [-{RANGE:g}, {RANGE:g}], so there is "
                 "nothing to make monotonic"
             )
-        low, high = grid[best - 1], grid[best + 1]
+        low, high, golden = grid[best - 1], grid[best + 1], 0.5 * (5**0.5 - 1)
         for _ in range(60):
-            middle = 0.5 * (low + high)
-            rising = derivative(self.base.log, middle) > 0
-            low, high = torch.where(rising, middle, low), torch.where(rising, high, middle)
-        return float(0.5 * (low + high))
+            inner = torch.stack([torch.lerp(high, low, golden), torch.lerp(low, high, golden)])
+            left, right = self.base.log(inner)
+            low, high = (inner[0], high) if left < right else (low, inner[1])
+        tried = torch.stack([low, high, grid[best]])  # one end may have no weight
+        return float(tried[self.base.log(tried).argmax()])
 
     def log(self, logsnr: Tensor) -> Tensor:
         """The base's at `max(logsnr, peak)`."""
