@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from twosides.cli import main
 
@@ -76,6 +77,8 @@ def test_compare_recipes_for_their_data_and_draw_them(cli, tmp_path):
         (("compare", "ddim", "ddpm", "--steps", "0"), "steps must be"),
         (("compare", "ddim", "ddpm", "--plot", "x.png"), "are for recipes"),
         (("compare", "sd3", "edm", "--data-std", "0", "1"), "standard deviation"),
+        (("compare", "sd3", "edm", "--steps", "5"), "are for samplers"),
+        (("compare", "sd3", "edm", "--plot", "x.jpg"), "written as .png, not '.jpg'"),
         (("sample", "/nowhere"), "holds no config.json"),
         (("sample", "/nowhere", "--out", "x.gif"), "not '.gif'"),
         (("sample", "/nowhere", "--out", "x.npy", "--count", "0"), "--count must be at least 1"),
@@ -115,6 +118,31 @@ def test_a_folder_is_of_one_run(cli, tmp_path, monkeypatch):
         code, _, err = cli("train", data, "--out", "run", "--steps", steps, *words[2:])
         assert code == 2 and message in err
     assert (tmp_path / "run/model/model.safetensors").read_bytes() == model
+    (tmp_path / "run/model/model.safetensors").write_bytes(model[:-1] + b"x")
+    assert cli("train", "ring", "--out", "run", *words)[0] == 0  # a damaged model is made again
+    assert (tmp_path / "run/model/model.safetensors").read_bytes() == model
+
+
+def test_a_run_that_cannot_begin_leaves_its_folder_and_warnings_are_lines(tmp_path):
+    for name in ("a", "b"):
+        values = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(values).save(tmp_path / f"{name}.png")
+    (tmp_path / "c.png").write_bytes(b"no picture")
+
+    def train(options):
+        words = f"train folder:{tmp_path}?size=8{options} --out {tmp_path / 'run'}"
+        more = "--steps 1 --batch 3".split()
+        code = [sys.executable, "-m", "twosides", *words.split(), *more]
+        return subprocess.run(code, capture_output=True, text=True)
+
+    first = train("")
+    assert first.returncode == 2 and "c.png is no PNG" in first.stderr
+    assert not list((tmp_path / "run").iterdir())
+    second = train(",max_bad=0.5")
+    assert second.returncode == 0, second.stderr
+    said = [line for line in second.stderr.splitlines() if "c.png is no PNG" in line]
+    assert len(said) == 1 and said[0].startswith("twosides: ")
+    assert "warnings.warn" not in second.stderr
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -52,6 +52,13 @@ def encode(photos, pipeline, out, options="", **more):
         return encoding.encode_latents(task_named(name).data, name, pipeline, out, batch=4, **more)
 
 
+def test_sizes_that_do_not_fit_the_vae_are_refused(photos, pipeline, tmp_path):
+    name = f"folder:{photos}?size=15"
+    with pytest.raises(ValueError, match="images of 15 pixels.* 2 by 2: take size=14"):
+        encoding.encode_latents(task_named(name).data, name, pipeline, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.fixture(scope="module")
 def encoded(photos, pipeline, tmp_path_factory):
     out = tmp_path_factory.mktemp("latents") / "plain"

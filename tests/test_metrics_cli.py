@@ -115,7 +115,7 @@ def test_a_report_of_other_runs(ten, tmp_path, cli):
         code, out, err = cli(
             "report", *both, "--data", "ring", "--out", tmp_path / "d.html", "--count", 60
         )
-    assert code == 0 and "1 runs" in out, err
+    assert code == 0 and "1 run\n" in out, err
     text = (tmp_path / "d.html").read_text()
     assert "is left out: 60 of 60 samples hold NaN" in text
     assert any("is left out" in str(each.message) for each in told)

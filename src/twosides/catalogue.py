@@ -136,6 +136,8 @@ def text(table: list[Row]) -> str:
 
 def picture(named: list[tuple[str, Recipe]], path: Path, data_std: tuple[float, ...]) -> None:
     """w and p of recipes against logsnr, each divided by its largest value, as a PNG file."""
+    if path.suffix != ".png":
+        raise ValueError(f"{path}: a picture is written as .png, not {path.suffix!r}")
     write_file(path, pictures.chart(drawn(named, data_std), dpi=130))
 
 

@@ -15,8 +15,8 @@ from twosides.storage import read_json, write_file
 from twosides.trees import flat
 
 
-def claim(path: Path, identity: Mapping[str, Any], holds: str = "") -> None:
-    """Write `identity` to the file `path`, or compare it with what is there.
+def claim(path: Path, identity: Mapping[str, Any], holds: str = "") -> bool:
+    """Write `identity` to the file `path`, or compare it with what is there; True if written.
 
     ValueError that names every difference if the folder is another run's; and, where it may
     hold nothing but what it `holds`, "samples" say, if there are other files.
@@ -30,6 +30,8 @@ def claim(path: Path, identity: Mapping[str, Any], holds: str = "") -> None:
         raise ValueError(f"{folder} exists and holds no {holds or 'run'}; choose a new folder")
     else:
         write_file(path, json.dumps(wanted, indent=1).encode())
+        return True
+    return False
 
 
 def _refuse_another(folder: Path, found: Any, wanted: Any) -> None:

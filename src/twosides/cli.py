@@ -7,6 +7,7 @@ help. Nothing heavy is imported before one runs, so that `--help` answers at onc
 from __future__ import annotations
 
 import sys
+import warnings
 
 import tyro
 
@@ -41,6 +42,8 @@ COMMANDS = (
 
 def main() -> None:
     """The `twosides` program; errors of use are one clear line and exit status 2."""
+    # A line for those who use the program, not for those who write it.
+    warnings.formatwarning = lambda message, *_, **__: f"twosides: {message}\n"
     app = tyro.extras.SubcommandApp()
     for command in COMMANDS:
         app.command(command)

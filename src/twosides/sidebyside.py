@@ -252,7 +252,8 @@ def _settings(runs: list[Run]) -> tuple[str, list[tuple[str, ...]]]:
 
 def _training(config: dict[str, Any]) -> dict[str, str]:
     told = {**config.get("training", {})}
-    told.pop("asked", None)
+    for name in ("asked", "null"):  # how long is in the steps, and what stands for no class
+        told.pop(name, None)
     told = {name: str(value) for name, value in told.items() if value not in (None, {})}
     return {"network": str(config["network"].get("class")), **told}
 

@@ -44,8 +44,8 @@ def compare(
     b: Positional[str],
     /,
     *,
-    steps: int = 10,
-    schedule: str = "flow-matching",
+    steps: int | None = None,
+    schedule: str | None = None,
     data_std: tuple[float, float] | None = None,
     plot: Path | None = None,
 ) -> None:
@@ -54,8 +54,8 @@ def compare(
     Args:
         a: a sampler or a recipe, such as dpmpp-2m, sd3, sd3+adaptive.
         b: another of the same kind.
-        steps: for samplers.
-        schedule: for samplers: flow-matching, cosine, "cosine(-15, 15)", ...
+        steps: for samplers, by default 10.
+        schedule: for samplers: flow-matching (the default), cosine, "cosine(-15, 15)", ...
         data_std: for recipes: the standard deviations of the data that a and b are made for, to
             compare them where these are equally noisy: "sd3 edm --data-std 1 0.5".
         plot: for recipes: a picture to write, .png, of their weightings and levels.
@@ -74,6 +74,8 @@ def compare(
         if not any(known):
             raise unknown("sampler or recipe", name, [*presets, *published])
     if all(trained):
+        if steps is not None or schedule is not None:
+            raise ValueError("--steps and --schedule are for samplers; leave them out for recipes")
         first, second, stds = recipe_named(a), recipe_named(b), data_std or (1.0, 1.0)
         print(f"{a} and {b}: {compared(first, second, data_std=stds)}")
         if plot is not None:
@@ -84,7 +86,7 @@ def compare(
     elif all(drawn):
         if plot is not None or data_std is not None:
             raise ValueError("--plot and --data-std are for recipes; leave them out for samplers")
-        where = schedule_named(schedule)
+        where, steps = schedule_named(schedule or "flow-matching"), 10 if steps is None else steps
         result = compared(plan(a, where, steps), plan(b, where, steps))
         print(f"{a} and {b}, {steps} steps on {where}: {result}")
     else:

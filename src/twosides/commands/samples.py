@@ -162,7 +162,7 @@ def evaluate(
 
     Args:
         source: a model's or a run's folder, or samples: .npy, .safetensors, or a folder of them.
-        data: glyphs, glyphs-32, ring, or package.module:function returning a Task.
+        data: as in `twosides train`: glyphs, ring, folder:, tar:, hf:, latents:, module:function.
         count: samples, and as many rows of data; by default 1000 of a model, or all in the files.
         metrics: some of frechet, kid, mmd, sliced-w2, precision, recall, density, coverage.
         extractor: pixels, reader (letters), the folder of a transformers vision model, or
@@ -214,8 +214,7 @@ def report(
     Args:
         runs: the folders of finished runs.
         out: the page to write; one file that needs no network.
-        data: what to measure against: glyphs, glyphs-32, ring, or package.module:function; by
-            default nothing is measured.
+        data: what to measure against, as in `twosides train`; by default nothing is measured.
         count: samples of each run, and rows of data.
         extractor: pixels, reader, ...: see `twosides evaluate`.
         sampler: for all of them: ddim, dpmpp-2m, ...
@@ -240,4 +239,4 @@ def report(
         seed=seed,
         trust_code=trust_code,
     )
-    print(f"{out}: {len(made)} runs side by side")
+    print(f"{out}: {len(made)} run{'s' * (len(made) != 1)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import tyro
@@ -183,13 +182,6 @@ def ema(
         step: the step at which the averages end, by default the newest snapshot's.
         trust_code: import the network's class from outside diffusers and twosides.
     """
-    import warnings
-
     from twosides.training.posthoc import save_averages
 
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        lines = save_averages(run, out, sigma_rel, step=step, trust_code=trust_code)
-    for warning in caught:
-        print(f"twosides: {warning.message}", file=sys.stderr)
-    print("\n".join(lines))
+    print("\n".join(save_averages(run, out, sigma_rel, step=step, trust_code=trust_code)))

@@ -70,6 +70,12 @@ def _loaded(folder: Path, size: int, captions: bool) -> tuple[Any, Texts | None]
         raise ValueError(f"{folder} is a {kind} without a VAE: its data are images themselves")
     texts = Texts(folder, size) if captions else None
     pipe = texts.pipe if texts else load_pipeline(folder, network=False)
+    factor = getattr(pipe, "vae_scale_factor", 1)
+    if size % factor:
+        raise ValueError(
+            f"images of {size} pixels do not fit the VAE, which makes one latent of {factor} by "
+            f"{factor}: take size={size - size % factor or factor}"
+        )
     return pipe.vae.float().eval(), texts
 
 

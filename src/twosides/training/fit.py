@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -34,7 +35,7 @@ from twosides import checkpoint
 from twosides.claims import claim
 from twosides.data.tasks import Data, Stream
 from twosides.denoiser import Denoiser
-from twosides.storage import Checkpoints
+from twosides.storage import Checkpoints, CorruptFolder
 from twosides.training.adaptive import LevelBins
 from twosides.training.batches import Batches
 from twosides.training.callbacks import Averaging, Recording, Watching
@@ -45,6 +46,7 @@ from twosides.training.objective import Objective, Staged
 from twosides.training.recipes import Recipe, recipe_named
 from twosides.training.settings import Settings
 
+RUN = "run.json"
 _LAUNCHERS = {"TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "MASTER_ADDR", "LSB_JOBID", "KUBERNETES_PORT"}
 
 __all__ = ["Batches", "Module", "Settings", "Stream", "fit", "loss_curve"]
@@ -104,13 +106,14 @@ def fit(
     _reaches(denoiser, objective)
     average = Averaging(denoiser, settings.sigma_rel)
     identity = {"denoiser": average.description, "settings": settings.lasting()}
-    claim(folder / "run.json", {**identity, "about": dict(about or {})}, holds="run")
+    new = claim(folder / RUN, {**identity, "about": dict(about or {})}, holds="run")
     asked = {"steps": settings.steps, "minutes": settings.minutes}
-    if _finished(folder, asked):
-        return checkpoint.load(folder, trust_code=True)
+    with contextlib.suppress(CorruptFolder):  # a damaged model is made again
+        if _finished(folder, asked):
+            return checkpoint.load(folder, trust_code=True)
     module = Module(denoiser, objective, settings, data, auxiliary)
     checkpoints = Checkpoints(folder / "checkpoints")
-    with _quiet():
+    with _quiet(), _given_up(folder, new):
         log = _log(folder, loggers, auxiliary, validation)
         around = [average, *_snapshots(folder, settings), *callbacks]
         if validation is not None:
@@ -182,6 +185,19 @@ def _ended(trainer: lightning.Trainer) -> Iterator[None]:
             raise SystemExit(128 + signal.SIGTERM) from end
         if trainer.interrupted:
             raise KeyboardInterrupt from end
+        raise
+
+
+@contextlib.contextmanager
+def _given_up(folder: Path, new: bool) -> Iterator[None]:
+    """A new run that fails before its first checkpoint leaves the folder to a better command."""
+    try:
+        yield
+    except Exception:
+        if new and not any(folder.glob("checkpoints/step-*")):
+            for name in ("logs", "tensorboard", "samples"):
+                shutil.rmtree(folder / name, ignore_errors=True)
+            (folder / RUN).unlink(missing_ok=True)
         raise
 
 
