@@ -411,6 +411,13 @@ def test_typed_processes_must_make_sense(f, g):
         view("dictionary", given="sde", f=f, g=g)
 
 
+@pytest.mark.parametrize("f", ["1/t", "-1/t", "50", "-9999"])
+def test_processes_without_a_schedule_are_refused_in_words(f):
+    with pytest.raises(Invalid, match="make no schedule in floating point") as refused:
+        view("dictionary", given="sde", f=f, g="1")
+    assert refused.value.control == "f"
+
+
 # ---------------------------------------------------------------------------- problems, model
 
 

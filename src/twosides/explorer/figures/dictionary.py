@@ -118,10 +118,18 @@ def process(given: str, schedule: str, f: str, g: str, eta: str) -> tuple[Any, A
     times = torch.linspace(0.001, 0.999, 99, dtype=torch.float64)
     values = torch.stack([drift(times), diffusion(times)])
     if not bool(torch.isfinite(values).all()) or not bool((values[1] > 0).all()):
-        raise ValueError("f and g must be finite, and g > 0, inside (0, 1)")
+        raise Invalid("f and g must be finite, and g > 0, inside (0, 1)", "f")
     if float(values.abs().max()) > 1e4:
-        raise ValueError("f and g must stay below 10,000 inside (0, 1)")
+        raise Invalid("f and g must stay below 10,000 inside (0, 1)", "f")
     made = ts.FromSDE(drift, diffusion)
+    reached = torch.stack([*made.values(times), made.logsnr(times)])
+    fine = bool(torch.isfinite(reached).all()) and bool((reached[2].diff() < 0).all())
+    if not fine or math.isnan(made.logsnr_max + abs(made.logsnr_min)):
+        raise Invalid(
+            "f and g make no schedule in floating point: the integral of f must be finite up to "
+            "t < 1, and log-SNR fall. A pole of f may be at t = 1 only",
+            "f",
+        )
     return ts.Dynamics(drift, diffusion, noise), made
 
 
