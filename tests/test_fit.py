@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.data import StackDataset
 
 from twosides import checkpoint
 from twosides.data.tasks import Points, Task, task_named
 from twosides.oracle import GaussianMixture
 from twosides.storage import Checkpoints, load_tree
-from twosides.training.fit import Batches, Settings, loss_curve
+from twosides.training.fit import Batches, Settings, fit, loss_curve
 from twosides.training.run import train_task
 
 DATA = GaussianMixture.ring(4, std=0.1)
@@ -218,3 +219,13 @@ def test_a_run_killed_before_its_model_was_written_writes_it(tmp_path):
     assert checkpoint.read_config(tmp_path / "run")["training"]["steps"] == 20
     for a, b in zip(whole.parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_run_that_fails_later_keeps_its_logs(tmp_path):
+    x = torch.zeros(31, 2)
+    x[30] = torch.nan
+    network = checkpoint.build_network(task_named("ring").network, seed=0)
+    settings = Settings(steps=80, batch=1, log_every=1)
+    with pytest.raises(ValueError, match="is not finite"):
+        fit(network, StackDataset(x=x), "flow-matching", tmp_path, settings)
+    assert 1 <= len(loss_curve(tmp_path)[0]) < 80 and (tmp_path / "run.json").exists()

@@ -40,7 +40,7 @@ from twosides.training.adaptive import LevelBins
 from twosides.training.batches import Batches
 from twosides.training.callbacks import Averaging, Recording, Watching
 from twosides.training.checkpoint_io import SaveCheckpoints, TreeCheckpointIO
-from twosides.training.log import Log, loss_curve
+from twosides.training.log import METRICS, Log, loss_curve, read_rows
 from twosides.training.module import Auxiliary, Module
 from twosides.training.objective import Objective, Staged
 from twosides.training.recipes import Recipe, recipe_named
@@ -108,9 +108,11 @@ def fit(
     identity = {"denoiser": average.description, "settings": settings.lasting()}
     new = claim(folder / RUN, {**identity, "about": dict(about or {})}, holds="run")
     asked = {"steps": settings.steps, "minutes": settings.minutes}
-    with contextlib.suppress(CorruptFolder):  # a damaged model is made again
+    try:
         if _finished(folder, asked):
             return checkpoint.load(folder, trust_code=True)
+    except CorruptFolder as error:
+        warnings.warn(f"the model is damaged and is made again: {error}", stacklevel=2)
     module = Module(denoiser, objective, settings, data, auxiliary)
     checkpoints = Checkpoints(folder / "checkpoints")
     with _quiet(), _given_up(folder, new):
@@ -190,11 +192,11 @@ def _ended(trainer: lightning.Trainer) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _given_up(folder: Path, new: bool) -> Iterator[None]:
-    """A new run that fails before its first checkpoint leaves the folder to a better command."""
+    """A new run that fails before anything is logged leaves the folder to a better command."""
     try:
         yield
     except Exception:
-        if new and not any(folder.glob("checkpoints/step-*")):
+        if new and not (read_rows(folder / METRICS) or any(folder.glob("checkpoints/step-*"))):
             for name in ("logs", "tensorboard", "samples"):
                 shutil.rmtree(folder / name, ignore_errors=True)
             (folder / RUN).unlink(missing_ok=True)
