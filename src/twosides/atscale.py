@@ -216,9 +216,12 @@ class _Worker:
 
 
 def _start(order: dict[str, Any]) -> subprocess.Popen[bytes]:
-    paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    # -P keeps the current folder, which may be a stranger's, off the child's path; where this
+    # process has it, the child has it too, but last, so that nothing in it hides a module.
+    here = os.getcwd()
+    paths = os.pathsep.join(sorted((path or here for path in sys.path), key=here.__eq__))
     process = subprocess.Popen(
-        [sys.executable, "-c", _CODE],
+        [sys.executable, "-P", "-c", _CODE],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": paths},

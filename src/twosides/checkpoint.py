@@ -9,7 +9,6 @@ file; reading runs no code of the folder's and unpickles nothing.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import math
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch import nn
 from twosides import denoiser as denoisers
 from twosides import schedules
 from twosides.denoiser import Clock, Converted, Denoiser, convert
-from twosides.naming import unknown
+from twosides.naming import import_object, unknown
 from twosides.networks import NETWORKS
 from twosides.outputs import Output, output_named
 from twosides.sampling import grids, solvers, stochasticity
@@ -142,18 +141,27 @@ def _path(kind: type[Any]) -> str:
     return kind.__name__ if kind in NETWORKS.values() else f"{kind.__module__}:{kind.__name__}"
 
 
-def build_network(spec: Any, *, trust_code: bool = False, seed: int = 0) -> nn.Module:
+def build_network(
+    spec: Any, *, trust_code: bool = False, like: nn.Module | None = None, seed: int = 0
+) -> nn.Module:
     """A network from its description, with fresh weights drawn from a seed.
 
-    Classes are diffusers' models ("diffusers.UNet2DModel"), this package's ("MLP"), or any import
-    path "package.module:Class" if `trust_code` (importing runs that module).
+    spec: {"class": ..., "config": ...}. Classes are diffusers' models ("diffusers.UNet2DModel"),
+        this package's ("MLP"), or import paths "package.module:Class".
+    trust_code: whether an import path may be imported, which runs that module.
+    like: a module that the caller has. Classes that occur in it need no import and no trust.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _build_network(spec, trust_code)
+        return _build_network(spec, trust_code, _classes_in(like))
 
 
-def _build_network(spec: Any, trust_code: bool) -> nn.Module:
+def _classes_in(module: nn.Module | None) -> dict[str, type[nn.Module]]:
+    """The classes of a module and of those inside it, by the path that a description has."""
+    return {_path(type(part)): type(part) for part in (module.modules() if module else ())}
+
+
+def _build_network(spec: Any, trust_code: bool, known: dict[str, type[nn.Module]]) -> nn.Module:
     if not isinstance(spec, dict) or not isinstance(spec.get("config", {}), dict):
         raise ValueError(
             f'a network is described as {{"class": ..., "config": {{...}}}}, not {spec!r}'
@@ -161,7 +169,7 @@ def _build_network(spec: Any, trust_code: bool) -> nn.Module:
     spec = {"config": {}, **spec}
     name = str(spec.get("class"))
     if name == "Converted":
-        inner = build_denoiser(spec["of"], trust_code=trust_code)
+        inner = _build_denoiser(spec["of"], trust_code, known)
         schedule, time = _notation(spec)
         extend = bool(spec.get("extend", False))
         return convert(inner, restore_output(spec["output"]), schedule, time, extend=extend)
@@ -171,14 +179,10 @@ def _build_network(spec: Any, trust_code: bool) -> nn.Module:
         return _diffusers_model(name.removeprefix("diffusers.")).from_config(spec["config"])
     if ":" not in name:
         raise unknown("network class", name, [*NETWORKS, "diffusers.UNet2DModel"])
-    if not trust_code and not name.startswith("twosides."):
-        raise ValueError(
-            f"the network is {name}, code outside this library; loading it imports that module. If "
-            "you trust it, pass trust_code=True (--trust-code)"
-        )
-    module, _, kind = name.partition(":")
-    found = getattr(importlib.import_module(module), kind, None)
+    ours = name.startswith("twosides.")
+    found = known.get(name) or import_object(name, "network", trust_code=trust_code or ours)
     if not isinstance(found, type) or not issubclass(found, nn.Module):
+        module, _, kind = name.partition(":")
         raise ValueError(f"{module} has no torch.nn.Module called {kind!r}")
     return found(**spec["config"])
 
@@ -242,8 +246,16 @@ def describe_denoiser(denoiser: Any) -> dict[str, Any]:
     }
 
 
-def build_denoiser(config: dict[str, Any], *, trust_code: bool = False) -> Denoiser:
-    """The denoiser of a description, with fresh weights."""
+def build_denoiser(
+    config: dict[str, Any], *, trust_code: bool = False, like: nn.Module | None = None
+) -> Denoiser:
+    """The denoiser of a description, with fresh weights; options as in `build_network`."""
+    return _build_denoiser(config, trust_code, _classes_in(like))
+
+
+def _build_denoiser(
+    config: dict[str, Any], trust_code: bool, known: dict[str, type[nn.Module]]
+) -> Denoiser:
     missing = {"network", "output", "schedule", "time"} - config.keys()
     if missing:
         raise ValueError(f"config.json lacks {', '.join(sorted(missing))}")
@@ -251,7 +263,9 @@ def build_denoiser(config: dict[str, Any], *, trust_code: bool = False) -> Denoi
         key: torch.tensor(config.get(key, default), dtype=torch.float64)
         for key, default in (("data_mean", 0.0), ("data_std", 1.0))
     }
-    network = build_network(config["network"], trust_code=trust_code)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = _build_network(config["network"], trust_code, known)
     schedule, time = _notation(config)
     return Denoiser(network, restore_output(config["output"]), schedule, time, **statistics)
 
@@ -289,8 +303,10 @@ def is_pipeline(source: object) -> TypeGuard[str | Path]:
     return isinstance(source, str | Path) and (Path(source) / "model_index.json").is_file()
 
 
-def load(folder: str | Path, *, trust_code: bool = False) -> Denoiser:
-    """Read a model folder, or the model of a training run's folder.
+def load(
+    folder: str | Path, *, trust_code: bool = False, like: nn.Module | None = None
+) -> Denoiser:
+    """Read a model folder, or the model of a training run's folder; `like` as in `build_network`.
 
     Checksums are verified first. FileNotFoundError, `storage.CorruptFolder` or ValueError say what
     is wrong; a network from an import path needs `trust_code=True`.
@@ -299,7 +315,7 @@ def load(folder: str | Path, *, trust_code: bool = False) -> Denoiser:
     verify_folder(folder)
     config = read_config(folder)
     _check_size(folder, config)
-    denoiser = build_denoiser(config, trust_code=trust_code)
+    denoiser = build_denoiser(config, trust_code=trust_code, like=like)
     try:
         denoiser.load_state_dict(load_tensors(folder / WEIGHTS))
     except RuntimeError as error:

@@ -6,6 +6,7 @@ help. Nothing heavy is imported before one runs, so that `--help` answers at onc
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 
@@ -42,6 +43,9 @@ COMMANDS = (
 
 def main() -> None:
     """The `twosides` program; errors of use are one clear line and exit status 2."""
+    # Processes that are started from here, by Lightning or multiprocessing say, do not look for
+    # modules in the current folder, which may be a stranger's.
+    os.environ["PYTHONSAFEPATH"] = "1"
     # A line for those who use the program, not for those who write it.
     warnings.formatwarning = lambda message, *_, **__: f"twosides: {message}\n"
     app = tyro.extras.SubcommandApp()

@@ -8,7 +8,6 @@ Task.
 from __future__ import annotations
 
 import functools
-import importlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from twosides.data.glyphs import Glyphs
-from twosides.naming import unknown
+from twosides.naming import import_object, unknown
 from twosides.oracle import GaussianMixture
 
 
@@ -153,9 +152,9 @@ def task_named(name: str) -> Task:
         return source_named(name)
     if ":" not in name:
         raise unknown("data set", name, [*TASKS, *(f"{kind}:..." for kind in SOURCES)])
-    module, _, function = name.partition(":")
-    make = getattr(importlib.import_module(module), function, None)
+    make = import_object(name, "data set", trust_code=True)  # the user has typed it
     if make is None:
+        module, _, function = name.partition(":")
         raise ValueError(f"{module} has no function {function!r} that returns a Task")
     task = make()
     if not isinstance(task, Task):

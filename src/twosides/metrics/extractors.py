@@ -6,7 +6,6 @@ the folder of a transformers vision model (DINOv2, CLIP, ...); "package.module:f
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
-from twosides.naming import unknown
+from twosides.naming import import_object, unknown
 
 Extractor = Callable[[Tensor], Tensor]
 BATCH = 250
@@ -69,12 +68,7 @@ def extractor_named(name: str | Extractor, *, trust_code: bool = False) -> Extra
     if not colon:
         known = (*EXTRACTORS, "a folder with config.json", "package.module:function")
         raise unknown("extractor", name, known)
-    if not trust_code:
-        raise ValueError(
-            f"the extractor {name} is code outside this library; using it imports that module. If "
-            "you trust it, pass trust_code=True (--trust-code)"
-        )
-    found = getattr(importlib.import_module(module), function, None)
+    found = import_object(name, "extractor", trust_code=trust_code)
     if not callable(found):
         raise ValueError(f"{module} has no function called {function!r}")
     return cast(Extractor, found)

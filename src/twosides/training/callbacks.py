@@ -76,7 +76,7 @@ class Averaging(lightning.Callback):
                 state[name] = gathered.to("cpu", copy=True)
         if not first:
             return None
-        copy = checkpoint.build_denoiser(self.description, trust_code=True)
+        copy = checkpoint.build_denoiser(self.description, like=self.denoiser)
         copy.load_state_dict(state)
         return copy.eval()
 

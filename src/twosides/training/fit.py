@@ -110,7 +110,7 @@ def fit(
     asked = {"steps": settings.steps, "minutes": settings.minutes}
     try:
         if _finished(folder, asked):
-            return checkpoint.load(folder, trust_code=True)
+            return checkpoint.load(folder, like=denoiser)
     except CorruptFolder as error:
         warnings.warn(f"the model is damaged and is made again: {error}", stacklevel=2)
     module = Module(denoiser, objective, settings, data, auxiliary)
@@ -136,7 +136,7 @@ def fit(
             notes["entropic"] = checkpoint.describe(bins.grid())
         checkpoint.save(average.result, folder / "model", **notes)
     trainer.strategy.barrier()
-    return average.result or checkpoint.load(folder, trust_code=True)
+    return average.result or checkpoint.load(folder, like=denoiser)
 
 
 def _subject(

@@ -22,7 +22,7 @@ def flops_per_sample(
     """
     try:
         with torch.device("meta"):
-            network = checkpoint.build_network(description["network"], trust_code=True)
+            network = checkpoint.build_network(description["network"], like=denoiser)
         copy = Denoiser(network, denoiser.output, denoiser.schedule, denoiser.clock)
         for own, other in zip(copy.parameters(), denoiser.parameters(), strict=True):
             own.requires_grad_(other.requires_grad)
