@@ -34,7 +34,7 @@ docs: $(VENV)/ready
 # Two hundred kills of a training on one process, and on two, by DDP and by FSDP2; six minutes.
 torture: $(VENV)/ready
 	for mode in one ddp fsdp; do \
-		OMP_NUM_THREADS=1 $(BIN)/python tests/torture.py --kills 200 --mode $$mode || exit 1; done
+		OMP_NUM_THREADS=1 $(BIN)/python tests/helpers/torture.py --kills 200 --mode $$mode || exit 1; done
 
 bench: $(VENV)/ready
 	$(BIN)/python benchmarks/step_overhead.py

@@ -22,20 +22,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from twosides import checkpoint, tables
 from twosides.data.glyphs import Glyphs
-from twosides.data.tasks import task_named
+from twosides.data.named import task_named
 from twosides.denoiser import Denoiser
-from twosides.progress import bar
+from twosides.display import tables
+from twosides.display.progress import bar
+from twosides.losses.densities import Density, FromSchedule, Normal, Uniform
+from twosides.losses.learned import Adaptive, LevelBins
+from twosides.losses.objective import Losses, Objective
+from twosides.losses.recipes import recipes
+from twosides.losses.truncation import Truncated
+from twosides.losses.weightings import ELBO, Sigmoid, Weighting
 from twosides.randomness import PerSample
 from twosides.schedules import Cosine, FlowMatching
-from twosides.training.adaptive import Adaptive, LevelBins
-from twosides.training.densities import Density, FromSchedule, Normal, Uniform
+from twosides.storage import models
 from twosides.training.ema import PowerEMA
-from twosides.training.objective import Losses, Objective
-from twosides.training.recipes import recipes
-from twosides.training.truncation import Truncated
-from twosides.training.weightings import ELBO, Sigmoid, Weighting
 
 BATCH, HELD_OUT, LOW, HIGH = 128, 1024, -8.0, 8.0
 REFERENCE = "uniform t"
@@ -104,12 +105,12 @@ class Run(NamedTuple):
 def train(objective: Objective, steps: int, batch: int, seed: int, every: int = 0) -> Run:
     """A fresh network, AdamW, and the power-function average, measured every so often."""
     data, held_out = letters()
-    network = checkpoint.build_network(task_named("glyphs").network, seed=seed)
+    network = models.build_network(task_named("glyphs").network, seed=seed)
     denoiser = recipes["flow-matching"].denoiser(network, time="1000t")
-    spec = checkpoint.describe_denoiser(denoiser)
+    spec = models.describe_denoiser(denoiser)
     average = PowerEMA(denoiser)
     optimizer = torch.optim.AdamW(denoiser.parameters(), lr=1e-3)
-    run = Run([], [], checkpoint.build_denoiser(spec))
+    run = Run([], [], models.build_denoiser(spec))
     with bar(f"training, seed {seed}", steps) as tell:
         for step in range(1, steps + 1):
             found = losses(objective, denoiser, data.rows(seed, step, batch), seed, step)

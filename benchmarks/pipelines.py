@@ -2,7 +2,8 @@
 
     python benchmarks/pipelines.py --out docs
 
-The pipelines are those of tests/pipelines.py: diffusers' classes with small random networks.
+The pipelines are those of tests/helpers/pipelines.py: diffusers' classes with small random
+networks.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from twosides.sampling.samplers import samplers
 
 
 def _shared() -> Any:
-    """tests/pipelines.py."""
-    path = Path(__file__).parent.parent / "tests" / "pipelines.py"
+    """tests/helpers/pipelines.py."""
+    path = Path(__file__).parent.parent / "tests" / "helpers" / "pipelines.py"
     spec = importlib.util.spec_from_file_location("tiny_pipelines", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -285,7 +286,7 @@ PAGE = """# Every preset in every pipeline
 
 `Scheduler.from_pipeline(pipe, sampler=...)` in {count} pipelines of diffusers {version}, with every
 preset. The pipelines are diffusers' own classes; their networks are small and random, made so that
-a wrong prediction, path, time or start shows (`tests/pipelines.py`).
+a wrong prediction, path, time or start shows (`tests/helpers/pipelines.py`).
 
     python benchmarks/pipelines.py --out docs
 
@@ -301,7 +302,8 @@ How to read the tables:
   "native at 100" below. With "leading" spacing, a run of few steps begins at less noise.
 - *ok*, for stochastic presets: at 10 steps (Restart: 40) the result is finite, the same again with
   the same `seed`, another with another seed from the same initial noise, and of the limit's size
-  within a factor of 4. Whether their distributions are right is for `tests/test_scheduler.py`.
+  within a factor of 4. Whether their distributions are right is for
+  `tests/integrations/test_scheduler.py`.
 - *refused*: a ValueError when the run is laid out, with the reason in the note.
 - **Bold**: more than {near} from the limit, or not ok, with the reason in the note.
 

@@ -163,7 +163,7 @@ def spec64(count: int = 256) -> Problem:
 
 def glyphs(count: int = 32) -> Problem:
     """A small convolutional network, trained here on letters with flow matching."""
-    from twosides.data.tasks import task_named
+    from twosides.data.named import task_named
     from twosides.training.run import train_task
 
     budget = {"steps": 1000, "minutes": 10, "seed": 0, "checkpoint_every": 250}

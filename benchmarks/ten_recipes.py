@@ -13,8 +13,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from twosides.data.tasks import task_named
-from twosides.sidebyside import report
+from twosides.data.named import task_named
+from twosides.reports.side_by_side import report
 from twosides.training.run import train_task
 
 # Five outputs, five schedules; the second is equal to the first, the others differ.

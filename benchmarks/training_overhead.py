@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 import twosides as ts
-from twosides import checkpoint
 from twosides.data.tasks import unet
+from twosides.storage import models
 
 
 def bare(network: nn.Module, x: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
@@ -48,7 +48,7 @@ class Loop:
 
     def __init__(self, loss: Callable[..., Tensor]) -> None:
         """The same weights for every loop."""
-        self.network = checkpoint.build_network(unet(16, (32, 64), 26), seed=0).train()
+        self.network = models.build_network(unet(16, (32, 64), 26), seed=0).train()
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-4)
         self.loss, self.generator = loss, torch.Generator().manual_seed(0)
 

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from twosides.losses.recipes import Recipe
 from twosides.sampling.plan import Plan
-from twosides.training.recipes import Recipe
 
 RANGE, AXIS = 15.0, "logsnr"  # on which recipes are compared
 

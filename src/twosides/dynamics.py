@@ -15,15 +15,22 @@ the time reversal of the forward process. The coefficients translate exactly:
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from twosides.outputs import Estimate
-from twosides.schedules import FromSDE, Scalar, Schedule, along_batch, with_limits
+from twosides.schedules import Scalar, Schedule, along_batch
+from twosides.schedules.level import _float64
+from twosides.schedules.numerical import _Numerical
+from twosides.schedules.schedule import with_limits
 
 Function = Callable[[Tensor], Tensor]
 
@@ -61,7 +68,7 @@ def velocity(estimate: Estimate, schedule: Schedule, t: Scalar) -> Any:
 class Dynamics:
     """A forward process and how noisily it is reversed: three functions of time.
 
-    >>> from twosides.schedules import FlowMatching
+    >>> from twosides.schedules.schedule import FlowMatching
     >>> process = Dynamics.of(FlowMatching(), eta=lambda t: 0.5 + 0 * t)
     >>> t = torch.tensor(0.5, dtype=torch.float64)
     >>> [round(float(value), 12) for value in (process.f(t), process.g(t), process.epsilon(t))]
@@ -101,3 +108,77 @@ class Dynamics:
         """`f z - (1 + eta^2) g^2 score / 2`; the reverse diffusion is epsilon."""
         strength = 0.5 * (1 + self.eta(t) ** 2) * self.g(t) ** 2
         return self.forward_drift(z, t) - along_batch(strength, z) * score
+
+
+@dataclass(frozen=True)
+class FromSDE(_Numerical):
+    """A schedule from its forward process `dz = f(t) z dt + g(t) dW`.
+
+        alpha_t   = alpha_0 exp(int_0^t f)
+        sigma_t^2 = alpha_t^2 (sigma_0^2 / alpha_0^2 + int_0^t g^2 / alpha^2)
+
+    (the post prints sigma_t without the factor alpha_t). Integrals by Gauss-Legendre rules on
+    panels that shrink towards both ends, so poles of f and g at t = 0 or 1 keep their accuracy;
+    where f(1) is infinite alpha(1) is 0.
+    """
+
+    f: Callable[[Tensor], Tensor]
+    g: Callable[[Tensor], Tensor]
+    alpha_0: float = 1.0
+    sigma_0: float = 0.0
+
+    @functools.cached_property
+    def _panels(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Panel edges, and the integrals of f and of g^2/alpha^2 up to each edge."""
+        halves = 2.0 ** -np.arange(1, 50)
+        edges = np.unique(np.concatenate([[0.0, 1.0], halves, 1 - halves]))
+        fine = [np.linspace(a, b, 5)[:-1] for a, b in pairwise(edges[:-1])]
+        edges = _float64(np.concatenate([*fine, edges[-2:-1]]))
+        growth = torch.cat([edges.new_zeros(1), self._integral(self.f, edges[:-1], edges[1:])])
+        growth = growth.cumsum(0)
+        energy = self._energy(edges[:-1], edges[1:], growth[:-1])
+        return edges, growth, torch.cat([edges.new_zeros(1), energy]).cumsum(0)
+
+    @staticmethod
+    def _integral(function: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:
+        nodes, weights = (_float64(part) for part in np.polynomial.legendre.leggauss(8))
+        half = 0.5 * (high - low)[..., None]
+        return (function(low[..., None] + half * (nodes + 1)) * weights * half).sum(-1)
+
+    def _energy(self, low: Tensor, high: Tensor, growth: Tensor) -> Tensor:
+        def integrand(t: Tensor) -> Tensor:
+            inner = self._integral(self.f, low[..., None].expand_as(t), t)
+            return self.g(t) ** 2 * (-2 * (growth[..., None] + inner)).exp()
+
+        return self._integral(integrand, low, high) / self.alpha_0**2
+
+    def _growth_energy(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        edges, growth, energy = self._panels
+        panel = (torch.searchsorted(edges, t.contiguous(), right=True) - 1).clamp(min=0)
+        low = edges[panel]
+        inside = growth[panel] + self._integral(self.f, low, t)
+        total = energy[panel] + self._energy(low, t, growth[panel])
+        ended = (t == 1) & ~torch.isfinite(self.f(t))
+        infinite = torch.full_like(t, math.inf)
+        return torch.where(ended, -infinite, inside), torch.where(ended, infinite, total)
+
+    def _logsnr(self, t: Tensor) -> Tensor:
+        return -(self._growth_energy(t)[1] + (self.sigma_0 / self.alpha_0) ** 2).log()
+
+    def values(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha, sigma) at t; sigma(1) is the limit at t -> 1 where f(1) is infinite."""
+        growth, _ = self._growth_energy(t)
+        return self.alpha_0 * growth.exp(), with_limits(self._noise, t)
+
+    def _noise(self, t: Tensor) -> Tensor:
+        growth, energy = self._growth_energy(t)
+        return self.alpha_0 * growth.exp() * (energy + (self.sigma_0 / self.alpha_0) ** 2).sqrt()
+
+    def slopes(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """dalpha/dt = f alpha and dsigma/dt = f sigma + g^2 / (2 sigma)."""
+        alpha, sigma = self.values(t)
+        return self.f(t) * alpha, self.f(t) * sigma + self.g(t) ** 2 / (2 * sigma)
+
+    def _rate(self, t: Tensor) -> Tensor:
+        alpha, sigma = self.values(t)
+        return alpha * self.g(t) ** 2 / (2 * sigma * (alpha + sigma) ** 2)

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from twosides.conditioning import flat, nested
 from twosides.denoiser import Denoises, describes
 from twosides.outputs import Estimate
 from twosides.schedules import Level, along_batch
-from twosides.trees import flat, nested
 
 
 class Guided(nn.Module):

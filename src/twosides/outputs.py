@@ -22,7 +22,7 @@ and gives the ratio of the squared errors, whatever is predicted:
 
 A leading minus flips the sign: `-u` is data minus noise. A new output is one row of `OUTPUTS`.
 
-    >>> from twosides.schedules import FlowMatching
+    >>> from twosides.schedules.schedule import FlowMatching
     >>> OUTPUTS["u"].coefficients(FlowMatching().at(0.5))
     (-1.0, 1.0)
 """

@@ -49,15 +49,15 @@ def attack(name: str, read: Read, words: str) -> Callable[[Make], Make]:
 
 
 def load_tensors(path):
-    from twosides.storage import load_tensors
+    from twosides.storage.tensors import load_tensors
 
     return load_tensors(path)
 
 
 def load_model(path):
-    from twosides import checkpoint
+    from twosides.storage import models
 
-    return checkpoint.load(path)
+    return models.load(path)
 
 
 def load_tars(path):
@@ -101,7 +101,7 @@ def latents(path):
 
 
 def pipeline(path):
-    from twosides.integrations.diffusers.draw import load_pipeline
+    from twosides.integrations.diffusers.pipelines import load_pipeline
 
     return load_pipeline(path, network=False)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import twosides as ts
-from twosides import checkpoint, storage
 from twosides.cli import main
+from twosides.storage import files, models
 
 MARK = "PWNED"
 SHADOWS = ("json.py", "signal.py", "numpy.py", "torch.py", "tyro.py", "twosides.py")
@@ -36,16 +36,14 @@ def poisoned(trained, tmp_path, monkeypatch):
 
     run = tmp_path / "run"
     shutil.copytree(trained, run)
-    code = (
-        f"open({str(tmp_path / MARK)!r}, 'w').close()\nfrom twosides.networks import MLP as Net\n"
-    )
+    code = f"open({str(tmp_path / MARK)!r}, 'w').close()\nfrom twosides.storage.networks import MLP as Net\n"
     (tmp_path / "hostile_module.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     config = json.loads((run / "model" / "config.json").read_text())
     config["network"]["class"] = "hostile_module:Net"
     (run / "model" / "config.json").write_text(json.dumps(config))
-    (run / "model" / storage.MANIFEST).unlink()
-    storage._seal(run / "model", {})
+    (run / "model" / files.MANIFEST).unlink()
+    files._seal(run / "model", {})
     return run
 
 
@@ -92,7 +90,7 @@ def test_no_command_imports_what_a_model_names(poisoned, tmp_path, capsys, monke
 
 
 def test_the_poison_would_be_seen(poisoned, tmp_path):
-    checkpoint.load(poisoned, trust_code=True)
+    models.load(poisoned, trust_code=True)
     assert (tmp_path / MARK).exists()
 
 

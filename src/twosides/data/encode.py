@@ -14,21 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from twosides.claims import claim
 from twosides.data.images import File, Images
 from twosides.data.latents import BAD, ENCODING, SHARD, SUMMARY, Latents, shard_folder
-from twosides.integrations.diffusers.draw import load_pipeline
+from twosides.display.progress import bar
 from twosides.integrations.diffusers.encoders import described
 from twosides.integrations.diffusers.networks import parts_of, posterior, read_index
+from twosides.integrations.diffusers.pipelines import load_pipeline
 from twosides.integrations.diffusers.texts import Texts
-from twosides.progress import bar
-from twosides.storage import (
-    commit_folder,
-    load_tensors,
-    save_tensors,
-    save_tree,
-    verify_folder,
-)
+from twosides.storage.files import commit_folder, verify_folder
+from twosides.storage.owner import claim
+from twosides.storage.tensors import load_tensors, save_tensors
+from twosides.storage.trees import save_tree
 
 ROWS = 256  # a shard's: what a kill costs at most
 

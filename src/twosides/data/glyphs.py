@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from twosides.storage import write_file
+from twosides.storage.files import write_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image

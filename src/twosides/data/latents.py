@@ -23,9 +23,11 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from twosides.conditioning import nested
 from twosides.randomness import PerSample
-from twosides.storage import CorruptFolder, load_tree, open_tensors, verify_folder
-from twosides.trees import nested
+from twosides.storage.files import CorruptFolder, verify_folder
+from twosides.storage.tensors import open_tensors
+from twosides.storage.trees import load_tree
 
 SHARD, BAD = "latents.safetensors", "bad.json"
 SUMMARY, ENCODING = "summary", "encoding.json"

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from twosides.data.images import Images
 from twosides.data.latents import Latents
-from twosides.data.tasks import Stream, Task, task_named
-from twosides.pictures import grid, png
-from twosides.progress import bar
-from twosides.storage import write_file
+from twosides.data.named import task_named
+from twosides.data.tasks import Stream, Task
+from twosides.display.pictures import grid, png
+from twosides.display.progress import bar
+from twosides.storage.files import write_file
 
 SHOWN = 64  # samples in the picture
 FIRST = 1000  # of a stream

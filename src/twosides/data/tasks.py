@@ -7,7 +7,6 @@ Task.
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,10 +14,6 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 from torch.utils.data import Dataset
-
-from twosides.data.glyphs import Glyphs
-from twosides.naming import import_object, unknown
-from twosides.oracle import GaussianMixture
 
 
 @runtime_checkable
@@ -119,44 +114,3 @@ def unet(
     if classes:
         config["num_class_embeds"] = classes + 1
     return {"class": "diffusers.UNet2DModel", "config": config}
-
-
-def _glyphs(size: int, channels: tuple[int, ...]) -> Task:
-    data = Glyphs(size)
-    classes = data.classes
-    network = unet(size, channels, len(classes))
-    null = {"class_labels": len(classes)}
-    unseen = functools.partial(Glyphs, size, 1040, split="validation")
-    return Task(data, (1, size, size), network, "1000t", classes, null, unseen)
-
-
-def _ring() -> Task:
-    data = Points(GaussianMixture.ring(8).sample(20_000, seed=0).float())
-    return Task(data, (2,), {"class": "MLP", "config": {"dim": 2}})
-
-
-TASKS: dict[str, Callable[[], Task]] = {
-    "glyphs": lambda: _glyphs(16, (32, 64)),
-    "glyphs-32": lambda: _glyphs(32, (32, 64, 64)),
-    "ring": _ring,
-}
-
-
-def task_named(name: str) -> Task:
-    """A task by name, of `sources` too, or by import path "package.module:function"."""
-    from twosides.data.sources import SOURCES, source_named
-
-    if name in TASKS:
-        return TASKS[name]()
-    if name.partition(":")[0] in SOURCES:
-        return source_named(name)
-    if ":" not in name:
-        raise unknown("data set", name, [*TASKS, *(f"{kind}:..." for kind in SOURCES)])
-    make = import_object(name, "data set", trust_code=True)  # the user has typed it
-    if make is None:
-        module, _, function = name.partition(":")
-        raise ValueError(f"{module} has no function {function!r} that returns a Task")
-    task = make()
-    if not isinstance(task, Task):
-        raise TypeError(f"{name} must return a twosides.data.tasks.Task, got {type(task).__name__}")
-    return task

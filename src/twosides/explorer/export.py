@@ -35,7 +35,7 @@ def write(
     """Write the page and return its size in bytes; `tell(done, total)` hears of the progress."""
     if path.suffix != ".html":
         raise ValueError(f"{path}: the explorer is exported as a .html file")
-    from twosides.storage import write_file  # which imports torch
+    from twosides.storage.files import write_file
 
     page, total = pages.load(), sum(len(list(points(figure))) for figure in figures)
     done = itertools.count(1)

@@ -33,7 +33,7 @@ def options(module: str, variable: str) -> tuple[tuple[str, str], ...]:
 
 
 SAMPLERS = options("sampling/samplers.py", "samplers")
-RECIPES = options("training/recipes.py", "recipes")
+RECIPES = options("losses/recipes.py", "recipes")
 SCHEDULES: tuple[tuple[str, str], ...] = (
     ("flow-matching", "flow matching"),
     ("cosine", "cosine"),

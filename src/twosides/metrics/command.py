@@ -8,12 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from twosides import tables
-from twosides.data.tasks import task_named
+from twosides.data.named import task_named
+from twosides.display import tables
 from twosides.metrics.measures import METRICS, Measured, enough
 from twosides.metrics.sources import COUNT, Yardstick, is_model, samples_of
 from twosides.schedules import schedule_named
-from twosides.storage import write_file
+from twosides.storage.files import write_file
 
 HEADS = ("metric", "value", "data against data", "best")
 

@@ -12,13 +12,14 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from twosides import checkpoint
 from twosides.data.glyphs import Glyphs
-from twosides.data.tasks import Task, task_named
-from twosides.draw import model_samples
+from twosides.data.named import task_named
+from twosides.data.tasks import Task
+from twosides.display.progress import bar
+from twosides.generation.samples import model_samples
 from twosides.metrics.extractors import Extractor, extract, extractor_named
 from twosides.metrics.measures import METRICS, Measured, measure
-from twosides.progress import bar
+from twosides.storage import models
 
 KINDS = (".npy", ".safetensors")
 COUNT = 1000
@@ -104,7 +105,7 @@ def samples_of(source: Path, count: int | None, **options: Any) -> Tensor:
 def is_model(source: Path) -> bool:
     """Whether it is a model's or a run's folder."""
     try:
-        checkpoint.model_folder(source)
+        models.model_folder(source)
     except FileNotFoundError:
         return False
     return True

@@ -222,7 +222,7 @@ class Plan:
 
     def to_npz(self, path: str | Path) -> None:
         """The arrays of the plan as an .npz file of that very name."""
-        from twosides.storage import write_file
+        from twosides.storage.files import write_file
 
         buffer = io.BytesIO()
         arrays: dict[str, Any] = {key: getattr(self, key) for key in _LEVELS} | self._tables()

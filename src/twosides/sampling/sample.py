@@ -156,6 +156,6 @@ def teller(
     """A function (done, total) while inside: a bar for True, the caller's own, or None."""
     if progress is not True:
         return contextlib.nullcontext(progress or None)
-    from twosides.progress import bar
+    from twosides.display.progress import bar
 
     return bar(task, total)

@@ -369,7 +369,7 @@ def plan(
 
     compat: see `sampler_named`. encode: from data to noise.
 
-    >>> from twosides.schedules import FlowMatching
+    >>> from twosides.schedules.schedule import FlowMatching
     >>> plan("ddim", FlowMatching(), 4).nfe
     4
     """

@@ -24,7 +24,7 @@ The overshoot q is what papers parametrise differently; the coordinates convert 
 Values may be functions of the schedule's time t. The instantaneous strength, q / Delta for a short
 step, is eta^2: `eta = 0` is the ODE and `eta = 1` the exact time reversal (DDPM).
 
-    >>> from twosides.schedules import FlowMatching
+    >>> from twosides.schedules.schedule import FlowMatching
     >>> step = Interval.between(FlowMatching(), 0.6, 0.5)
     >>> convert(Churn(0.5), Eta, step).value
     1.0

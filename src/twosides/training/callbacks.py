@@ -12,10 +12,11 @@ from typing import Any
 import lightning.pytorch as lightning
 from torch import Tensor
 
-from twosides import checkpoint
 from twosides.denoiser import Denoiser
-from twosides.progress import bar
-from twosides.storage import whole, write_file
+from twosides.display.progress import bar
+from twosides.storage import models
+from twosides.storage.files import write_file
+from twosides.storage.tensors import whole
 from twosides.training.ema import PowerEMA
 from twosides.training.flops import flops_per_sample
 from twosides.training.log import Log
@@ -28,7 +29,7 @@ class Averaging(lightning.Callback):
     def __init__(self, denoiser: Denoiser, sigma_rel: float) -> None:
         """Averages the denoiser's trained parameters, wherever they are when training starts."""
         self.denoiser, self.sigma_rel, self.seen = denoiser, sigma_rel, 0
-        self.description = checkpoint.describe_denoiser(denoiser)
+        self.description = models.describe_denoiser(denoiser)
         self.restored: dict[str, Any] | None = None
         self.result: Denoiser | None = None
 
@@ -76,7 +77,7 @@ class Averaging(lightning.Callback):
                 state[name] = gathered.to("cpu", copy=True)
         if not first:
             return None
-        copy = checkpoint.build_denoiser(self.description, like=self.denoiser)
+        copy = models.build_denoiser(self.description, like=self.denoiser)
         copy.load_state_dict(state)
         return copy.eval()
 

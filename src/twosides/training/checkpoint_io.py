@@ -17,15 +17,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import CheckpointIO
 
-from twosides.storage import (
-    Checkpoints,
-    Tree,
-    commit_folder,
-    load_tree,
-    remove_folder,
-    save_tree,
-    verify_folder,
-)
+from twosides.storage.checkpoints import Checkpoints
+from twosides.storage.files import Tree, commit_folder, remove_folder, verify_folder
+from twosides.storage.trees import load_tree, save_tree
 
 
 class TreeCheckpointIO(CheckpointIO):

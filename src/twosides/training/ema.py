@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from twosides.storage import Rows, whole
+from twosides.storage.tensors import whole
+from twosides.storage.trees import Rows
 
 
 def gamma_of(sigma_rel: float) -> float:

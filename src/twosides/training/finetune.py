@@ -29,17 +29,18 @@ import torch
 from torch import nn
 from torch.utils.data import default_collate
 
-from twosides import checkpoint
-from twosides.data.tasks import Data, Stream, Task, task_named
+from twosides.conditioning import flat, moved
+from twosides.data.named import task_named
+from twosides.data.tasks import Data, Stream, Task
 from twosides.denoiser import Denoiser, convert
+from twosides.losses.densities import Density, FromSchedule
+from twosides.losses.objective import Objective, Staged
+from twosides.losses.recipes import recipe_named
+from twosides.losses.truncation import Levels, Truncated
+from twosides.losses.weightings import OutputMSE
 from twosides.schedules import Betas, FlowMatching, ScaledLinear, Schedule, Tabulated
-from twosides.training.densities import Density, FromSchedule
+from twosides.storage import models
 from twosides.training.fit import Settings, fit
-from twosides.training.objective import Objective, Staged
-from twosides.training.recipes import recipe_named
-from twosides.training.truncation import Levels, Truncated
-from twosides.training.weightings import OutputMSE
-from twosides.trees import flat, moved
 
 OWN = "own"
 _UNKNOWABLE = ("eps", "-eps", "score", "-score")  # z and these are the same thing at pure noise
@@ -222,13 +223,13 @@ def load(source: str | Path | Denoiser, *, trust_code: bool = False) -> Denoiser
     """The denoiser of a pipeline's folder, of a model's folder, or itself."""
     if isinstance(source, Denoiser):
         return source
-    if checkpoint.is_pipeline(source):
+    if models.is_pipeline(source):
         from twosides.integrations.diffusers import load_denoiser
 
         found = load_denoiser(source)
         assert isinstance(found, Denoiser)
         return found
-    return checkpoint.load(source, trust_code=trust_code)
+    return models.load(source, trust_code=trust_code)
 
 
 def _digest(denoiser: Denoiser) -> str:
@@ -253,7 +254,7 @@ def _hand_over(
         from twosides.integrations.diffusers.lora import save_lora
 
         save_lora(result.network, folder / "lora")
-    elif checkpoint.is_pipeline(source):
+    elif models.is_pipeline(source):
         from twosides.integrations.diffusers.export import save_tuned
 
         zero = tuning.zero_terminal_snr and not tuning.convert

@@ -31,19 +31,20 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 from torch.utils.data import Dataset
 
-from twosides import checkpoint
-from twosides.claims import claim
 from twosides.data.tasks import Data, Stream
 from twosides.denoiser import Denoiser
-from twosides.storage import Checkpoints, CorruptFolder
-from twosides.training.adaptive import LevelBins
+from twosides.losses.learned import LevelBins
+from twosides.losses.objective import Objective, Staged
+from twosides.losses.recipes import Recipe, recipe_named
+from twosides.storage import models, parts
+from twosides.storage.checkpoints import Checkpoints
+from twosides.storage.files import CorruptFolder
+from twosides.storage.owner import claim
 from twosides.training.batches import Batches
 from twosides.training.callbacks import Averaging, Recording, Watching
 from twosides.training.checkpoint_io import SaveCheckpoints, TreeCheckpointIO
 from twosides.training.log import METRICS, Log, loss_curve, read_rows
 from twosides.training.module import Auxiliary, Module
-from twosides.training.objective import Objective, Staged
-from twosides.training.recipes import Recipe, recipe_named
 from twosides.training.settings import Settings
 
 RUN = "run.json"
@@ -110,7 +111,7 @@ def fit(
     asked = {"steps": settings.steps, "minutes": settings.minutes}
     try:
         if _finished(folder, asked):
-            return checkpoint.load(folder, like=denoiser)
+            return models.load(folder, like=denoiser)
     except CorruptFolder as error:
         warnings.warn(f"the model is damaged and is made again: {error}", stacklevel=2)
     module = Module(denoiser, objective, settings, data, auxiliary)
@@ -133,10 +134,10 @@ def fit(
         notes = {"training": training, "ema": {"sigma_rel": settings.sigma_rel}, **(about or {})}
         bins = getattr(objective, "bins", None)
         if isinstance(bins, LevelBins) and bins.ready:
-            notes["entropic"] = checkpoint.describe(bins.grid())
-        checkpoint.save(average.result, folder / "model", **notes)
+            notes["entropic"] = parts.describe(bins.grid())
+        models.save(average.result, folder / "model", **notes)
     trainer.strategy.barrier()
-    return average.result or checkpoint.load(folder, like=denoiser)
+    return average.result or models.load(folder, like=denoiser)
 
 
 def _subject(
@@ -282,7 +283,7 @@ def _own_gpu() -> list[int]:
 
 def _finished(folder: Path, asked: dict[str, Any]) -> bool:
     try:
-        training = checkpoint.read_notes(folder / "model")["training"]
+        training = models.read_notes(folder / "model")["training"]
         made = training["steps"]
     except (FileNotFoundError, KeyError):
         return False

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from twosides import checkpoint
+from twosides.conditioning import moved
 from twosides.denoiser import Denoiser
-from twosides.trees import moved
+from twosides.storage import models
 
 
 def flops_per_sample(
@@ -22,7 +22,7 @@ def flops_per_sample(
     """
     try:
         with torch.device("meta"):
-            network = checkpoint.build_network(description["network"], like=denoiser)
+            network = models.build_network(description["network"], like=denoiser)
         copy = Denoiser(network, denoiser.output, denoiser.schedule, denoiser.clock)
         for own, other in zip(copy.parameters(), denoiser.parameters(), strict=True):
             own.requires_grad_(other.requires_grad)

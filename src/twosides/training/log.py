@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from twosides.storage import write_file
+from twosides.storage.files import write_file
 
 METRICS, SPEED = "logs/metrics.csv", "logs/speed.csv"
 

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.utils.data import DataLoader
 
+from twosides.conditioning import flat, nested
 from twosides.data.tasks import Data
 from twosides.denoiser import Denoiser
+from twosides.losses.objective import Losses, Objective, Staged
 from twosides.randomness import PerSample
 from twosides.training.batches import Batches
-from twosides.training.objective import Losses, Objective, Staged
 from twosides.training.settings import Settings
-from twosides.trees import flat, nested
 
 Auxiliary = Callable[[Denoiser, dict[str, Any], Losses], Tensor]
 

@@ -32,9 +32,9 @@ from jaxtyping import Float64
 from safetensors import safe_open
 from torch import Tensor
 
-from twosides import checkpoint
 from twosides.denoiser import Denoiser
-from twosides.storage import CorruptFolder, verify_folder
+from twosides.storage import models
+from twosides.storage.files import CorruptFolder, verify_folder
 from twosides.training.ema import gamma_of
 
 FOLDER, ABOUT = "snapshots", "snapshot.json"
@@ -216,7 +216,7 @@ def reconstruct(
             f"the stored {', '.join(map(str, snapshots[0].sigma_rels))} and twice that, do better",
             stacklevel=2,
         )
-    denoiser = checkpoint.load(run, trust_code=trust_code)
+    denoiser = models.load(run, trust_code=trust_code)
     _average_into(denoiser, [file for snapshot in snapshots for file in snapshot.files()], found.x)
     notes = {
         "sigma_rel": sigma_rel,
@@ -260,7 +260,7 @@ def _refuse_another(folder: Path, run: str) -> None:
     """What is replaced is an average of the same run."""
     if folder.exists():
         try:
-            same = checkpoint.read_notes(folder)["ema"]["run"] == run
+            same = models.read_notes(folder)["ema"]["run"] == run
         except (OSError, KeyError, TypeError, ValueError):
             same = False
         if not same:
@@ -283,14 +283,14 @@ def save_averages(
         raise ValueError(f"one or more different values of sigma_rel are needed, got {sigma_rels}")
     for sigma_rel in sigma_rels:
         gamma_of(sigma_rel)
-    about, origin, lines = checkpoint.read_notes(run), snapshots_of(run)[0].run, []
+    about, origin, lines = models.read_notes(run), snapshots_of(run)[0].run, []
     several = len(sigma_rels) > 1
     folders = [Path(out) / f"ema-{sigma:g}" if several else Path(out) for sigma in sigma_rels]
     for folder in folders:
         _refuse_another(folder, origin)
     for folder, sigma_rel in zip(folders, sigma_rels, strict=True):
         denoiser, notes = reconstruct(run, sigma_rel, step=step, trust_code=trust_code)
-        checkpoint.save(denoiser, folder, **{**about, "ema": notes})
+        models.save(denoiser, folder, **{**about, "ema": notes})
         lines.append(
             f"{folder}: sigma_rel {sigma_rel:g} at step {notes['step']} from "
             f"{len(notes['snapshots'])} snapshots, residual {notes['residual']:.1e}, "

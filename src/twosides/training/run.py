@@ -9,14 +9,15 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import Dataset
 
-from twosides import checkpoint
-from twosides.data.tasks import Task, task_named
+from twosides.data.named import task_named
+from twosides.data.tasks import Task
 from twosides.denoiser import Denoiser
-from twosides.draw import decoder, draw_classes
-from twosides.pictures import png
-from twosides.storage import read_json
+from twosides.display.pictures import png
+from twosides.generation.samples import decoder, draw_classes
+from twosides.losses.recipes import Recipe, recipe_named
+from twosides.storage import models
+from twosides.storage.files import read_json
 from twosides.training.fit import Settings, fit
-from twosides.training.recipes import Recipe, recipe_named
 
 
 def train_task(
@@ -42,7 +43,7 @@ def train_task(
         told = ", ".join(task.null)
         raise ValueError(f"no small network is told {told}: name one, --network, or fine-tune one")
     wanted = Settings(null=task.null, **settings)
-    network = checkpoint.build_network(spec, trust_code=trust_code, seed=wanted.seed)
+    network = models.build_network(spec, trust_code=trust_code, seed=wanted.seed)
     # A recipe on the clock of time is told it in the units that suit the network's embedding.
     clock = time or (task.time if chosen.time == "t" else chosen.time)
     return fit(

@@ -18,14 +18,8 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from twosides.storage import (
-    Records,
-    Rows,
-    commit_folder,
-    load_tree,
-    save_tree,
-    verify_folder,
-)
+from twosides.storage.files import Records, commit_folder, verify_folder
+from twosides.storage.trees import Rows, load_tree, save_tree
 from twosides.training.ema import shard_like
 
 

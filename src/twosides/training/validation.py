@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from twosides import pictures
+from twosides.conditioning import moved
+from twosides.display import pictures
+from twosides.losses.objective import Objective
 from twosides.randomness import PerSample, centred
-from twosides.storage import write_file
+from twosides.storage.files import write_file
 from twosides.training.callbacks import Averaging
 from twosides.training.log import Log, Rows, read_rows
 from twosides.training.module import Module
-from twosides.training.objective import Objective
-from twosides.trees import moved
 
 BINS, VALIDATION = 20, "logs/validation.csv"
 

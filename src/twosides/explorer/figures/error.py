@@ -106,7 +106,7 @@ def measured(
 ) -> tuple[int, float]:
     """Calls and error of one run; data "" for the error of the variance."""
     from twosides.explorer import problems
-    from twosides.orders import reached_variance
+    from twosides.reports.orders import reached_variance
     from twosides.sampling.plan import run
 
     plan = ts.plan(sampler(name, grid, c), schedule, steps)

@@ -12,7 +12,8 @@ from typing import Any
 
 import diffusers
 
-from twosides.denoiser import Converted, Denoiser, Index, Time
+from twosides.clocks import Index, Time
+from twosides.denoiser import Converted, Denoiser
 from twosides.integrations.diffusers.lora import model_of
 from twosides.integrations.diffusers.networks import PipelineNetwork, network_name, parts_of
 from twosides.integrations.diffusers.scheduler import Scheduler

@@ -18,9 +18,9 @@ from diffusers.models.modeling_utils import ModelMixin
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from twosides.checkpoint import build_network, describe_network
 from twosides.denoiser import Converted
-from twosides.storage import write_file
+from twosides.storage.files import write_file
+from twosides.storage.models import build_network, describe_network
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 FILE = "pytorch_lora_weights.safetensors"

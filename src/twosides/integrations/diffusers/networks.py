@@ -20,13 +20,13 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import deprecation_utils
 from torch import Tensor, nn
 
-from twosides.checkpoint import build_network, describe_network
 from twosides.denoiser import Denoiser
 from twosides.guidance import Guided
 from twosides.integrations.diffusers.notation import Notation
 from twosides.integrations.diffusers.scheduler import Scheduler
 from twosides.outputs import Estimate
 from twosides.schedules import Level
+from twosides.storage.models import build_network, describe_network
 
 Conditioning = dict[str, Any]
 Adapter = Callable[[Any, Tensor, Tensor, Conditioning], Tensor]

@@ -26,7 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from twosides.denoiser import Clock, CNoise, Denoiser, Index, Time
+from twosides.clocks import Clock, CNoise, Index, Time
+from twosides.denoiser import Denoiser
 from twosides.naming import unknown
 from twosides.sampling.frames import Array
 from twosides.sampling.grids import Grid, Indices, beta_quantiles

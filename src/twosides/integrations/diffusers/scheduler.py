@@ -13,8 +13,6 @@ import threading
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from importlib import import_module
-from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,18 +23,25 @@ from diffusers.utils.outputs import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from twosides.checkpoint import describe, restore
 from twosides.integrations.diffusers import notation as notations
+from twosides.integrations.diffusers.configs import _class_with, _completed, _whole
 from twosides.integrations.diffusers.notation import Notation
 from twosides.integrations.diffusers.passes import Band, Pass
+from twosides.integrations.diffusers.runs import (
+    _MOST,
+    _checked,
+    _interpolated,
+    _merely_equal,
+    _position,
+    _Run,
+)
 from twosides.naming import unknown
 from twosides.randomness import PerSample
 from twosides.sampling.grids import GRIDS, Given, Grid
 from twosides.sampling.samplers import Sampler, sampler_named
 from twosides.sampling.stochasticity import DDIMEta
 from twosides.schedules import Tabulated, along_batch
-
-_MOST = 8  # unfinished runs that are remembered besides each thread's last: they keep latents
+from twosides.storage.parts import describe, restore
 
 
 @dataclass
@@ -45,38 +50,6 @@ class SchedulerOutput(BaseOutput):
 
     prev_sample: Tensor
     pred_original_sample: Tensor
-
-
-@dataclass(eq=False)
-class _Run:
-    """A pass over `timesteps`: `index` is the next one's number, None before the first step."""
-
-    whole: Pass
-    timesteps: Tensor
-    sigmas: Tensor
-    walk: Pass  # what is left of the whole where the run begins later
-    order: int
-    band: Band
-    eager: str  # why it cannot be compiled, if it cannot
-    begin: int | None = None
-    index: int | None = None
-    eta: float = 0.0
-    own: PerSample | None = None
-
-    def __post_init__(self) -> None:
-        """Where the timesteps are stored."""
-        first = self.timesteps.data_ptr()
-        self._stored = range(first, first + self.timesteps.nbytes, self.timesteps.itemsize)
-
-    def position(self, timestep: Any) -> int | None:
-        """Its number, if it is an element of the very tensor that was handed out.
-
-        Pipelines iterate over that tensor, so this needs no look at values: no search, no sync.
-        """
-        if not isinstance(timestep, Tensor):
-            return None
-        place = timestep.data_ptr()
-        return self._stored.index(place) if place in self._stored else None
 
 
 class Scheduler(SchedulerMixin, ConfigMixin):
@@ -572,81 +545,6 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             parts = {"walk": walk, "timesteps": run.timesteps.clone(), "own": deepcopy(run.own)}
             twin._enter(dataclasses.replace(run, **parts))
         return twin
-
-
-# ---------------------------------------------------------------------------- small parts
-
-
-def _completed(name: str, config: Any) -> dict[str, Any]:
-    """A config with the defaults of its class."""
-    told = _defaults(name) | {key: value for key, value in config.items() if key[0] != "_"}
-    if name.startswith("CogVideoX"):
-        told["clip_sample"] = False  # an argument of theirs that nothing looks at
-    return told
-
-
-def _defaults(name: str) -> dict[str, Any]:
-    kind = getattr(import_module(_MODULES.get(name, "diffusers")), name)
-    made = inspect.signature(kind.__init__).parameters
-    return {key: p.default for key, p in made.items() if p.default is not p.empty}
-
-
-# diffusers hides this one where scipy is missing.
-_MODULES = {"LMSDiscreteScheduler": "diffusers.schedulers.scheduling_lms_discrete"}
-
-
-def _class_with(config: Any) -> str | None:
-    """The class whose arguments these are: configs of objects that were not loaded lack its name.
-
-    Classes with the same arguments (DDPM and DDPMParallel) mean the same by them.
-    """
-    keys = {key for key in config if key[0] != "_"}
-    return next((name for name in notations.ORIGINS if keys == _defaults(name).keys()), None)
-
-
-def _whole(steps: Any) -> int:
-    if type(steps) is not int or steps < 1:
-        raise ValueError(f"num_inference_steps must be a whole number >= 1, got {steps!r}")
-    return steps
-
-
-def _merely_equal(sigmas: Any) -> bool:
-    """Whether these are 1 ... 1/n, which pipelines pass when nobody chose anything."""
-    values = np.asarray(sigmas, dtype=np.float64)
-    return np.allclose(values, np.linspace(1, 1 / len(values), len(values)), atol=1e-6)
-
-
-def _checked(nodes: Tensor, renoises: bool) -> tuple[float, ...]:
-    values = tuple(nodes.tolist())
-    for here, there in pairwise(values):
-        if not (there > here or (renoises and there < here)):
-            raise ValueError(
-                f"timesteps and sigmas must fall strictly, from noise to data, but logsnr "
-                f"{here:.6g} is followed by {there:.6g}"
-            )
-    return values
-
-
-def _interpolated(walk: Pass, timesteps: Any) -> Tensor:
-    """What the network is told at each call, where both timesteps and sigmas are given."""
-
-    def time(logsnr: Any) -> Any:
-        return 1 / (1 + np.exp(0.5 * np.asarray(logsnr)))
-
-    told = np.asarray(timesteps, dtype=np.float64)
-    nodes = time(walk.nodes[: len(told)])
-    calls = time([call.level.logsnr for call in walk.calls])
-    return torch.from_numpy(np.interp(-calls, -nodes, told)).float()
-
-
-def _position(run: _Run, timestep: Any) -> int | None:
-    """Which of the timesteps this is; None if it is none of them."""
-    place = run.position(timestep)
-    if place is not None:
-        return place
-    found = (run.timesteps == torch.as_tensor(timestep, device=run.timesteps.device)).nonzero()
-    # Of two calls at one level, the second begins a step.
-    return int(found[:2][-1]) if len(found) else None
 
 
 def _wide(value: Tensor) -> Tensor:

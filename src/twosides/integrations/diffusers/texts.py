@@ -19,15 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from twosides.integrations.diffusers.draw import inputs, load_pipeline, placement
+from twosides.conditioning import flat
 from twosides.integrations.diffusers.networks import (
     model_class,
     network_name,
     parts_of,
     read_index,
 )
+from twosides.integrations.diffusers.pipelines import inputs, load_pipeline, placement
 from twosides.integrations.diffusers.required import SPOKEN
-from twosides.trees import flat
 
 ANY = "a"  # whatever a text says, what it is guided away from is the same
 

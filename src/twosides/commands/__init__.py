@@ -1,1 +1,0 @@
-"""The commands of the program, a function each; `twosides.cli` puts them together."""

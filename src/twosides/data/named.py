@@ -1,0 +1,220 @@
+"""Data of one's own by name: "folder:photos?size=64,flip", "tar:shards/{000..009}.tar".
+
+A name is a kind, a path, and options after a question mark: `option=value`, or `option` alone for
+true. The kinds are the rows of `SOURCES`; the options of a kind are its function's parameters.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from twosides.data.decode import Frame
+from twosides.data.glyphs import Glyphs
+from twosides.data.images import Folder, Images
+from twosides.data.tasks import Points, Task, unet
+from twosides.naming import import_object, unknown
+from twosides.oracle import GaussianMixture
+
+if TYPE_CHECKING:
+    from twosides.data.latents import Latents
+
+
+def folder(
+    path: str,
+    *,
+    size: int = 64,
+    grey: bool = False,
+    flip: bool = False,
+    labels: bool = True,
+    max_bad: float = 0.1,
+) -> Task:
+    """Images in a folder, of the classes that its subfolders are."""
+    files = Folder(Path(path), labels)
+    return _pictures(Images(files, Frame(size, grey), flip=flip, max_bad=max_bad))
+
+
+def tar(
+    path: str,
+    *,
+    size: int = 64,
+    grey: bool = False,
+    flip: bool = False,
+    labels: bool = True,
+    ignore: str = "",
+    max_bad: float = 0.1,
+) -> Task:
+    """Samples in tar files; `ignore` is the extensions to leave out, joined by +."""
+    from twosides.data.tars import Tars
+
+    files = Tars(path, labels, tuple(filter(None, ignore.split("+"))))
+    return _pictures(Images(files, Frame(size, grey), flip=flip, max_bad=max_bad))
+
+
+def hf(
+    path: str,
+    *,
+    size: int = 64,
+    grey: bool = False,
+    flip: bool = False,
+    image: str = "image",
+    label: str = "auto",
+    text: str = "",
+    split: str = "train",
+    stream: bool = False,
+    seed: int = 0,
+    max_bad: float = 0.1,
+) -> Task:
+    """A Hugging Face dataset, its columns by name; `stream` reads in order, shuffled by `seed`."""
+    from twosides.data.huggingface import Columns, Rows, Stream
+
+    columns, frame = Columns(image, label, text, split), Frame(size, grey)
+    if stream:
+        return _pictures(Stream(path, frame, columns, seed=seed, flip=flip, max_bad=max_bad))
+    if seed:
+        raise ValueError("seed is that of a stream's order, of rows it is the training's")
+    return _pictures(Images(Rows(path, columns), frame, flip=flip, max_bad=max_bad))
+
+
+def latents(path: str, *, mean: bool = False, seed: int = 0) -> Task:
+    """What `twosides encode-latents` wrote: a draw of each posterior by `seed`, or its `mean`."""
+    from twosides.data.latents import Latents
+
+    data = Latents(path, mean=mean, seed=seed)
+    return Task(
+        data,
+        data.shape,
+        _small(data),
+        "1000t",
+        data.classes,
+        data.null or _null(data.classes),
+        moments=(data.data_mean, data.data_std),
+        pipeline=data.pipeline,
+    )
+
+
+_TOKENS, _POOLED, _SIZES = (
+    "encoder_hidden_states",
+    "added_cond_kwargs.text_embeds",
+    "added_cond_kwargs.time_ids",
+)
+
+
+def _small(data: Latents) -> dict[str, Any]:
+    """A small UNet that hears what Stable Diffusion's or XL's does; {} where there is more."""
+    (channels, size, _), null = data.shape, data.null
+    widths = {name: value.shape[-1] for name, value in null.items()}
+    network = unet(size, _widths(size), len(data.classes), channels, widths.get(_TOKENS, 0))
+    if {_POOLED, _SIZES} <= widths.keys():
+        network["config"] |= {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 32,
+            "projection_class_embeddings_input_dim": widths[_POOLED] + 32 * widths[_SIZES],
+        }
+    heard = {_TOKENS, _POOLED, _SIZES, "encoder_attention_mask"}
+    return network if widths.keys() <= heard else {}
+
+
+SOURCES: dict[str, Callable[..., Task]] = {
+    "folder": folder,
+    "tar": tar,
+    "hf": hf,
+    "latents": latents,
+}
+
+
+def source_named(name: str) -> Task:
+    """The task of a name such as "folder:photos?size=64"; ValueError for what is not known."""
+    kind, _, rest = name.partition(":")
+    if kind not in SOURCES:
+        raise unknown("kind of data", kind, SOURCES)
+    path, _, words = rest.rpartition("?") if "?" in rest else (rest, "", "")
+    return SOURCES[kind](str(Path(path).expanduser()), **_options(kind, words))
+
+
+def options_of(kind: str) -> dict[str, Any]:
+    """The options of a kind of data, with their defaults."""
+    parameters = inspect.signature(SOURCES[kind]).parameters
+    return {name: p.default for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+
+
+def _options(kind: str, words: str) -> dict[str, Any]:
+    known, given = options_of(kind), dict[str, Any]()
+    for word in filter(None, words.split(",")):
+        name, equals, value = word.partition("=")
+        if name not in known:
+            raise unknown(f"option of {kind}:", name, known)
+        if name in given:
+            raise ValueError(f"the option {name} is given twice: {words!r}")
+        given[name] = _value(name, value if equals else "true", type(known[name]))
+    return given
+
+
+def _value(name: str, text: str, kind: type[Any]) -> Any:
+    words = {"true": True, "false": False}
+    try:
+        return words[text.lower()] if kind is bool else kind(text)
+    except (ValueError, KeyError):
+        wanted = "true or false" if kind is bool else f"of type {kind.__name__}"
+        raise ValueError(f"the option {name} is {wanted}, got {text!r}") from None
+
+
+def _pictures(data: Any) -> Task:
+    """Images with the small network that suits their size."""
+    frame: Frame = data.frame
+    network = unet(frame.size, _widths(frame.size), len(data.classes), frame.shape[0])
+    return Task(data, frame.shape, network, "1000t", data.classes, _null(data.classes))
+
+
+def _widths(size: int) -> tuple[int, ...]:
+    """Down to 8 pixels, in as many halvings as the size allows."""
+    halvings = 0
+    while halvings < 3 and size % 2 ** (halvings + 1) == 0 and size >= 16 * 2**halvings:
+        halvings += 1
+    return (32, *[64] * halvings)
+
+
+def _null(classes: tuple[str, ...]) -> dict[str, Any]:
+    return {"class_labels": len(classes)} if classes else {}
+
+
+def _glyphs(size: int, channels: tuple[int, ...]) -> Task:
+    data = Glyphs(size)
+    classes = data.classes
+    network = unet(size, channels, len(classes))
+    null = {"class_labels": len(classes)}
+    unseen = functools.partial(Glyphs, size, 1040, split="validation")
+    return Task(data, (1, size, size), network, "1000t", classes, null, unseen)
+
+
+def _ring() -> Task:
+    data = Points(GaussianMixture.ring(8).sample(20_000, seed=0).float())
+    return Task(data, (2,), {"class": "MLP", "config": {"dim": 2}})
+
+
+TASKS: dict[str, Callable[[], Task]] = {
+    "glyphs": lambda: _glyphs(16, (32, 64)),
+    "glyphs-32": lambda: _glyphs(32, (32, 64, 64)),
+    "ring": _ring,
+}
+
+
+def task_named(name: str) -> Task:
+    """A task by name, of `sources` too, or by import path "package.module:function"."""
+    if name in TASKS:
+        return TASKS[name]()
+    if name.partition(":")[0] in SOURCES:
+        return source_named(name)
+    if ":" not in name:
+        raise unknown("data set", name, [*TASKS, *(f"{kind}:..." for kind in SOURCES)])
+    make = import_object(name, "data set", trust_code=True)  # the user has typed it
+    if make is None:
+        module, _, function = name.partition(":")
+        raise ValueError(f"{module} has no function {function!r} that returns a Task")
+    task = make()
+    if not isinstance(task, Task):
+        raise TypeError(f"{name} must return a twosides.data.tasks.Task, got {type(task).__name__}")
+    return task

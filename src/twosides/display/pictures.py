@@ -1,0 +1,51 @@
+"""Pictures as PNG bytes: grids of images, and charts."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+
+def grid(images: Tensor, columns: int, *, zoom: int = 3, gap: int = 1) -> Any:
+    """A Pillow image of (B, C, H, W) values in [-1, 1], C in {1, 3}, in rows of `columns`."""
+    from PIL import Image
+
+    values = images.detach().cpu().float().clamp(-1, 1).add(1).mul(127.5).round()
+    count, channels, height, width = values.shape
+    rows = -(-count // columns)
+    canvas = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, channels), 64)
+    for index, image in enumerate(values.permute(0, 2, 3, 1).numpy()):
+        top = gap + (index // columns) * (height + gap)
+        left = gap + (index % columns) * (width + gap)
+        canvas[top : top + height, left : left + width] = image
+    picture = Image.fromarray(canvas.astype(np.uint8).squeeze())
+    return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
+
+
+def png(picture: Any) -> bytes:
+    """A Pillow image as PNG bytes."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def chart(figure: Any, *, dpi: int) -> bytes:
+    """A matplotlib figure as PNG bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    return buffer.getvalue()
+
+
+def sheet(x: Tensor) -> Any:
+    """A picture of samples (B, C, H, W) in rows of 13, small ones enlarged."""
+    return grid(x, columns=min(13, len(x)), zoom=3 if x.shape[-1] < 128 else 1)
+
+
+def npy(x: Tensor) -> bytes:
+    """The numbers as a .npy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, x.cpu().numpy(), allow_pickle=False)
+    return buffer.getvalue()

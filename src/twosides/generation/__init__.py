@@ -1,0 +1,1 @@
+"""Samples of models and pipelines by names, into files and folders."""

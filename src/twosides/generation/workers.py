@@ -1,0 +1,306 @@
+"""Sampling at scale: `sample_shards`, by processes that are started here, by torchrun or by srun.
+
+Those started here get their work as JSON on stdin and answer with JSON lines on stdout. They end
+when stdin does, so none outlives the process that started it, however that one ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import Queue
+from typing import IO, Any, cast
+
+import torch
+
+from twosides.generation.shards import (
+    Job,
+    Shards,
+    Tell,
+    checksum,
+    make,
+    missing,
+    prepare,
+    result,
+    samples_in,
+)
+from twosides.sampling.sample import teller
+from twosides.sampling.samplers import Sampler, sampler_named
+from twosides.schedules import Schedule, schedule_named
+
+# An interrupt goes to all processes of a terminal; the first one stops the others.
+_CODE = (
+    "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    "from twosides.generation.workers import work; work()"
+)
+_EXPECTED = (ValueError, TypeError, OSError, ImportError, RuntimeError)
+
+
+def sample_shards(
+    model: str | Path,
+    out: str | Path,
+    count: int,
+    *,
+    sampler: str | Sampler = "ddim",
+    steps: int = 20,
+    schedule: str | Schedule | None = None,
+    guidance: float = 1.0,
+    labels: str | None = None,
+    seed: int = 0,
+    batch: int = 256,
+    shard: int = 1000,
+    devices: int | None = None,
+    trust_code: bool = False,
+    progress: bool | Callable[[int, int], None] = False,
+) -> Shards:
+    """Draw `count` samples of a model folder into `out/shard-00000.npy`, ...: float32, (B, ...).
+
+    devices: processes, one for each GPU or on the CPU of one thread each; by default all GPUs, or
+        one process. Under torchrun or srun each of their processes makes its share instead.
+    labels: classes, one letter each, repeated over the samples; by default all in turn.
+    batch, shard: samples per network call and per file. Batches do not cross shards.
+    progress: True for one bar for all processes, or a function (samples done, samples to make).
+
+    The same call continues after an interruption: shards are checked, what is damaged is made again
+    with a warning. ValueError if the folder holds another run; ChildProcessError, after all others
+    were stopped, if a process fails.
+    """
+    where = schedule_named(schedule) if schedule is not None else None
+    options = (steps, where, guidance, labels, seed, batch, shard, trust_code)
+    job = Job(Path(model), Path(out), count, sampler_named(sampler), *options)
+    place, began = launched(), time.monotonic()
+    if place is not None and devices is not None:
+        raise ValueError(
+            f"{place.world} processes were started by a launcher; leave devices={devices} out"
+        )
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    processes = 1 if place else _processes(devices, kind)
+    shape = prepare(job, kind)
+    rank, world = (place.rank, place.world) if place else (0, 1)
+    todo = missing(job, range(rank, job.shards, world))
+    if place is not None:
+        # Slurm may let each process see one GPU only.
+        device = f"cuda:{place.local % torch.cuda.device_count()}" if kind == "cuda" else "cpu"
+        with _shared_bar(job, todo, place.rank, progress) as tell:
+            make(job, todo, device, tell)
+    else:
+        total = samples_in(job, todo)
+        with teller(progress if todo else False, total) as show:
+            share(job, todo, processes, kind, _adding(show, total))
+    return result(job, len(todo), time.monotonic() - began, shape)
+
+
+# ---------------------------------------------------------------------------- launchers
+
+
+@dataclass(frozen=True)
+class Place:
+    """One of the `world` processes of a launcher: its number, there and on its machine."""
+
+    rank: int
+    world: int
+    local: int
+
+
+def launched(environment: Mapping[str, str] = os.environ) -> Place | None:
+    """The place that torchrun or srun gave to this process, None if it is alone.
+
+    Of Slurm the variables of a job step are read, which srun sets for each process: the script
+    of a batch job is one process, whatever SLURM_NTASKS says.
+    """
+    for names in (
+        ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+        ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
+    ):
+        if all(name in environment for name in names):
+            place = Place(*(int(environment[name]) for name in names))
+            return place if place.world > 1 else None
+    return None
+
+
+def _processes(devices: int | None, kind: str) -> int:
+    there = torch.cuda.device_count() if kind == "cuda" else None
+    wanted = devices if devices is not None else there or 1
+    if wanted < 1 or (there is not None and wanted > there):
+        found = f"there are {there} GPUs" if there is not None else "1 or more processes are needed"
+        raise ValueError(f"devices={wanted} was asked, but {found}")
+    return wanted
+
+
+def _adding(show: Callable[[int, int], None] | None, total: int) -> Tell:
+    done = 0
+
+    def tell(count: int) -> None:
+        nonlocal done
+        done += count
+        if show is not None:
+            show(done, total)
+
+    return tell
+
+
+@contextlib.contextmanager
+def _shared_bar(
+    job: Job, todo: Sequence[int], rank: int, progress: bool | Callable[[int, int], None]
+) -> Iterator[Tell]:
+    """The first of several processes shows what all do: of others it sees the finished shards."""
+
+    def absent() -> list[int]:
+        there = {path.name for path in job.out.glob("*.sha256")}
+        others = set(range(job.shards)) - set(todo)
+        return [number for number in others if checksum(job.path(number)).name not in there]
+
+    of_others = samples_in(job, absent())
+    total, done = samples_in(job, todo) + of_others, 0
+    with teller(progress if rank == 0 and total else False, total) as show:
+
+        def tell(count: int) -> None:
+            nonlocal done
+            done += count
+            if show is not None:
+                show(done + of_others - samples_in(job, absent()), total)
+
+        yield tell
+
+
+# ---------------------------------------------------------------------------- workers
+
+
+def share(job: Job, numbers: Sequence[int], processes: int, kind: str, tell: Tell) -> None:
+    """Make these shards with so many processes, this one alone if that is one."""
+    portions = [part for k in range(processes) if (part := numbers[k::processes])]
+    if processes == 1 or not portions:
+        make(job, numbers, "cuda:0" if kind == "cuda" else "cpu", tell)
+        return
+    workers: list[_Worker] = []
+    answers: Queue[tuple[int, dict[str, Any] | None]] = Queue()
+    try:
+        for rank, part in enumerate(portions):
+            device = f"cuda:{rank}" if kind == "cuda" else "cpu"
+            order = {"job": job.to_json(), "numbers": list(part), "device": device}
+            workers.append(_Worker(rank, _start(order), answers))
+        _listen(workers, answers, tell)
+    finally:
+        for worker in workers:
+            worker.process.terminate()
+        for worker in workers:
+            worker.end()
+
+
+@dataclass
+class _Worker:
+    """A process, and a thread that passes on its answers, and None after the last."""
+
+    rank: int
+    process: subprocess.Popen[bytes]
+    answers: Queue[tuple[int, dict[str, Any] | None]]
+    thread: threading.Thread = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.thread = threading.Thread(target=self._read, daemon=True)
+        self.thread.start()
+
+    def _read(self) -> None:
+        for line in cast(IO[bytes], self.process.stdout):
+            self.answers.put((self.rank, json.loads(line)))
+        self.answers.put((self.rank, None))
+
+    def end(self) -> None:
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.thread.join()
+        for pipe in (self.process.stdin, self.process.stdout):
+            cast(IO[bytes], pipe).close()
+
+
+def _start(order: dict[str, Any]) -> subprocess.Popen[bytes]:
+    # -P keeps the current folder, which may be a stranger's, off the child's path; where this
+    # process has it, the child has it too, but last, so that nothing in it hides a module.
+    here = os.getcwd()
+    paths = os.pathsep.join(sorted((path or here for path in sys.path), key=here.__eq__))
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-c", _CODE],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": paths},
+    )
+    pipe = cast(IO[bytes], process.stdin)
+    try:
+        pipe.write(json.dumps(order).encode() + b"\n")
+        pipe.flush()
+    except BrokenPipeError:  # it has ended already; its status tells
+        pass
+    return process
+
+
+def _listen(
+    workers: Sequence[_Worker],
+    answers: Queue[tuple[int, dict[str, Any] | None]],
+    tell: Tell,
+) -> None:
+    """Until all have ended well; ChildProcessError once one has not."""
+    running, reasons = len(workers), {}
+    while running:
+        rank, answer = answers.get()
+        if answer is None:
+            running -= 1
+            status = workers[rank].process.wait()
+            if status:
+                reason = reasons.get(rank) or _ended(status)
+                raise ChildProcessError(
+                    f"process {rank} of {len(workers)} failed: {reason}. The others were stopped; "
+                    "finished shards are kept, and the same command continues"
+                )
+        elif "error" in answer:
+            reasons[rank] = answer["error"]
+        else:
+            tell(answer["done"])
+
+
+def _ended(status: int) -> str:
+    if status > 0:
+        return f"it ended with status {status}; what it said stands above"
+    hint = ", perhaps for want of memory" if status == -signal.SIGKILL else ""
+    return f"it was ended by {signal.Signals(-status).name}{hint}"
+
+
+def work() -> None:
+    """A started process: make the shards that stdin names, and answer on stdout."""
+    source = sys.stdin.buffer
+    order = json.loads(source.readline())
+    threading.Thread(target=_end_with, args=(source,), daemon=True).start()
+    answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    os.dup2(2, 1)  # what others print must not be taken for answers
+    try:
+        job = Job.from_json(order["job"])
+        make(
+            job,
+            order["numbers"],
+            order["device"],
+            lambda n: print(f'{{"done": {n}}}', file=answers),
+        )
+    except BrokenPipeError:  # nobody listens any more
+        os._exit(1)
+    except _EXPECTED as error:
+        print(json.dumps({"error": str(error)}), file=answers)
+        sys.exit(1)
+
+
+def _end_with(source: IO[bytes]) -> None:
+    while os.read(
+        source.fileno(), 1 << 16
+    ):  # not source.read(), whose lock an ending process takes
+        pass
+    os._exit(1)

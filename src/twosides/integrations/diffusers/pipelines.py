@@ -1,0 +1,111 @@
+"""Pictures of a pipeline by names: what `twosides sample` runs on a pipeline's folder."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from torch import nn
+
+from twosides.integrations.diffusers.networks import (
+    in_dtype,
+    network_name,
+    present,
+    read_index,
+)
+from twosides.integrations.diffusers.report import stored_dtype
+
+
+def load_pipeline(folder: Path, *, network: nn.Module | bool = True) -> Any:
+    """A pipeline from safetensors, on the accelerator if there is one. No code of it is run.
+
+    Without its `network`, what is around that: the VAE, the text encoder; or with another.
+    """
+    index = read_index(folder)
+    parts = {key: value for key, value in index.items() if isinstance(value, list | tuple)}
+    _refuse_strangers(str(index.get("_class_name")), parts)
+    # diffusers asks again for parts that were saved as absent.
+    absent: dict[str, Any] = {k: None for k, v in parts.items() if len(v) == 2 and not present(v)}
+    name = network_name({key: value for key, value in parts.items() if present(value)})
+    accelerator, dtype = placement(folder / name)
+    absent |= {} if network is True else {name: network or None}
+    pipeline: Any = getattr(diffusers, "DiffusionPipeline")  # noqa: B009 - exported lazily
+    with torch.random.fork_rng(devices=[]):  # some parts are built with random weights first
+        pipe = pipeline.from_pretrained(
+            str(folder), use_safetensors=True, local_files_only=True, **in_dtype(dtype), **absent
+        )
+    return pipe.to(accelerator) if accelerator else pipe
+
+
+def placement(network: Path) -> tuple[torch.device | None, torch.dtype | None]:
+    """Where a pipeline is run and how exactly: as its network is stored on an accelerator."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator, stored_dtype(network) if accelerator else None
+
+
+def _refuse_strangers(kind: str, parts: dict[str, Any]) -> None:
+    """diffusers imports the modules that an index names, and loads what some model cards name."""
+    if getattr(getattr(diffusers, kind, None), "_load_connected_pipes", False):
+        raise ValueError(f"{kind} loads pipelines that its model card names; do that in Python")
+    for part, entry in parts.items():
+        root = str(entry[0]).split(".")[0] if present(entry) else "diffusers"
+        own = root in ("diffusers", "transformers", "twosides")
+        if not own and part != "_class_name" and not hasattr(diffusers.pipelines, root):
+            raise ValueError(
+                f"the pipeline's {part} is of the module {entry[0]}, neither diffusers' nor "
+                "transformers'; load it in Python"
+            )
+
+
+def inputs(
+    pipe: Any,
+    prompt: str | None,
+    negative_prompt: str | None,
+    guidance: float | None,
+    labels: str | None,
+    count: int,
+) -> dict[str, Any]:
+    """What the pipeline is called with."""
+    takes, name = inspect.signature(type(pipe).__call__).parameters, type(pipe).__name__
+    wishes = {
+        "prompt": prompt,
+        "negative_prompt": negative_prompt,
+        "guidance_scale": guidance,
+        "class_labels": labels,
+    }
+    given = {key: value for key, value in wishes.items() if value is not None}
+    if wrong := [key for key in given if key not in takes]:
+        raise ValueError(f"{name} takes no {wrong[0].replace('_', ' ')}; leave it out")
+    if {"image", "num_frames"} & takes.keys():
+        raise ValueError(f"{name} makes or takes more than pictures from noise; run it in Python")
+    if "prompt" in takes:
+        _check_text(pipe, prompt)
+        if negative_prompt is not None and guidance is not None and guidance <= 1:
+            raise ValueError(f"guidance {guidance} has no negative side; leave the prompt out")
+        texts = {key: [given[key]] * count for key in ("prompt", "negative_prompt") if key in given}
+        return given | texts
+    if "class_labels" not in takes:
+        return given | {"batch_size": count}
+    return given | {"class_labels": _numbers(labels, name)}
+
+
+def _check_text(pipe: Any, prompt: str | None) -> None:
+    if getattr(pipe, "tokenizer", None) is None:
+        raise ValueError(
+            "this pipeline has no tokenizer, so it cannot read a prompt; run it in Python with "
+            "prompt_embeds"
+        )
+    if prompt is None:
+        raise ValueError(f"{type(pipe).__name__} needs a prompt: --prompt 'a lighthouse at dusk'")
+
+
+def _numbers(labels: str | None, name: str) -> list[int]:
+    try:
+        return [int(label) for label in (labels or "").split(",")]
+    except ValueError:
+        raise ValueError(
+            f"{name} draws classes by number, --labels 207,360, but got {labels!r}"
+        ) from None

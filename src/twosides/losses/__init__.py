@@ -1,0 +1,1 @@
+"""What is trained: objectives, densities and weightings of the log-SNR, recipes."""

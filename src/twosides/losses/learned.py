@@ -1,0 +1,311 @@
+"""Levels and weights that follow the error measured while training.
+
+One table serves all: bins of logsnr with running means of the eps-error e = |eps_hat - eps|^2 (mean
+over elements) and of w e, updated with each step's losses. From it come
+
+| name           | levels drawn from          | w that is trained   |                              |
+|----------------|----------------------------|---------------------|------------------------------|
+| "adaptive"     | p ~ w E[e]                 | w, as stated        | VDM++ [Kingma & Gao 2023]    |
+| "entropy-rate" | p ~ E[e]                   | w p / base p        | InfoNoise [Raya+ 2026]       |
+| "uncertainty"  | the recipe's p             | p / E[e]            | EDM2 [Karras+ 2024, eq. 21]  |
+
+and a sampling grid with equal information per step, `LevelBins.grid` [Stancevic+ 2025].
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from twosides.losses.densities import Density
+from twosides.losses.weightings import Weighting
+from twosides.naming import unknown
+from twosides.sampling.grids import Entropic
+
+WARMUP = 10  # samples per bin, on average, before the bins are believed
+TINY = torch.finfo(torch.float32).tiny  # in the place of an error of 0, which has no logarithm
+TARGETS = ("loss", "error")
+
+
+class LevelBins(nn.Module):
+    """Running means over equal bins of logsnr: of w e (`loss`), of e (`error`), and `visits`.
+
+        m <- d^n m + (1 - d^n) mean        of the n samples of a step that fall into the bin
+
+    and a bin's first samples are copied. Levels outside [low, high] count in the edge bins. The
+    result depends on the samples of each step, not on their order. Everything is in the state_dict;
+    it stays in float64 on the CPU, where levels are drawn, whatever the module around is moved to.
+
+        >>> bins = LevelBins(-10, 10)
+        >>> at = torch.tensor([-20.0, 3.0], dtype=torch.float64)
+        >>> bins.update(at, loss=torch.ones_like(at), error=torch.tensor([0.1, 0.4]))
+        >>> bins.error_at(torch.tensor([-10.0, 10.0]))
+        tensor([0.1000, 0.4000], dtype=torch.float64)
+    """
+
+    edges: Tensor
+    loss: Tensor
+    error: Tensor
+    visits: Tensor
+
+    def __init__(self, low: float, high: float, count: int = 100, decay: float = 0.99) -> None:
+        """Empty bins; `decay` is per sample. ValueError for an empty range or no memory."""
+        super().__init__()
+        if not (-math.inf < low < high < math.inf and count >= 1 and 0 <= decay < 1):
+            raise ValueError(
+                f"bins need finite low < high, count >= 1 and 0 <= decay < 1; got {low}, {high}, "
+                f"{count}, {decay}"
+            )
+        self.decay = decay
+        self.register_buffer("edges", torch.linspace(low, high, count + 1, dtype=torch.float64))
+        for name in ("loss", "error"):
+            self.register_buffer(name, torch.zeros(count, dtype=torch.float64))
+        self.register_buffer("visits", torch.zeros(count, dtype=torch.int64))
+
+    @classmethod
+    def over(cls, density: Density, tail: float = 1e-4, count: int = 100) -> LevelBins:
+        """Over all of a density, or, at an end that is infinite, all but the part `tail`."""
+        ends = density.logsnr(torch.tensor([1.0, 0.0], dtype=torch.float64))
+        inner = density.logsnr(torch.tensor([1 - tail, tail], dtype=torch.float64))
+        low, high = torch.where(torch.isfinite(ends), ends, inner).tolist()
+        return cls(low, high, count)
+
+    def _apply(self, fn: Callable[..., Tensor], recurse: bool = True) -> LevelBins:
+        """Not moved or cast with the network: levels are drawn from it on the CPU in float64."""
+        return self
+
+    @property
+    def centres(self) -> Tensor:
+        """The middles of the bins."""
+        return 0.5 * (self.edges[1:] + self.edges[:-1])
+
+    @property
+    def ready(self) -> bool:
+        """Whether the bins have seen enough samples to be believed, 10 each on average."""
+        return int(self.visits.sum()) >= WARMUP * len(self.visits)
+
+    def update(self, logsnr: Tensor, *, loss: Tensor, error: Tensor) -> None:
+        """Take in one step's samples: (N,) each. Those that are not finite are left out."""
+        logsnr, loss, error = (
+            value.detach().to("cpu", torch.float64).flatten() for value in (logsnr, loss, error)
+        )
+        fine = torch.isfinite(loss) & torch.isfinite(error) & ~logsnr.isnan()
+        inner = self.edges[1:-1].contiguous()
+        index = torch.searchsorted(inner, logsnr[fine].contiguous(), right=True)
+        count = torch.bincount(index, minlength=len(self.visits))
+        keep = torch.where(self.visits > 0, self.decay ** count.double(), 0.0)
+        for table, values in ((self.loss, loss[fine]), (self.error, error[fine])):
+            # Summed by size: sums then do not depend on the order of the samples.
+            order = values.argsort()
+            total = torch.bincount(index[order], values[order], minlength=len(table))
+            mean = total / count.clamp(min=1)
+            table.copy_(torch.where(count > 0, keep * table + (1 - keep) * mean, table))
+        self.visits += count
+
+    def loss_at(self, logsnr: Tensor) -> Tensor:
+        """w e, linear between the centres of visited bins and constant beyond."""
+        return self._between(logsnr, self.loss)
+
+    def error_at(self, logsnr: Tensor) -> Tensor:
+        """e, its logarithm linear between the centres of visited bins and constant beyond."""
+        return self._between(logsnr, self.error.clamp(min=TINY).log()).exp()
+
+    def _between(self, logsnr: Tensor, values: Tensor) -> Tensor:
+        seen = (self.visits > 0).numpy()
+        if not seen.any():
+            raise ValueError("these bins have seen no sample; train, or update them, first")
+        at, known = self.centres.numpy()[seen], values.numpy()[seen]
+        where = logsnr.detach().to("cpu", torch.float64).numpy()
+        return torch.from_numpy(np.asarray(np.interp(where, at, known)))
+
+    def grid(self, *, rescaled: bool = True) -> Entropic:
+        """The sampling grid of the visited bins: equal steps of entropy [Stancevic+ 2025].
+
+            dH = 1/2 E|eps_hat - eps|^2 dlogsnr,    rescaled: exp(-logsnr / 2) dH
+
+        It goes from end to end of the schedule it is walked on. A tuple of numbers,
+        `checkpoint.describe` writes it down.
+        """
+        seen = (self.visits > 0) & (self.error > 0)
+        at = self.centres[seen]
+        mse = self.error[seen] * (-at).exp()  # |x_hat - x|^2 = exp(-logsnr) |eps_hat - eps|^2
+        return Entropic(tuple(at.tolist()), tuple(mse.tolist()), rescaled)
+
+
+class _Line(NamedTuple):
+    """A density linear between knots, normalised: (K,) knots and heights, (K - 1,) masses."""
+
+    knots: Tensor
+    heights: Tensor
+    masses: Tensor
+
+    def above(self, part: Tensor) -> Tensor:
+        """The point with the share `part` of the mass above it."""
+        below = torch.cat([self.masses.new_zeros(1), self.masses.cumsum(0)])
+        wanted = (1 - part) * below[-1]
+        i = (torch.searchsorted(below, wanted.contiguous()) - 1).clamp(0, len(self.masses) - 1)
+        rest, height = wanted - below[i], self.heights[i]
+        slope = self.heights.diff()[i] / self.knots.diff()[i]
+        # height s + slope s^2 / 2 = rest, by the form of the root that does not cancel.
+        root = (height**2 + 2 * slope * rest).clamp(min=0).sqrt()
+        return torch.minimum(self.knots[i] + 2 * rest / (height + root), self.knots[i + 1])
+
+    def height(self, logsnr: Tensor) -> Tensor:
+        """The density at points inside."""
+        i = (torch.searchsorted(self.knots, logsnr.contiguous()) - 1).clamp(0, len(self.masses) - 1)
+        part = (logsnr - self.knots[i]) / self.knots.diff()[i]
+        return torch.lerp(self.heights[i], self.heights[i + 1], part)
+
+
+@dataclass(frozen=True)
+class Adaptive(Density):
+    """Levels drawn where the error is: p proportional to the bins, in place of `base`.
+
+        p ~ (1 - floor) m(logsnr) / integral of m + floor / (high - low)     on [low, high]
+
+    with m the running mean of w e (target="loss") or of e ("error"), linear between the centres of
+    the bins. What the base has outside the bins' range (with `LevelBins.over` nothing, or 1e-4 at
+    an infinite end) is drawn as before; so is everything until the bins are `ready`.
+
+    compensate=True divides by p, so that the objective is the base's and only its variance falls:
+    p ~ w E[e] is near w sqrt(E[e^2]), the best there is [Kingma & Gao 2023, appendix F].
+    compensate=False divides by the base's density as before: the weighting that is trained is
+    then w p / base. With target="error" levels are drawn by the rate of conditional entropy,
+    `dI/dlogsnr = E[e] / 2`, as InfoNoise does [Raya+ 2026].
+    """
+
+    base: Density
+    bins: LevelBins
+    target: str = "loss"
+    compensate: bool = True
+    floor: float = 1e-3
+
+    def __post_init__(self) -> None:
+        """ValueError for an unknown target, a floor outside (0, 1], bins beyond the base."""
+        if self.target not in TARGETS:
+            raise unknown("target of an adaptive density", self.target, TARGETS)
+        if not 0 < self.floor <= 1:
+            raise ValueError(f"an adaptive density needs a floor in (0, 1], got {self.floor}")
+        ends = self.bins.edges[[0, -1]]
+        if not bool(torch.isfinite(self.base.log_prob(ends)).all()):
+            raise ValueError(
+                f"the bins cover logsnr {ends.tolist()}, more than {self.base} draws; use "
+                "LevelBins.over(base)"
+            )
+        inner = self.bins.centres
+        gaps = inner[~torch.isfinite(self.base.log_prob(inner))]
+        if len(gaps) and not self.compensate:
+            raise ValueError(
+                f"{self.base} draws nothing around logsnr {float(gaps[0]):.4g}, where levels that "
+                "are not compensated would have an infinite weight; use a base without gaps"
+            )
+
+    @functools.cached_property
+    def _shares(self) -> tuple[float, float]:
+        """The parts of the base above the bins, and above their lower end."""
+        low, high = self.bins.edges[[0, -1]].tolist()
+        return self.base.share_above(high), self.base.share_above(low)
+
+    def _line(self) -> _Line:
+        bins = self.bins
+        knots = torch.cat([bins.edges[:1], bins.centres, bins.edges[-1:]])
+        shape = bins.loss_at(knots) if self.target == "loss" else bins.error_at(knots)
+        total, width = torch.trapezoid(shape, knots), knots[-1] - knots[0]
+        share = torch.where(total > 0, (1 - self.floor) * shape / total, (1 - self.floor) / width)
+        heights = share + self.floor / width
+        return _Line(knots, heights, 0.5 * (heights[1:] + heights[:-1]) * knots.diff())
+
+    def logsnr(self, u: Tensor) -> Tensor:
+        """The inverse distribution function, exactly; the base's until the bins are ready."""
+        given = self.base.logsnr(u)
+        if not self.bins.ready:
+            return given
+        above, below = self._shares
+        part = ((u - above) / (below - above)).clamp(0, 1)
+        return torch.where((u >= above) & (u <= below), self._line().above(part), given)
+
+    def log_prob(self, logsnr: Tensor) -> Tensor:
+        """The logarithm of what is drawn now."""
+        given = self.base.log_prob(logsnr)
+        if not self.bins.ready:
+            return given
+        (above, below), edges = self._shares, self.bins.edges
+        inside = (logsnr >= edges[0]) & (logsnr <= edges[-1])
+        drawn = self._line().height(logsnr.clamp(edges[0], edges[-1])).log()
+        return torch.where(inside, drawn + math.log(below - above), given)
+
+    def log_divisor(self, logsnr: Tensor) -> Tensor:
+        """log p if compensated, otherwise the base's."""
+        return (self if self.compensate else self.base).log_prob(logsnr)
+
+    def shifted(self, factor: float) -> Density:
+        """Refused: measured levels are where the error is."""
+        raise ValueError("an adaptive density finds its levels itself; shift its base instead")
+
+    def __str__(self) -> str:
+        return f"{self.base}, then where the {self.target} is"
+
+
+@dataclass(frozen=True)
+class Uncertainty(Weighting):
+    """EDM2's learned uncertainty: every level contributes 1 to the loss [Karras+ 2024, eq. 21].
+
+        loss / exp(u) + u,    u(logsnr) = log E[loss] at the level, its minimiser
+
+    EDM2 trains a small network for u; here it is read off the bins. As its gradient does not reach
+    the denoiser, `+ u` is left out and the loss stays near 1: watch a validation loss instead.
+    The weighting that is trained is p / E[e], whatever the base's: w / exp(u) with loss = w e / p.
+    Until the bins are ready u = 0.
+    """
+
+    base: Weighting
+    density: Density
+    bins: LevelBins
+
+    def u(self, logsnr: Tensor) -> Tensor:
+        """log E[w e / p]."""
+        if not self.bins.ready:
+            return torch.zeros_like(logsnr)
+        ratio = self.base.log(logsnr) - self.density.log_prob(logsnr)
+        return ratio + self.bins.error_at(logsnr).log()
+
+    def log(self, logsnr: Tensor) -> Tensor:
+        """`log w - u`; a level without weight stays without."""
+        base = self.base.log(logsnr)
+        return torch.where(torch.isneginf(base), base, base - self.u(logsnr))
+
+    def __str__(self) -> str:
+        return f"{self.base} over its mean"
+
+
+class Learner(NamedTuple):
+    """What is learned beside the network, from a recipe's weighting and density."""
+
+    make: Callable[[Weighting, Density], tuple[Weighting, Density]]
+    reweights: bool
+
+
+def _adaptive(weighting: Weighting, density: Density) -> tuple[Weighting, Density]:
+    return weighting, Adaptive(density, LevelBins.over(density))
+
+
+def _entropy_rate(weighting: Weighting, density: Density) -> tuple[Weighting, Density]:
+    return weighting, Adaptive(density, LevelBins.over(density), "error", compensate=False)
+
+
+def _uncertainty(weighting: Weighting, density: Density) -> tuple[Weighting, Density]:
+    return Uncertainty(weighting, density, LevelBins.over(density)), density
+
+
+LEARNERS: dict[str, Learner] = {
+    "adaptive": Learner(_adaptive, reweights=False),
+    "entropy-rate": Learner(_entropy_rate, reweights=True),
+    "uncertainty": Learner(_uncertainty, reweights=True),
+}

@@ -1,0 +1,193 @@
+"""The loss: `integral of w(logsnr) E|eps_hat - eps|^2 dlogsnr`, estimated one level per sample.
+
+Levels are drawn from p, the error is measured on whatever the network outputs, and weighted by
+
+    w / (p kappa),   computed as exp(log w - log p - log kappa)
+
+which is 1 when the recipe is "plain mean squared error of the output at its own levels". Densities
+and weightings that adapt learn from the losses by `observe`, which a training loop calls after each
+step.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from twosides.denoiser import Denoiser, Denoises, describes
+from twosides.losses.densities import Density
+from twosides.losses.learned import LevelBins, Uncertainty
+from twosides.losses.weightings import OutputMSE, Weighting
+from twosides.outputs import output_named
+from twosides.randomness import PerSample, Shared, fresh_seed
+from twosides.schedules import Level
+
+Randomness = torch.Generator | PerSample | None
+
+
+class Losses(NamedTuple):
+    """Per sample: the weighted loss, the logsnr it was measured at (CPU), the plain error.
+
+    `error` is that of the network's output, `eps_error` that of eps, both means over elements.
+    """
+
+    loss: Tensor
+    logsnr: Tensor
+    error: Tensor
+    eps_error: Tensor
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A weighting and the density its levels are drawn from.
+
+    `stratified` spreads the levels of a batch evenly over the density, which cuts the variance of
+    the loss several times and leaves its mean [Kingma+ 2021, appendix I.1].
+
+        >>> import twosides as ts
+        >>> objective = ts.recipes["sd3"].objective()
+        >>> oracle, g = ts.oracle.GaussianMixture.ring(8), torch.Generator().manual_seed(0)
+        >>> objective(oracle, oracle.sample(64, seed=0), generator=g).shape
+        torch.Size([64])
+    """
+
+    weighting: Weighting
+    density: Density
+    stratified: bool = True
+
+    def __post_init__(self) -> None:
+        """ValueError for parts that learn from different bins."""
+        if len(set(_bins((self.weighting, self.density)))) > 1:
+            raise ValueError(
+                f"{self.weighting} and {self.density} learn from different bins; share one"
+            )
+
+    @functools.cached_property
+    def bins(self) -> LevelBins | None:
+        """What is learned beside the network, a module to checkpoint; None if nothing is."""
+        return next(_bins((self.weighting, self.density)), None)
+
+    def observe(self, losses: Losses) -> None:
+        """Learn from one step's losses, after it: those of the whole batch, on every process."""
+        if self.bins is None:
+            return
+        stated = self.weighting
+        stated = stated.base if isinstance(stated, Uncertainty) else stated
+        logsnr = losses.logsnr.to("cpu", torch.float64)
+        error = losses.eps_error.to("cpu", torch.float64)
+        self.bins.update(logsnr, loss=stated.log(logsnr).exp() * error, error=error)
+
+    def __call__(
+        self,
+        denoiser: Denoises,
+        x: Float[Tensor, " batch *event"],
+        *,
+        generator: Randomness = None,
+        **conditioning: Any,
+    ) -> Float[Tensor, " batch"]:
+        """Per-sample losses, mean over the elements of a sample; take `.mean()` for the batch's.
+
+        generator: a torch.Generator, or a PerSample whose noise and levels depend only on (seed,
+        step, index); by default fresh noise. The global generator is never used.
+        """
+        return self.evaluate(denoiser, x, generator=generator, **conditioning).loss
+
+    def evaluate(
+        self,
+        denoiser: Denoises,
+        x: Float[Tensor, " batch *event"],
+        *,
+        generator: Randomness = None,
+        **conditioning: Any,
+    ) -> Losses:
+        """The losses with the levels they were measured at."""
+        if not x.is_floating_point():
+            raise TypeError(f"data must be floating point, got {x.dtype}; scale images to [-1, 1]")
+        draw = _randomness(generator, x)
+        u = draw.strata() if self.stratified else draw.uniform()
+        logsnr = self.density.logsnr(u)
+        level = describes(denoiser).level(logsnr)
+        eps = draw.normal(x.shape[1:], x.dtype, x.device)
+        standardise = getattr(denoiser, "standardise", None)
+        x = standardise(x) if standardise else x
+        if isinstance(denoiser, Denoiser):
+            time = denoiser.clock.read(logsnr, denoiser.schedule)
+            time = time.to(x.device, denoiser.time_dtype(x.dtype))
+            answer = denoiser.predict(level.mix(x, eps), time, **conditioning)
+            target = denoiser.output.of(x, eps, level)
+            log_kappa = denoiser.output.log_kappa(level)
+        else:
+            answer, target = denoiser(level.mix(x, eps), level, **conditioning).eps, eps
+            log_kappa = torch.zeros_like(logsnr)
+        error = ((answer - target) ** 2).reshape(len(x), -1).mean(1)
+        log_weight = self._log_weight(denoiser, level, log_kappa)
+        to_loss, to_eps = torch.stack([log_weight, -log_kappa]).exp().to(error.device, error.dtype)
+        return Losses(to_loss * error, logsnr, error, to_eps * error.detach())
+
+    def at(self, step: int) -> Objective:
+        """The objective of a training step: always this one. See `Staged`."""
+        return self
+
+    def _log_weight(self, denoiser: Denoises, level: Level, log_kappa: Tensor) -> Tensor:
+        """`log w - log p - log kappa` of whatever the network outputs, or of eps."""
+        if isinstance(denoiser, Denoiser) and self._plain(denoiser):
+            return torch.zeros_like(log_kappa)  # also at zero SNR, where parts are infinite
+        weight = self.weighting.log(level.logsnr)
+        ratio = weight - self.density.log_divisor(level.logsnr) - log_kappa
+        return torch.where(torch.isneginf(weight), weight, ratio)
+
+    def _plain(self, denoiser: Denoiser) -> bool:
+        """Whether this is the plain error of the network's own output."""
+        w = self.weighting
+        if not isinstance(w, OutputMSE) or w.schedule != denoiser.schedule:
+            return False
+        return output_named(w.output, w.schedule) == denoiser.output and w.density == self.density
+
+
+@dataclass(frozen=True)
+class Staged:
+    """Another objective from a step on: a function of the step, so that resuming is exact."""
+
+    first: Objective
+    then: Objective
+    step: int
+
+    def at(self, step: int) -> Objective:
+        """The objective of a training step (counted from 0)."""
+        return self.first if step < self.step else self.then
+
+    @property
+    def weighting(self) -> Weighting:
+        """What is trained in the end."""
+        return self.then.weighting
+
+    @property
+    def density(self) -> Density:
+        """Where, in the end."""
+        return self.then.density
+
+
+def _bins(part: Any) -> Iterator[LevelBins]:
+    """All that a weighting or a density is made of, searched."""
+    if isinstance(part, LevelBins):
+        yield part
+    elif isinstance(part, tuple) or is_dataclass(part):
+        inner = part if isinstance(part, tuple) else [getattr(part, f.name) for f in fields(part)]
+        for each in inner:
+            yield from _bins(each)
+
+
+def _randomness(generator: Randomness, x: Tensor) -> PerSample | Shared:
+    if isinstance(generator, PerSample):
+        if len(generator.indices) != len(x):
+            raise ValueError(f"{len(generator.indices)} seeds were given for {len(x)} samples")
+        return generator
+    if generator is None:
+        generator = torch.Generator().manual_seed(fresh_seed() & (2**63 - 1))
+    return Shared(generator, len(x))

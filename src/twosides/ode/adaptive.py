@@ -1,0 +1,176 @@
+"""Adaptive steps: a Runge-Kutta pair that chooses its own grid, to a tolerance.
+
+In the frame of an output with constant coefficients (`frames`) the probability-flow ODE is
+
+    d(z / c) = o d(eta)
+
+and for u both ends of the log-SNR line are ordinary points of it. Two Runge-Kutta methods that
+share their stages give a step and its error, relative to the tolerance,
+
+    error = max over samples of the rms over elements of |y - y_lower| / (atol + rtol max |y|),
+
+where the maximum is over the two ends of the step. It is accepted up to 1, and a PID controller
+turns it and the two before it into the next step [Soderlind 2003],
+
+    h' / h = 0.9 error_n^(-b_1 / k) error_(n-1)^(-b_2 / k) error_(n-2)^(-b_3 / k),
+    (b_1, b_2, b_3) = (P + I + D, -(P + 2 D), D),    k the order of the pair.
+
+The whole batch takes the same steps, so a sample depends on its batch within the tolerance. Use it
+for references and likelihoods: below some 40 calls a fixed grid with Adams is closer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple, SupportsIndex
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from twosides.denoiser import Denoises, describes
+from twosides.ode.integrate import State, integrate
+from twosides.outputs import Output, output_named
+from twosides.randomness import PerSample, fresh_seed
+from twosides.sampling.frames import Frame, Variable, unit
+from twosides.schedules import FlowMatching, Level, Schedule, schedule_named
+
+
+@dataclass(frozen=True)
+class Path:
+    """The way from one level to another, in the frame of an output with constant coefficients."""
+
+    frame: Frame
+    start: Level
+    end: Level
+
+    @classmethod
+    def of(cls, output: str | Output, start: Level, end: Level) -> Path:
+        """ValueError for outputs that have no such frame, or one that is singular on the way."""
+        form = output_named(output, FlowMatching())
+        if callable(form.a) or callable(form.b):
+            raise ValueError(
+                f"{form.name} has coefficients that change with the level, which leaves more than "
+                "the network on the ODE's right-hand side; integrate 'u', 'kappa(k)', 'eps' or 'x'"
+            )
+        path = cls(Frame(form.a, form.b), start.floats(), end.floats())
+        scales = np.array([path.scale(path.start), path.scale(path.end)])
+        regular = np.isfinite(path.ends).all() and np.isfinite(scales).all()
+        if not regular or scales[0] * scales[1] <= 0:
+            raise ValueError(
+                f"the frame of {form.name} is singular on the way from {path.start} to {path.end}; "
+                "integrate 'u', which is finite from zero SNR to zero noise (scalings 'vp' and "
+                "'flow'), or stop at levels inside"
+            )
+        return path
+
+    @cached_property
+    def _eta(self) -> Variable:
+        return self.frame.eta
+
+    @cached_property
+    def ends(self) -> tuple[float, float]:
+        """eta at the start and at the end."""
+        first, last = self._eta.of(np.array([self.start.logsnr, self.end.logsnr])).tolist()
+        return first, last
+
+    def level(self, eta: float) -> Level:
+        """The level at eta: the given ones at the ends, in between with alpha^2 + sigma^2 = 1."""
+        given = dict(zip(self.ends, (self.start, self.end), strict=True))
+        if eta in given:
+            return given[eta]
+        logsnr = float(self._eta.logsnr(np.array([eta]))[0])
+        alpha, sigma = unit(logsnr)
+        return Level(logsnr, float(alpha), float(sigma))
+
+    def scale(self, level: Level) -> float:
+        """c, what z is divided by."""
+        return float(self.frame.scale(level.alpha, level.sigma))
+
+
+class Solved(NamedTuple):
+    """z at the end, network calls, rejected steps, and the levels of the accepted ones."""
+
+    z: Tensor
+    calls: int
+    rejected: int
+    levels: list[Level]
+
+
+@torch.no_grad()
+def solve(
+    denoiser: Denoises,
+    z: Tensor,
+    start: Level,
+    end: Level,
+    *,
+    output: str | Output = "u",
+    rtol: float = 1e-6,
+    atol: float = 1e-6,
+    method: str = "dopri5",
+    max_calls: int = 10_000,
+    record: Callable[[Level, Tensor], None] | None = None,
+    **conditioning: Any,
+) -> Solved:
+    """The probability-flow ODE from one level to another, towards data or noise.
+
+    z: (B, ...) at `start`, in its scaling and the network's units of data; the result is in the
+    scaling of `end`. output: the frame, one with constant coefficients; only u and kappa(k) reach
+    both ends of the log-SNR line. rtol, atol: of one step, for z / c. method: "dopri5" (order 5) or
+    "bosh3" (order 3). record: is shown (level, z) at each accepted node; levels between the ends
+    have alpha^2 + sigma^2 = 1.
+
+    The denoiser is asked at both ends: one that predicts x cannot end at zero noise. ValueError for
+    frames that are singular on the way, RuntimeError as for `integrate`.
+    """
+    describes(denoiser)
+    path = Path.of(output, start, end)
+
+    def field(eta: float, y: State) -> State:
+        level = path.level(eta)
+        estimate = denoiser(path.scale(level) * y[0], level, **conditioning)
+        return (path.frame.output(estimate),)
+
+    def show(eta: float, y: State) -> None:
+        if record is not None:
+            record(path.level(eta), path.scale(path.level(eta)) * y[0])
+
+    done = integrate(
+        field,
+        (z / path.scale(path.start),),
+        *path.ends,
+        method=method,
+        rtol=rtol,
+        atol=atol,
+        max_calls=max_calls,
+        record=show,
+    )
+    levels = [path.level(eta) for eta in done.nodes]
+    return Solved(path.scale(path.end) * done.y[0], done.calls, done.rejected, levels)
+
+
+def sample_adaptive(
+    denoiser: Denoises,
+    shape: Sequence[SupportsIndex],
+    *,
+    schedule: str | Schedule | None = None,
+    seed: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+    **options: Any,
+) -> Tensor:
+    """Samples of shape (B, ...) by `solve` between the ends of a schedule; options are its own.
+
+    The same noise as `sample` draws with this seed.
+    """
+    schedule = schedule_named(schedule or describes(denoiser))
+    noisy, clean = (schedule.at(t).floats() for t in (1.0, 0.0))
+    count, *event = map(int, shape)
+    own = PerSample(fresh_seed() if seed is None else seed, range(count))
+    z = own.normal(event, dtype, device) * math.hypot(noisy.alpha, noisy.sigma)
+    x = solve(denoiser, z, noisy, clean, **options).z / clean.alpha
+    restore = getattr(denoiser, "unstandardise", None)
+    return restore(x) if restore else x

@@ -1,0 +1,354 @@
+"""Likelihoods: how probable data are under a denoiser, and a bound that needs no derivatives.
+
+In the frame of u = eps - x the probability-flow ODE is `dy / d eta = u` for y = z / c, with
+c = alpha + sigma and eta = sigma / c, so the log-density along it obeys [Chen+ 2018, Song+ 2021]
+
+    d log p(y) / d eta = -div_y u = -c div_z u.
+
+Carried from data (z_0 = alpha_0 x) to noise, whose density is known, in D dimensions,
+
+    log p(x) = log p(z_N) + D log(alpha_0 c_N / c_0) + int c div_z u d eta.
+
+The integral is one more component of the ODE, and a Plan integrates any component by the weights
+W_k of its calls in the final state, `Plan.weights("u")`:
+
+    int c div_z u d eta = sum_k (W_k / c_N) c_k div_z u_k.
+
+So every deterministic sampler gives a likelihood, of its own order and with no second solver. It is
+the density at the data end of the grid: of the data themselves at zero noise, and of the data plus
+noise of std sigma_0 / alpha_0 on grids that end before.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, SupportsIndex
+
+import torch
+from torch import Tensor
+
+from twosides.denoiser import Denoiser, Denoises, describes
+from twosides.naming import unknown
+from twosides.ode.adaptive import Path
+from twosides.ode.integrate import State, integrate
+from twosides.ode.inversion import spread, standardised
+from twosides.outputs import Estimate
+from twosides.randomness import PerSample
+from twosides.sampling.plan import Plan, Visit, combine, run
+from twosides.sampling.sample import Progress, teller
+from twosides.sampling.samplers import Sampler, plan
+from twosides.schedules import Level, Schedule, schedule_named
+
+Directions = Callable[[Tensor], Iterator[Tensor]]
+Prior = Callable[[Tensor, Level], Tensor]
+
+
+def bits_per_dim(nats: Tensor, dims: int, bins: int = 256, width: float = 2.0) -> Tensor:
+    """Bits per dimension of data with `bins` discrete values, from a log-density in nats.
+
+        -nats / (dims log 2) + log2(bins / width)
+
+    The values cut an interval of this width, 2 for [-1, 1], into equal bins, and the density is
+    that of `dequantise`d data: on average over the noise in the bin, these are at least the bits
+    of a model that gives each value the whole mass of its bin [Theis+ 2016, by Jensen]. With
+    `bins=1, width=1` they are those of the continuous density.
+
+        >>> float(bits_per_dim(torch.zeros(()), 3072))  # uniform on a cube of side 1 in [-1, 1]
+        7.0
+    """
+    return -nats / (dims * math.log(2)) + math.log2(bins / width)
+
+
+def dequantise(
+    values: Tensor,
+    *,
+    seed: int,
+    bins: int = 256,
+    indices: Sequence[int] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Whole numbers 0 ... bins - 1 as points of [-1, 1], uniform in their bin of width 2 / bins.
+
+    (values + u) 2 / bins - 1, where u of sample i depends on (seed, indices[i]) only. ValueError
+    for other values.
+    """
+    whole = bins >= 1 and bool(((values >= 0) & (values < bins) & (values == values.floor())).all())
+    if not whole:
+        raise ValueError(f"values to dequantise are whole numbers 0 ... {bins - 1}")
+    own = _per_sample(seed, indices, values)
+    u = torch.special.ndtr(own.normal(values.shape[1:], torch.float64))
+    return ((values.cpu() + u) * (2 / bins) - 1).to(values.device, dtype)
+
+
+class Likelihood(NamedTuple):
+    """Log-densities of data in nats (B,), and the noise of unit variance they are encoded as."""
+
+    nats: Tensor
+    noise: Tensor
+
+    @property
+    def dims(self) -> int:
+        """Numbers per sample."""
+        return self.noise[0].numel()
+
+    @property
+    def per_dimension(self) -> Tensor:
+        """Nats per dimension (B,)."""
+        return self.nats / self.dims
+
+    def bits_per_dim(self, bins: int = 256, width: float = 2.0) -> Tensor:
+        """Bits per dimension (B,), see `bits_per_dim`."""
+        return bits_per_dim(self.nats, self.dims, bins, width)
+
+
+@torch.no_grad()
+def log_likelihood(
+    denoiser: Denoises,
+    x: Tensor,
+    *,
+    sampler: str | Sampler = "rk4",
+    steps: SupportsIndex = 20,
+    schedule: str | Schedule | None = None,
+    divergence: str = "exact",
+    probes: int = 1,
+    seed: int = 0,
+    indices: Sequence[int] | None = None,
+    chunk: int = 32,
+    prior: Prior | None = None,
+    rtol: float = 1e-6,
+    progress: bool | Progress = False,
+    **conditioning: Any,
+) -> Likelihood:
+    """log p(x) of data (B, ...), as density in the data's own units.
+
+    sampler: a deterministic one, which sets the order of the error, or "adaptive" for
+    `adaptive.integrate` to the tolerance `rtol`, for y and for nats per dimension.
+    schedule: where to walk, by default the denoiser's own.
+    divergence: "exact", one derivative per dimension and call, or "hutchinson" [Hutchinson 1990,
+    Grathwohl+ 2019]: the mean of `v . (du/dz) v` over `probes` random sign vectors v, unbiased for
+    the integral; fixed for the run, and for sample i a function of (seed, indices[i]) only.
+    chunk: derivatives per backward pass; 1 for networks that `torch.vmap` cannot batch.
+    prior: the log-density (B,) of (z, level) at the noise end; by default z is Gaussian there with
+    variance alpha^2 + sigma^2, exact at zero SNR, else off by some alpha |x| / sigma nats.
+    progress: True for a bar, or a function (done, total) of network calls; not for "adaptive".
+
+    The network is differentiated: it must be deterministic (`eval()`) and treat samples apart.
+    ValueError for samplers with noise, for networks whose answer carries no derivative, and, as in
+    `encode`, for those that say nothing at the ends of the grid.
+    """
+    walked = schedule_named(schedule or describes(denoiser))
+    x, stretch = standardised(denoiser, x), log_stretch(denoiser, x)
+    own = _per_sample(seed, indices, x)
+    flow = _Flow(denoiser, walked, _directions(divergence, probes, own, x, chunk))
+    if sampler == "adaptive":
+        carried = _adaptively(flow, x, rtol, conditioning)
+    else:
+        table = plan(sampler, walked, steps, encode=True)
+        carried = _by_plan(flow, x, table, progress, conditioning)
+    z, volume, start, end = carried
+    scaled = x[0].numel() * math.log(start.alpha * end.scale / start.scale) + stretch
+    return Likelihood((prior or _gaussian)(z, end) + scaled + volume, z / spread(end))
+
+
+def _per_sample(seed: int, indices: Sequence[int] | None, x: Tensor) -> PerSample:
+    rows = range(len(x)) if indices is None else indices
+    if len(rows) != len(x):
+        raise ValueError(f"{len(rows)} indices were given for {len(x)} samples")
+    return PerSample(seed, rows)
+
+
+def log_stretch(denoiser: Denoises, x: Tensor) -> float:
+    """The log-determinant of the denoiser's `standardise` for one sample of x."""
+    zeros = torch.zeros(x[:1].shape, dtype=torch.float64)
+    slopes = standardised(denoiser, zeros + 1) - standardised(denoiser, zeros)
+    return float(slopes.log().sum())
+
+
+def _gaussian(z: Tensor, level: Level) -> Tensor:
+    """log N(z; 0, alpha^2 + sigma^2)."""
+    flat = z.reshape(len(z), -1) / spread(level)
+    constant = flat.shape[1] * (0.5 * math.log(2 * math.pi) + math.log(spread(level)))
+    return -0.5 * flat.square().sum(1) - constant
+
+
+class _Carried(NamedTuple):
+    """z at the end, the integral of `c div_z u d eta` (B,), and the two levels."""
+
+    z: Tensor
+    volume: Tensor
+    start: Level
+    end: Level
+
+
+def _by_plan(
+    flow: _Flow,
+    x: Tensor,
+    table: Plan,
+    progress: bool | Progress,
+    conditioning: dict[str, Any],
+) -> _Carried:
+    def watch(visit: Visit) -> None:
+        if tell is not None:
+            tell(visit.number + 1, table.nfe)
+
+    shown = teller(progress, table.nfe, "likelihood")
+    with shown as tell:
+        z = run(table, flow, x, watch=watch, conditioning=conditioning)
+    start, end = table.levels[0], table.levels[-1]
+    shares = table.weights("u").predictions / end.scale
+    volume = combine(list(zip(flow.divergences, shares.tolist(), strict=True)))
+    return _Carried(z, volume, start, end)
+
+
+def _adaptively(flow: _Flow, x: Tensor, rtol: float, conditioning: dict[str, Any]) -> _Carried:
+    path = Path.of("u", flow.schedule.at(0.0), flow.schedule.at(1.0))
+    dims = x[0].numel()
+
+    def field(eta: float, state: State) -> State:
+        level = path.level(eta)
+        estimate = flow(path.scale(level) * state[0], level, **conditioning)
+        return path.frame.output(estimate), flow.divergences.pop() / dims
+
+    y = path.start.alpha / path.scale(path.start) * x
+    done = integrate(field, (y, x.new_zeros(len(x))), *path.ends, rtol=rtol, atol=rtol)
+    return _Carried(path.scale(path.end) * done.y[0], dims * done.y[1], path.start, path.end)
+
+
+# ---------------------------------------------------------------------------- divergence
+
+
+class _Flow:
+    """A denoiser that notes `c div_z u` (B,) of each call."""
+
+    def __init__(self, denoiser: Denoises, schedule: Schedule, directions: Directions) -> None:
+        self.denoiser, self.schedule, self.directions = denoiser, schedule, directions
+        self.divergences: list[Tensor] = []
+
+    def __call__(self, z: Tensor, level: Level, **conditioning: Any) -> Estimate:
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            x, eps = self._estimate(z, level, conditioning)
+            u = eps - x
+            forms = (_quadratic_forms(u, z, vectors) for vectors in self.directions(z))
+            self.divergences.append(level.scale * sum(forms, u.new_zeros(len(u))))
+        return Estimate(x.detach(), eps.detach())
+
+    def _estimate(self, z: Tensor, level: Level, conditioning: dict[str, Any]) -> Estimate:
+        if not isinstance(self.denoiser, Denoiser):
+            return self.denoiser(z, level, **conditioning)
+        (call,) = self.denoiser.prepare([level], z)
+        answer = self.denoiser.predict(call.scale * z, call.time, **conditioning)
+        if not answer.requires_grad:
+            raise ValueError(
+                "the network's answer carries no derivative with respect to z, which a likelihood "
+                "needs: take it out of torch.no_grad() or .detach(), or use variational_bound"
+            )
+        return call.solution.apply(z, answer)
+
+
+def _quadratic_forms(u: Tensor, z: Tensor, vectors: Tensor) -> Tensor:
+    """`sum_n v_n . (du/dz) v_n` (B,), for vectors (n, B, ...)."""
+    if len(vectors) == 1:
+        (slopes,) = torch.autograd.grad(u, z, vectors[0], retain_graph=True)
+        return (vectors[0] * slopes).reshape(len(u), -1).sum(1)
+    (slopes,) = torch.autograd.grad(u, z, vectors, retain_graph=True, is_grads_batched=True)
+    return (vectors * slopes).reshape(*vectors.shape[:2], -1).sum((0, 2))
+
+
+def _directions(
+    divergence: str, probes: int, own: PerSample, like: Tensor, chunk: int
+) -> Directions:
+    """Vectors whose quadratic forms add up to the divergence, or to an estimate of it."""
+    if chunk < 1 or probes < 1:
+        raise ValueError(f"probes and chunk are at least 1, got {probes} and {chunk}")
+    if divergence == "exact":
+        return lambda z: _axes(z, chunk)
+    if divergence != "hutchinson":
+        raise unknown("divergence", divergence, ("exact", "hutchinson"))
+    drawn = [own.normal(like.shape[1:], like.dtype, like.device).sign() for _ in range(probes)]
+    vectors = torch.stack(drawn) / math.sqrt(probes)
+    return lambda z: iter(vectors.split(chunk))
+
+
+def _axes(z: Tensor, chunk: int) -> Iterator[Tensor]:
+    dims = z[0].numel()
+    for first in range(0, dims, chunk):
+        rows = z.new_zeros(min(chunk, dims - first), dims)
+        rows[:, first : first + chunk].fill_diagonal_(1.0)
+        yield rows.reshape(-1, 1, *z.shape[1:]).expand(-1, *z.shape)
+
+
+# ---------------------------------------------------------------------------- the bound
+
+
+class Bound(NamedTuple):
+    """The variational bound's three costs in nats (B,), and the numbers per sample."""
+
+    prior: Tensor
+    diffusion: Tensor
+    reconstruction: Tensor
+    dims: int
+
+    @property
+    def nats(self) -> Tensor:
+        """The lower bound of log p(x) (B,), in nats."""
+        return -(self.prior + self.diffusion + self.reconstruction)
+
+    @property
+    def per_dimension(self) -> Tensor:
+        """Nats per dimension (B,)."""
+        return self.nats / self.dims
+
+    def bits_per_dim(self, bins: int = 256, width: float = 2.0) -> Tensor:
+        """Bits per dimension (B,), see `bits_per_dim`."""
+        return bits_per_dim(self.nats, self.dims, bins, width)
+
+
+@torch.no_grad()
+def variational_bound(
+    denoiser: Denoises,
+    x: Tensor,
+    *,
+    schedule: str | Schedule | None = None,
+    points: int = 32,
+    seed: int = 0,
+    indices: Sequence[int] | None = None,
+    **conditioning: Any,
+) -> Bound:
+    """The variational lower bound of log p(x) in continuous time [Kingma+ 2021], x (B, ...).
+
+        -log p(x) <= KL(q(z_1 | x) || N(0, 1))                  prior, z_1 at logsnr_min, VP scaling
+            + 1/2 int E|eps - eps_hat(z)|^2 dlogsnr             diffusion, logsnr_min to logsnr_max
+            + E[-log N(x; z_0 / alpha_0, sigma_0^2 / alpha_0^2)]          reconstruction, logsnr_max
+
+    prior = 1/2 sum (alpha_1^2 (x^2 - 1) - log sigma_1^2), reconstruction = D/2 (1 + log 2 pi -
+    logsnr_max), in the data's own units after `data_std`. Nothing of the schedule matters but its
+    range, which must be finite: `schedule="cosine(-12, 12)"`; by default the denoiser's own. The
+    integral is estimated without bias from `points` network calls per sample, one in each of as
+    many equal parts of the range; sample i's depend on (seed, indices[i]) only.
+    """
+    walked = schedule_named(schedule or describes(denoiser))
+    low, high = walked.logsnr_min, walked.logsnr_max
+    if not math.isfinite(high - low) or points < 1:
+        raise ValueError(
+            f"the bound integrates over a finite range of logsnr in points >= 1, got {points} "
+            f"points in [{low:.4g}, {high:.4g}]; state a range, such as schedule='cosine(-12, 12)'"
+        )
+    x, stretch = standardised(denoiser, x), log_stretch(denoiser, x)
+    own = _per_sample(seed, indices, x)
+    total = x.new_zeros(len(x))
+    for point in range(points):
+        level = walked.level(low + (high - low) * (point + own.uniform()) / points)
+        eps = own.normal(x.shape[1:], x.dtype, x.device)
+        error = eps - denoiser(level.mix(x, eps), level, **conditioning).eps
+        total += error.square().reshape(len(x), -1).sum(1)
+    return _costs(x, stretch, low, high, 0.5 * (high - low) / points * total)
+
+
+def _costs(x: Tensor, stretch: float, low: float, high: float, diffusion: Tensor) -> Bound:
+    dims = x[0].numel()
+    alpha2, log_sigma2 = 1 / (1 + math.exp(-low)), -math.log1p(math.exp(low))
+    prior = 0.5 * (alpha2 * (x.reshape(len(x), -1).square() - 1) - log_sigma2).sum(1)
+    reconstruction = 0.5 * dims * (1 + math.log(2 * math.pi) - high) - stretch
+    return Bound(prior, diffusion, torch.full_like(prior, reconstruction), dims)

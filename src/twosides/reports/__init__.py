@@ -1,0 +1,1 @@
+"""What the library says of itself and of runs: claims, orders, tables, pages."""

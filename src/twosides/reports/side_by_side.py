@@ -1,0 +1,292 @@
+"""Training runs side by side on one page: what `twosides report` makes.
+
+Recipes in words and what is equal to what, samples from the same noise, metrics, weightings,
+losses, and the one thing that all recipes have in common: the error of eps at each noise level.
+"""
+
+from __future__ import annotations
+
+import html
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from twosides.data.named import task_named
+from twosides.data.tasks import Task
+from twosides.denoiser import Denoiser
+from twosides.display import html as pages
+from twosides.display import pictures
+from twosides.generation.samples import decoder, encoded_by, model_samples
+from twosides.losses.recipes import recipe_named
+from twosides.metrics.measures import METRICS, Measured
+from twosides.metrics.sources import Yardstick
+from twosides.randomness import PerSample
+from twosides.reports import catalogue
+from twosides.schedules import schedule_named
+from twosides.storage import models, parts
+from twosides.storage.files import write_file
+from twosides.training.fit import loss_curve
+
+SHOWN = 28  # pictures of each run
+POINTS = 400  # of each run, of data in the plane
+LEVELS = torch.linspace(-8, 8, 17, dtype=torch.float64)
+WORDS = {"w": "weighting w", "p": "levels p"}  # what heads of the catalogue are called here
+Curve = tuple[Sequence[float], Sequence[float]]
+
+
+@dataclass
+class Run:
+    """A finished run and what was found out about it."""
+
+    folder: Path
+    title: str
+    config: dict[str, Any]
+    losses: Curve
+    x: Tensor
+    measured: dict[str, Measured] = field(default_factory=dict)
+    errors: list[float] = field(default_factory=list)
+
+    @property
+    def recipe(self) -> str:
+        """The name of its recipe; empty if that is none of the published ones."""
+        name = str(self.config.get("recipe", ""))
+        try:
+            recipe_named(name)
+        except ValueError:
+            return ""
+        return name
+
+
+def report(
+    folders: Sequence[Path],
+    out: Path,
+    *,
+    data: str | Task | None = None,
+    count: int = 520,
+    extractor: str | None = None,
+    schedule: str | None = None,
+    seed: int = 0,
+    trust_code: bool = False,
+    **options: Any,
+) -> list[Run]:
+    """Sample every run from the same noise, measure, and write the page.
+
+    options: `draw.model_samples`' sampler, steps and guidance. Without data nothing is measured.
+    """
+    if not folders or out.suffix != ".html":
+        raise ValueError(
+            f"a report is made of one run or more, as .html; got {len(folders)}, {out}"
+        )
+    task = task_named(data) if isinstance(data, str) else data
+    yardstick = None
+    if task is not None:
+        yardstick = Yardstick.of(task, count, extractor, seed=seed, trust_code=trust_code)
+    where = schedule_named(schedule) if schedule else None
+    how = {**options, "schedule": where, "seed": seed, "trust_code": trust_code}
+    runs, left_out = list[Run](), list[str]()
+    for folder, title in zip(folders, _titles(folders), strict=True):
+        print(f"{title}: sampling", flush=True)
+        try:
+            x = model_samples(folder, count, **how)
+            run = Run(folder, title, models.read_config(folder), loss_curve(folder), x)
+            if task is not None and yardstick is not None:
+                run.measured = yardstick.measure(x, seed=seed)
+                run.errors = eps_errors(models.load(folder, trust_code=trust_code), task, seed)
+        except ValueError as error:
+            left_out.append(f"{title} is left out: {error}")
+            continue
+        runs.append(run)
+    for line in left_out:
+        warnings.warn(line, stacklevel=2)
+    if not runs:
+        raise ValueError("; ".join(left_out))
+    write_file(out, _page(runs, yardstick, _how(options, schedule, seed), left_out).encode())
+    return runs
+
+
+def _titles(folders: Sequence[Path]) -> list[str]:
+    """The recipes' names if they differ, else the folders'."""
+    recipes = [str(models.read_config(folder).get("recipe", "")) for folder in folders]
+    distinct = all(recipes) and len(set(recipes)) == len(recipes)
+    return recipes if distinct else [str(folder) for folder in folders]
+
+
+@torch.no_grad()
+def eps_errors(denoiser: Denoiser, task: Task, seed: int, count: int = 256) -> list[float]:
+    """Mean squared error of eps on data, at each of LEVELS; NaN where the model knows no answer."""
+    size = min(count, task.size or count)
+    batch = default_collate(task.rows(range(size)))
+    x = denoiser.standardise(batch.pop("x"))
+    eps = PerSample(seed, range(size)).normal(x.shape[1:], x.dtype)
+    errors: list[float] = []
+    for logsnr in LEVELS.tolist():
+        try:
+            level = denoiser.schedule.level(logsnr)
+            estimate = denoiser(level.mix(x, eps), level, **batch)
+            errors.append(float(((estimate.eps - eps) ** 2).mean()))
+        except ValueError:  # outside the levels that it can be told
+            errors.append(float("nan"))
+    return errors
+
+
+def _how(options: dict[str, Any], schedule: str | None, seed: int) -> str:
+    sampler, steps = options.get("sampler", "ddim"), options.get("steps", 20)
+    guidance = options.get("guidance", 1.0)
+    guided = f", guidance {guidance:g}" if guidance != 1 else ""
+    where = f"on {schedule}" if schedule else "each on its own schedule"
+    return f"{sampler}, {steps} steps{guided}, {where}, the same noise for all (seed {seed})"
+
+
+# ---------------------------------------------------------------------------- the page
+
+
+def _page(runs: list[Run], yardstick: Yardstick | None, how: str, left_out: list[str]) -> str:
+    named = [(run.recipe, recipe_named(run.recipe)) for run in runs if run.recipe]
+    named = list(dict(named).items())
+    title = f"{len(runs)} training runs, side by side" if len(runs) > 1 else runs[0].title
+    shared, own = _settings(runs)
+    rows = [
+        ("", *(html.escape(run.title) for run in runs)),
+        ("samples", *(_samples(run) for run in runs)),
+        *_words(runs),
+        *_metrics(runs, yardstick),
+        ("last losses", *(_last(run) for run in runs)),
+        *own,
+    ]
+    parts = {
+        "title": html.escape(title),
+        "lead": html.escape(" ".join([f"Samples: {how}. {shared}", *left_out])),
+        "table": pages.table(rows, escape=False),
+        "notes": html.escape(_notes(yardstick)),
+        "weightings": pages.chart(catalogue.drawn(named, (1.0,) * len(named)), "weightings")
+        if named
+        else "",
+        "losses": _lines([(run.title, _smooth(run.losses)) for run in runs], "step", "loss"),
+        "errors": _errors(runs) if yardstick else "",
+    }
+    return pages.page(f"twosides: {title}", "reports/side_by_side.html", parts)
+
+
+def _samples(run: Run) -> str:
+    alt, x = f"samples of {run.title}", run.x[:SHOWN]
+    if said := encoded_by(run.config):
+        try:
+            x = decoder(said)(x)
+        except ValueError as error:  # the pipeline is gone: the rest of the page stands
+            return html.escape(str(error))
+    shape = x.shape[1:]
+    if len(shape) == 3 and shape[0] in (1, 3):
+        zoom = 2 if shape[-1] < 128 else 1
+        return pages.image(pictures.png(pictures.grid(x, columns=4, zoom=zoom)), alt)
+    if tuple(shape) != (2,):
+        return "-"
+    reach = float(run.x[:POINTS].abs().quantile(0.99)) * 1.15
+    dots = "".join(
+        f'<circle cx="{a:.3g}" cy="{-b:.3g}" r="{reach / 60:.2g}"/>'
+        for a, b in run.x[:POINTS].tolist()
+    )
+    box = f"{-reach:.4g} {-reach:.4g} {2 * reach:.4g} {2 * reach:.4g}"
+    label = html.escape(alt)
+    return f'<svg role="img" aria-label="{label}" class="dots" viewBox="{box}">{dots}</svg>'
+
+
+def _words(runs: list[Run]) -> Iterator[tuple[str, ...]]:
+    """What the recipes are, by the catalogue; of other runs their output and schedule."""
+    names = dict.fromkeys(run.recipe for run in runs if run.recipe)
+    about = {
+        name: catalogue.cells(row)[1:-1]
+        for name, row in zip(names, catalogue.rows(names), strict=True)
+    }
+    heads = catalogue.HEADS[1:-1]
+    blank = [""] * (len(heads) - 2)
+    columns = [about.get(run.recipe) or (*_notation(run), *blank) for run in runs]
+    for head, *cells in zip(heads, *columns, strict=True):
+        yield (WORDS[head] if head in WORDS else head), *(html.escape(cell) for cell in cells)
+
+
+def _notation(run: Run) -> tuple[str, str]:
+    output = run.config["output"]
+    schedule = catalogue.brief(parts.restore(run.config["schedule"]))
+    return output if isinstance(output, str) else output["name"], schedule
+
+
+def _metrics(runs: list[Run], yardstick: Yardstick | None) -> Iterator[tuple[str, ...]]:
+    if yardstick is None:
+        return
+    perfect = yardstick.perfect()
+    for name in METRICS:
+        data = f'<br><span class="soft">data: {perfect[name]}</span>' if perfect else ""
+        yield f"{name}{data}", *(str(run.measured[name]) for run in runs)
+
+
+def _notes(yardstick: Yardstick | None) -> str:
+    bound = (
+        "Bound: w never rises with logsnr, so the loss is a variational bound. Same weighting: as "
+        "computed among these runs, up to the factor given; the nearest in brackets."
+    )
+    if yardstick is None:
+        return bound
+    return (
+        f"{bound} Metrics: of features by {yardstick.name}, with standard errors; beside their "
+        "names what other rows of the data measure, which is what a perfect model would."
+    )
+
+
+def _settings(runs: list[Run]) -> tuple[str, list[tuple[str, ...]]]:
+    """The settings that all runs share, in words, and rows for those in which they differ."""
+    each = [_training(run.config) for run in runs]
+    names = dict.fromkeys(name for settings in each for name in settings)
+    values = {name: [settings.get(name, "-") for settings in each] for name in names}
+    shared = {name: found[0] for name, found in values.items() if len(set(found)) == 1}
+    rows = [
+        (html.escape(name), *map(html.escape, found))
+        for name, found in values.items()
+        if name not in shared
+    ]
+    common = ", ".join(f"{name} {value}" for name, value in shared.items())
+    return (f"Common to all: {common}." if common else ""), rows
+
+
+def _training(config: dict[str, Any]) -> dict[str, str]:
+    told = {**config.get("training", {})}
+    for name in ("asked", "null"):  # how long is in the steps, and what stands for no class
+        told.pop(name, None)
+    told = {name: str(value) for name, value in told.items() if value not in (None, {})}
+    return {"network": str(config["network"].get("class")), **told}
+
+
+def _last(run: Run) -> str:
+    losses = run.losses[1][-5:]
+    return f"{sum(losses) / len(losses):.4g}" if losses else "-"
+
+
+def _smooth(curve: Curve) -> Curve:
+    steps, losses = curve
+    means = [sum(losses[max(0, i - 4) : i + 1]) / min(i + 1, 5) for i in range(len(losses))]
+    return steps, means
+
+
+def _errors(runs: list[Run]) -> str:
+    curves = [(run.title, (LEVELS.tolist(), run.errors)) for run in runs]
+    return (
+        "<h2>Error of eps at each noise level</h2><figure>"
+        + _lines(curves, "logsnr: noise to the left, data to the right", "mean squared error")
+        + "<figcaption>On the same rows of data with the same noise, in the same units for all: "
+        "where each recipe spends its network. Predicting zero has error 1.</figcaption></figure>"
+    )
+
+
+def _lines(curves: Sequence[tuple[str, Curve]], across: str, up: str) -> str:
+    """Curves on common axes, in the colours and strokes of the weightings' picture."""
+    figure, axes = pages.axes(xlabel=across, ylabel=up, yscale="log")
+    for (name, (x, y)), style in zip(curves, cycle(("-", "--")), strict=False):
+        axes.plot(x, y, style, linewidth=1.5, label=name)
+    figure.legend(loc="outside lower center", ncols=5, frameon=False)
+    return pages.chart(figure, f"{up} against {across}")

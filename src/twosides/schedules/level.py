@@ -1,0 +1,183 @@
+"""A noise level, and the conventions for the scale of (alpha, sigma)."""
+
+from __future__ import annotations
+
+import abc
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+Scalar = Any  # a float or a float64 tensor: the formulas below use operators only
+
+
+class Level(NamedTuple):
+    """A noise level of `z = alpha x + sigma eps`: floats (sampling) or (B,) tensors (training)."""
+
+    logsnr: Scalar
+    alpha: Scalar
+    sigma: Scalar
+
+    @property
+    def scale(self) -> Scalar:
+        """`alpha + sigma`: what z must be divided by to lose its scaling convention."""
+        return self.alpha + self.sigma
+
+    def mix(self, x: Any, eps: Any) -> Any:
+        """`alpha x + sigma eps`, with levels of shape (B,) applied along the first axis."""
+        return along_batch(self.alpha, x) * x + along_batch(self.sigma, x) * eps
+
+    def floats(self) -> Level:
+        """The same level as Python floats (for levels of one element)."""
+        return Level(*(float(value) for value in self))
+
+    def __repr__(self) -> str:
+        """Short form, for people."""
+        values = zip(self._fields, self, strict=True)
+        return f"Level({', '.join(f'{name}={_short(value)}' for name, value in values)})"
+
+
+def _short(value: Scalar) -> str:
+    single = not isinstance(value, Tensor) or value.ndim == 0
+    return f"{float(value):.5g}" if single else repr(value)
+
+
+def along_batch(value: Scalar, like: Any) -> Any:
+    """A level's (B,) tensor with the dtype, device and number of axes of `like`; floats as is."""
+    if not isinstance(value, Tensor) or not isinstance(like, Tensor):
+        return value
+    value = value.to(like.device, like.dtype)
+    return value.reshape(value.shape + (1,) * (like.ndim - value.ndim)) if value.ndim else value
+
+
+def _float64(value: Any) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.to(torch.float64)
+    return torch.as_tensor(value, dtype=torch.float64)
+
+
+class Scaling(abc.ABC):
+    """(alpha, sigma) as functions of logsnr, and their derivatives in the flow time tau."""
+
+    @abc.abstractmethod
+    def levels(self, logsnr: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha, sigma) at logsnr."""
+
+    @abc.abstractmethod
+    def slopes(self, logsnr: Tensor) -> tuple[Tensor, Tensor]:
+        """(dalpha/dtau, dsigma/dtau) at logsnr, tau = sigma / (alpha + sigma)."""
+
+
+class _VP(Scaling):
+    def levels(self, logsnr: Tensor) -> tuple[Tensor, Tensor]:
+        logsigmoid = torch.nn.functional.logsigmoid
+        return (0.5 * logsigmoid(logsnr)).exp(), (0.5 * logsigmoid(-logsnr)).exp()
+
+    def slopes(self, logsnr: Tensor) -> tuple[Tensor, Tensor]:
+        data, noise = torch.sigmoid(0.5 * logsnr), torch.sigmoid(-0.5 * logsnr)
+        norm = torch.hypot(data, noise) ** 3
+        return -noise / norm, data / norm
+
+
+class _Flow(Scaling):
+    def levels(self, logsnr: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.sigmoid(0.5 * logsnr), torch.sigmoid(-0.5 * logsnr)
+
+    def slopes(self, logsnr: Tensor) -> tuple[Tensor, Tensor]:
+        one = torch.ones_like(logsnr)
+        return -one, one
+
+
+class _VE(Scaling):
+    def levels(self, logsnr: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(logsnr), (-0.5 * logsnr).exp()
+
+    def slopes(self, logsnr: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(logsnr), torch.sigmoid(0.5 * logsnr) ** -2
+
+
+@dataclass(frozen=True)
+class _Custom(Scaling):
+    """`sqrt(alpha^2 + sigma^2) = norm(logsnr)`; its slope at infinite logsnr is the limit."""
+
+    norm: Callable[[Tensor], Tensor]
+
+    def levels(self, logsnr: Tensor) -> tuple[Tensor, Tensor]:
+        norm, (alpha, sigma) = self.norm(logsnr), _VP().levels(logsnr)
+        return norm * alpha, norm * sigma
+
+    def slopes(self, logsnr: Tensor) -> tuple[Tensor, Tensor]:
+        vp, vp_slopes = _VP().levels(logsnr), _VP().slopes(logsnr)
+        at_noise, at_data = self._at_ends
+        slope = self._slope(logsnr)
+        slope = torch.where(logsnr == -torch.inf, at_noise, slope)
+        slope = torch.where(logsnr == torch.inf, at_data, slope)
+        norm = self.norm(logsnr)
+        return norm * vp_slopes[0] + slope * vp[0], norm * vp_slopes[1] + slope * vp[1]
+
+    @functools.cached_property
+    def _at_ends(self) -> tuple[float, float]:
+        return self._slope_at_end(-1), self._slope_at_end(1)
+
+    def _slope(self, logsnr: Tensor) -> Tensor:
+        """dnorm/dtau."""
+        stretch = -2 / (torch.sigmoid(0.5 * logsnr) * torch.sigmoid(-0.5 * logsnr))
+        slope = derivative(self.norm, logsnr)
+        return torch.where(slope == 0, slope, slope * stretch)
+
+    def _slope_at_end(self, end: int) -> float:
+        """At logsnr = end * inf: of the polynomial in the distance to it, or 0, or infinite.
+
+        A norm that is smooth in tau has a slope that Neville's scheme extrapolates to rounding. Of
+        others, such as tanh(logsnr / 3), it falls or grows like a power.
+        """
+        away = 2.0 ** -torch.arange(8, 14, dtype=torch.float64)
+        values = self._slope(end * 2 * torch.logit(1 - away))
+        before, found = values, values
+        for order in range(1, len(away)):
+            left, right = away[:-order], away[order:]
+            before, found = found, (left * found[1:] - right * found[:-1]) / (left - right)
+        size = float(values.abs().max()) + 1.0
+        if float((found - before[-1]).abs()) < 1e-9 * size:
+            return float(found) if abs(float(found)) > 1e-11 * size else 0.0
+        falls = bool((values[1:].abs() <= values[:-1].abs()).all())
+        return 0.0 if falls else math.copysign(math.inf, float(values[-1]))
+
+
+SCALINGS: dict[str, Scaling] = {"vp": _VP(), "flow": _Flow(), "ve": _VE()}
+
+
+def derivative(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
+    """d function / d at, elementwise, by automatic differentiation (zero for constants)."""
+    with torch.enable_grad():
+        point = at.detach().clone().requires_grad_()
+        value = function(point)
+        if not isinstance(value, Tensor) or not value.requires_grad:
+            return torch.zeros_like(at)
+        return torch.autograd.grad(value.sum(), point)[0]
+
+
+@dataclass(frozen=True)
+class EDMInput:
+    """The scaling in which EDM's networks see z, `c_in = 1 / sqrt(sigma^2 + sigma_data^2)`.
+
+    For `with_scaling`: the norm is that of x + sigma n, times `gain`. With a gain of sigma_data
+    alpha is 1 at the data.
+
+        >>> import torch
+        >>> level = EDM().with_scaling(EDMInput(0.5)).level(0.0)
+        >>> round(float(level.alpha) * 1.25**0.5, 12)
+        1.0
+    """
+
+    sigma_data: float = 0.5
+    gain: float = 1.0
+
+    def __call__(self, logsnr: Tensor) -> Tensor:
+        """`sqrt(alpha^2 + sigma^2)` at a log-SNR."""
+        noise = torch.sigmoid(-logsnr)  # sigma^2 / (1 + sigma^2)
+        return self.gain * (noise + self.sigma_data**2 * (1 - noise)) ** -0.5

@@ -1,0 +1,272 @@
+"""Models on disk: a folder of `model.safetensors`, `config.json` and `README.md`.
+
+config.json says everything needed to use the weights with any sampler: the network's class and
+configuration, its output, schedule and time convention, the logsnr range, the data's mean and
+standard deviation, and how it was trained. Folders are committed as a whole with a checksum of each
+file; reading runs no code of the folder's and unpickles nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import torch
+from torch import nn
+
+from twosides.clocks import Clock
+from twosides.denoiser import Converted, Denoiser, convert
+from twosides.naming import import_object, unknown
+from twosides.schedules import Schedule
+from twosides.storage.files import commit_folder, read_json, verify_folder
+from twosides.storage.networks import NETWORKS
+from twosides.storage.parts import describe, describe_output, restore, restore_output
+from twosides.storage.tensors import load_tensors, open_tensors, save_tensors
+
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+
+
+def describe_network(network: Any) -> dict[str, Any]:
+    """A network as JSON: its class and the configuration that builds it."""
+    if isinstance(network, Converted):
+        return {
+            "class": "Converted",
+            "of": describe_denoiser(network.denoiser),
+            "output": describe_output(network.output, network.schedule),
+            "schedule": describe(network.schedule),
+            "time": describe(network.clock),
+            "extend": network.extend,
+        }
+    config = getattr(network, "config", None)
+    if not isinstance(network, nn.Module) or config is None:
+        raise TypeError(
+            f"{type(network).__name__} has no `.config` from which it could be built again; use a "
+            "diffusers model, or give your network's keyword arguments as its `config` dictionary"
+        )
+    config = {key: value for key, value in dict(config).items() if not key.startswith("_")}
+    root = type(network).__module__.split(".")[0]
+    path = f"diffusers.{type(network).__name__}" if root == "diffusers" else _path(type(network))
+    return {"class": path, "config": config}
+
+
+def _path(kind: type[Any]) -> str:
+    return kind.__name__ if kind in NETWORKS.values() else f"{kind.__module__}:{kind.__name__}"
+
+
+def build_network(
+    spec: Any, *, trust_code: bool = False, like: nn.Module | None = None, seed: int = 0
+) -> nn.Module:
+    """A network from its description, with fresh weights drawn from a seed.
+
+    spec: {"class": ..., "config": ...}. Classes are diffusers' models ("diffusers.UNet2DModel"),
+        this package's ("MLP"), or import paths "package.module:Class".
+    trust_code: whether an import path may be imported, which runs that module.
+    like: a module that the caller has. Classes that occur in it need no import and no trust.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _build_network(spec, trust_code, _classes_in(like))
+
+
+def _classes_in(module: nn.Module | None) -> dict[str, type[nn.Module]]:
+    """The classes of a module and of those inside it, by the path that a description has."""
+    return {_path(type(part)): type(part) for part in (module.modules() if module else ())}
+
+
+def _build_network(spec: Any, trust_code: bool, known: dict[str, type[nn.Module]]) -> nn.Module:
+    if not isinstance(spec, dict) or not isinstance(spec.get("config", {}), dict):
+        raise ValueError(
+            f'a network is described as {{"class": ..., "config": {{...}}}}, not {spec!r}'
+        )
+    spec = {"config": {}, **spec}
+    name = str(spec.get("class"))
+    if name == "Converted":
+        inner = _build_denoiser(spec["of"], trust_code, known)
+        schedule, time = _notation(spec)
+        extend = bool(spec.get("extend", False))
+        return convert(inner, restore_output(spec["output"]), schedule, time, extend=extend)
+    if name in NETWORKS:
+        return NETWORKS[name](**spec["config"])
+    if name.startswith("diffusers."):
+        return _diffusers_model(name.removeprefix("diffusers.")).from_config(spec["config"])
+    if ":" not in name:
+        raise unknown("network class", name, [*NETWORKS, "diffusers.UNet2DModel"])
+    ours = name.startswith("twosides.")
+    found = known.get(name) or import_object(name, "network", trust_code=trust_code or ours)
+    if not isinstance(found, type) or not issubclass(found, nn.Module):
+        module, _, kind = name.partition(":")
+        raise ValueError(f"{module} has no torch.nn.Module called {kind!r}")
+    return found(**spec["config"])
+
+
+def _diffusers_model(name: str) -> Any:
+    try:
+        import diffusers
+    except ImportError as error:
+        raise ImportError(
+            f"diffusers.{name} needs diffusers: pip install 'twosides[diffusers]'"
+        ) from error
+    kind = getattr(diffusers, name, None)
+    model = isinstance(kind, type) and issubclass(kind, nn.Module)
+    if not (model and hasattr(kind, "from_config")):
+        raise ValueError(f"diffusers has no model called {name!r}")
+    return kind
+
+
+def describe_denoiser(denoiser: Any) -> dict[str, Any]:
+    """A denoiser as JSON, without its weights."""
+    if not isinstance(denoiser, Denoiser):
+        raise TypeError(f"only a Denoiser can be written to a file, not {type(denoiser).__name__}")
+    schedule = denoiser.schedule
+    return {
+        "network": describe_network(denoiser.network),
+        "output": describe_output(denoiser.output, schedule),
+        "schedule": describe(schedule),
+        "time": describe(denoiser.clock),
+        "logsnr_range": [describe(schedule.logsnr_min), describe(schedule.logsnr_max)],
+        "data_mean": denoiser.data_mean.tolist(),
+        "data_std": denoiser.data_std.tolist(),
+    }
+
+
+def build_denoiser(
+    config: dict[str, Any], *, trust_code: bool = False, like: nn.Module | None = None
+) -> Denoiser:
+    """The denoiser of a description, with fresh weights; options as in `build_network`."""
+    return _build_denoiser(config, trust_code, _classes_in(like))
+
+
+def _build_denoiser(
+    config: dict[str, Any], trust_code: bool, known: dict[str, type[nn.Module]]
+) -> Denoiser:
+    missing = {"network", "output", "schedule", "time"} - config.keys()
+    if missing:
+        raise ValueError(f"config.json lacks {', '.join(sorted(missing))}")
+    statistics = {
+        key: torch.tensor(config.get(key, default), dtype=torch.float64)
+        for key, default in (("data_mean", 0.0), ("data_std", 1.0))
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = _build_network(config["network"], trust_code, known)
+    schedule, time = _notation(config)
+    return Denoiser(network, restore_output(config["output"]), schedule, time, **statistics)
+
+
+def _notation(config: dict[str, Any]) -> tuple[Schedule, Clock]:
+    schedule, time = restore(config["schedule"]), restore(config["time"])
+    if not isinstance(schedule, Schedule) or not isinstance(time, Clock):
+        raise ValueError(f"config.json describes no schedule and time: {schedule!r}, {time!r}")
+    return schedule, time
+
+
+def save(denoiser: Denoiser, folder: str | Path, **about: Any) -> None:
+    """Write a model folder. `about` (recipe, EMA, classes, ...) goes into config.json as is.
+
+    A model folder that is there is replaced as a whole; anything else that is there is an error.
+    """
+    folder = Path(folder)
+    ours = (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
+    if folder.exists() and not ours and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} exists and is not a model folder; choose a new one")
+    notation = describe_denoiser(denoiser)
+    config = {"format": "twosides.model", "version": 1, **notation, **about}
+    text = json.dumps(config, indent=2, allow_nan=False)
+
+    def write(target: Path) -> None:
+        save_tensors(target / WEIGHTS, denoiser.state_dict())
+        (target / CONFIG).write_text(text, encoding="utf-8")
+        (target / CARD).write_text(_card(config), encoding="utf-8")
+
+    commit_folder(folder, write)
+
+
+def is_pipeline(source: object) -> TypeGuard[str | Path]:
+    """Whether this names a diffusers pipeline's folder."""
+    return isinstance(source, str | Path) and (Path(source) / "model_index.json").is_file()
+
+
+def load(
+    folder: str | Path, *, trust_code: bool = False, like: nn.Module | None = None
+) -> Denoiser:
+    """Read a model folder, or the model of a training run's folder; `like` as in `build_network`.
+
+    Checksums are verified first. FileNotFoundError, `storage.CorruptFolder` or ValueError say what
+    is wrong; a network from an import path needs `trust_code=True`.
+    """
+    folder = model_folder(folder)
+    verify_folder(folder)
+    config = read_config(folder)
+    _check_size(folder, config)
+    denoiser = build_denoiser(config, trust_code=trust_code, like=like)
+    try:
+        denoiser.load_state_dict(load_tensors(folder / WEIGHTS))
+    except RuntimeError as error:
+        raise ValueError(f"{folder / WEIGHTS} does not fit the network: {error}") from error
+    return denoiser.eval()
+
+
+def _check_size(folder: Path, config: dict[str, Any]) -> None:
+    """Refuse a network that is larger than its weights' file, before memory is taken for it."""
+    spec = config.get("network")
+    while isinstance(spec, dict) and spec.get("class") == "Converted":
+        spec = spec.get("of", {}).get("network")
+    path = str(spec.get("class") if isinstance(spec, dict) else "")
+    if ":" in path and not path.startswith("twosides."):
+        return  # code that is trusted, which need not run without memory
+    with torch.device("meta"):
+        wanted = sum(value.numel() for value in build_network(spec).state_dict().values())
+    with open_tensors(folder / WEIGHTS) as file:
+        shapes = [file.get_slice(name).get_shape() for name in file.keys()]
+    stored = sum(math.prod(shape) for shape in shapes)
+    if wanted > stored:
+        raise ValueError(
+            f"{folder / WEIGHTS} does not fit the network: by {CONFIG} that has {wanted} numbers, "
+            f"the file has {stored}"
+        )
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """config.json of a model folder; ValueError if it is not one."""
+    path = model_folder(folder) / CONFIG
+    config = read_json(path)
+    if config.get("format") != "twosides.model":
+        raise ValueError(f"{path} does not describe a twosides model")
+    if config.get("version") != 1:
+        raise ValueError(f"{path} has version {config.get('version')!r}; this twosides reads 1")
+    return config
+
+
+def read_notes(folder: str | Path) -> dict[str, Any]:
+    """What config.json says besides the notation: recipe, shape, classes, training, ..."""
+    config = read_config(folder)
+    notation = {"format", "version", "network", "output", "schedule", "time", "logsnr_range"}
+    return {k: v for k, v in config.items() if k not in notation | {"data_mean", "data_std"}}
+
+
+def model_folder(folder: str | Path) -> Path:
+    """The model inside a run's folder, or the folder itself."""
+    folder = Path(folder)
+    for candidate in (folder / "model", folder):
+        if (candidate / CONFIG).is_file():
+            return candidate
+    raise FileNotFoundError(
+        f"{folder} holds no {CONFIG}: it is not a model folder, or training has not finished"
+    )
+
+
+def _card(config: dict[str, Any]) -> str:
+    extra = "\n".join(
+        f"- {key}: `{json.dumps(value)}`"
+        for key, value in config.items()
+        if key not in ("format", "version", "network")
+    )
+    return (
+        "---\nlibrary_name: twosides\ntags: [diffusion, flow-matching]\n---\n\n"
+        f"# A {config['output']}-prediction model on {config['schedule']['type']}\n\n"
+        f"Network: `{config['network']['class']}`.\n\n{extra}\n\n"
+        "```python\nimport twosides as ts\n\ndenoiser = ts.load('.')\n"
+        "x = ts.sample(denoiser, shape, sampler='ddim', steps=20)\n```\n"
+    )

@@ -1,0 +1,121 @@
+"""Schedules, clocks, outputs and samplers as JSON, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from twosides import clocks as denoisers
+from twosides import schedules
+from twosides.clocks import Clock
+from twosides.naming import unknown
+from twosides.outputs import Output, output_named
+from twosides.sampling import grids, solvers, stochasticity
+from twosides.sampling.grids import Grid
+from twosides.sampling.samplers import Sampler
+from twosides.sampling.steps import Solver
+from twosides.sampling.stochasticity import Stochasticity
+from twosides.schedules import Schedule
+
+SCHEDULES: dict[str, type[Schedule]] = {
+    kind.__name__: kind
+    for kind in (
+        schedules.FlowMatching,
+        schedules.Cosine,
+        schedules.VPLinear,
+        schedules.EDM,
+        schedules.Geometric,
+        schedules.ScaledLinear,
+        schedules.Betas,
+        schedules.Shifted,
+        schedules.Rescaled,
+    )
+}
+
+
+CLOCKS: dict[str, type[Clock]] = {
+    kind.__name__: kind
+    for kind in (denoisers.Time, denoisers.Index, denoisers.CNoise, denoisers.LogSNR)
+}
+
+
+_PARTS = [
+    kind
+    for module, base in ((grids, Grid), (solvers, Solver), (stochasticity, Stochasticity))
+    for kind in vars(module).values()
+    if isinstance(kind, type) and issubclass(kind, base)
+]
+
+
+_KINDS: dict[str, type[Any]] = {
+    **{kind.__name__: kind for kind in (*_PARTS, Sampler, Output)},
+    "ShiftedGrid": grids.Shifted,
+    "EDMInput": schedules.EDMInput,
+    **SCHEDULES,
+    **CLOCKS,
+}
+
+
+_NAMES = {kind: name for name, kind in _KINDS.items()}
+
+
+def describe(part: Any) -> Any:
+    """A schedule, clock or sampler as JSON: class and fields. TypeError for functions."""
+    if type(part) in _NAMES and dataclasses.is_dataclass(part):
+        fields = {f.name: describe(getattr(part, f.name)) for f in dataclasses.fields(part)}
+        return {"type": _NAMES[type(part)], **fields}
+    if isinstance(part, float) and not math.isfinite(part):
+        return str(part)
+    if isinstance(part, tuple):
+        return [describe(item) for item in part]
+    if part is None or isinstance(part, bool | int | float | str):
+        return part
+    raise TypeError(
+        f"{part!r} cannot be written to a file: it is code. Use named parts "
+        f"({', '.join(_KINDS)}), or keep it in Python"
+    )
+
+
+def restore(config: Any) -> Any:
+    """The part back; ValueError for unknown classes or fields."""
+    if isinstance(config, list):
+        return tuple(restore(item) for item in config)
+    if config in ("inf", "-inf"):
+        return float(config)
+    if not isinstance(config, dict):
+        return config
+    fields = {key: restore(value) for key, value in config.items() if key != "type"}
+    name = config.get("type")
+    if name not in _KINDS:
+        raise unknown("part in config.json", name, _KINDS)
+    try:
+        return _KINDS[name](**fields)
+    except TypeError as error:
+        raise ValueError(f"config.json describes no {name}: {error}") from error
+
+
+def describe_output(output: Output, schedule: Schedule) -> str | dict[str, Any]:
+    """An output as JSON: its name if that names it, else its numbers. TypeError for functions."""
+    try:
+        known = output_named(output.name, schedule)
+    except ValueError:
+        known = None
+    level = schedule.at(0.4).floats()
+    if known is not None and known.coefficients(level) == output.coefficients(level):
+        return output.name
+    if callable(output.a) or callable(output.b):
+        raise TypeError(
+            f"the output {output.name!r} has functions for coefficients, code that cannot be "
+            "written to a file; use numbers or a named output"
+        )
+    return {"name": output.name, "a": output.a, "b": output.b}
+
+
+def restore_output(config: Any) -> str | Output:
+    """The output back, as `Denoiser` takes it."""
+    if isinstance(config, str):
+        return config
+    if not isinstance(config, dict) or config.keys() != {"name", "a", "b"}:
+        raise ValueError(f"config.json describes no output: {config!r}")
+    return Output(str(config["name"]), float(config["a"]), float(config["b"]))

@@ -1,0 +1,51 @@
+"""All schedules, outputs and presets: a new one is tested by being listed here or in the tables."""
+
+import math
+
+import torch
+
+from twosides.dynamics import FromSDE
+from twosides.outputs import OUTPUTS, F, velocity
+from twosides.schedules import (
+    EDM,
+    Betas,
+    Cosine,
+    FlowMatching,
+    FromFunctions,
+    Geometric,
+    ScaledLinear,
+    VPLinear,
+)
+
+CLOSED = {
+    "flow-matching": FlowMatching(),
+    "cosine": Cosine(),
+    "cosine-truncated": Cosine(-15, 15),
+    "cosine-offset": Cosine(offset=0.008),
+    "cosine-offset-truncated": Cosine(-10, 9, offset=0.008),
+    "vp-linear": VPLinear(),
+    "edm": EDM(),
+    "geometric": Geometric(),
+    "sd": ScaledLinear(),
+    "ddpm-table": ScaledLinear(1e-4, 0.02, power=1),
+    "sd-zero-terminal": ScaledLinear(zero_terminal_snr=True),
+    "betas": Betas((0.1, 0.2, 0.3, 0.5)),
+    "shifted": FlowMatching().shifted(3.0),
+    "cosine-flow": Cosine().with_scaling("flow"),
+    "flow-vp": FlowMatching().with_scaling("vp"),
+    "vp-custom": VPLinear().with_scaling(lambda logsnr: 1 + torch.sigmoid(logsnr)),
+}
+NUMERICAL = {
+    "functions": FromFunctions(
+        lambda t: torch.cos(0.5 * math.pi * t), lambda t: torch.sin(0.5 * math.pi * t)
+    ),
+    "functions-finite": FromFunctions(lambda t: 1 - 0.99 * t, lambda t: 0.01 + t),
+    "sde-flow": FromSDE(lambda t: -1 / (1 - t), lambda t: (2 * t / (1 - t)).sqrt()),
+    "sde-vp": FromSDE(lambda t: -0.05 - 9.95 * t, lambda t: (0.1 + 19.9 * t).sqrt()),
+}
+SCHEDULES = {**CLOSED, **NUMERICAL}
+
+
+def outputs(schedule):
+    every = [*OUTPUTS.values(), F(1.7), velocity(schedule), -OUTPUTS["u"]]
+    return {output.name: output for output in every}
