@@ -11,7 +11,7 @@ import torch
 
 from twosides.integrations.diffusers import Scheduler
 from twosides.oracle import GaussianMixture
-from twosides.sampling.samplers import samplers
+from twosides.sampling.presets import samplers
 from twosides.schedules import FlowMatching
 
 DATA = GaussianMixture([1.0], [[0.3]], [[[0.25]]])

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from twosides.integrations.diffusers.notation import ORIGINS, path_of
 from twosides.sampling.grids import Uniform
-from twosides.sampling.samplers import samplers
+from twosides.sampling.presets import samplers
 
 
 def _shared() -> Any:

@@ -39,8 +39,9 @@ from twosides.sampling.grids import (
     Uniform,
     UniformTime,
 )
-from twosides.sampling.plan import run
-from twosides.sampling.samplers import Sampler, samplers
+from twosides.sampling.presets import samplers
+from twosides.sampling.run import run
+from twosides.sampling.sampler import Sampler
 from twosides.sampling.solvers import RungeKutta
 from twosides.schedules import FlowMatching, Level, ScaledLinear
 

@@ -12,6 +12,7 @@ A change that claims to move code only shows "nothing differs".
 from __future__ import annotations
 
 import argparse
+import inspect
 import math
 import os
 import pickle
@@ -77,13 +78,12 @@ def written() -> Tables:
 def _plan(ts: Any, name: str, published: bool, schedule: Any, steps: int) -> tuple[Any, ...]:
     if not published:
         plan = ts.plan(name, schedule, steps)
-    elif f"{name}-published" in ts.samplers:
-        plan = ts.plan(f"{name}-published", schedule, steps)
+    elif "compat" in inspect.signature(ts.plan).parameters:  # in revisions that have this option
+        plan = ts.plan(name, schedule, steps, compat="published")
     else:
-        try:  # revisions in which this was an option
-            plan = ts.plan(name, schedule, steps, compat="published")
-        except TypeError:
-            plan = ts.plan(name, schedule, steps)
+        preset, bracket, numbers = name.partition("(")
+        other = "-published" if ts.samplers[preset].published else ""
+        plan = ts.plan(preset + other + bracket + numbers, schedule, steps)
     return plan.logsnr, plan.alpha, plan.sigma, plan.x, plan.eps, plan.noise
 
 

@@ -23,7 +23,7 @@ from diffusers import (
 )
 
 import twosides as ts
-from twosides.sampling.plan import run
+from twosides.sampling.run import run
 
 STEPS, ROUNDS = 50, 15
 SHAPES = ((1, 4, 64, 64), (1, 16, 128, 128), (8, 16, 128, 128))

@@ -245,7 +245,7 @@ def test_the_heat_map_is_the_plans_matrix_and_acts_like_the_sampler():
         1 + matrix.shape[1], 4, 1, generator=torch.Generator().manual_seed(0)
     ).double()
     outputs, noises = [], iter(drawn[1:])
-    from twosides.sampling.plan import run
+    from twosides.sampling.run import run
 
     def watch(visit):
         outputs.append(data.predict(visit.z, visit.level, "v"))

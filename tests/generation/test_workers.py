@@ -20,7 +20,7 @@ from twosides.cli import main
 from twosides.denoiser import Denoiser
 from twosides.generation.shards import Job
 from twosides.generation.workers import Place, launched, sample_shards
-from twosides.sampling.samplers import samplers
+from twosides.sampling.presets import samplers
 from twosides.storage import models
 from twosides.storage.networks import MLP
 

@@ -6,6 +6,7 @@ import torch
 
 from twosides.dynamics import FromSDE
 from twosides.outputs import OUTPUTS, F, velocity
+from twosides.sampling.presets import PUBLISHED, samplers
 from twosides.schedules import (
     EDM,
     Betas,
@@ -44,6 +45,11 @@ NUMERICAL = {
     "sde-vp": FromSDE(lambda t: -0.05 - 9.95 * t, lambda t: (0.1 + 19.9 * t).sqrt()),
 }
 SCHEDULES = {**CLOSED, **NUMERICAL}
+
+
+def published(name):
+    """The name of the published form of a preset, which is the preset's where none differs."""
+    return name + PUBLISHED if samplers[name].published else name
 
 
 def outputs(schedule):

@@ -36,7 +36,9 @@ from torch import Tensor, nn
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from twosides.integrations.diffusers import Scheduler
-from twosides.sampling.samplers import Sampler, samplers
+from twosides.sampling.noise import Restart
+from twosides.sampling.presets import samplers
+from twosides.sampling.sampler import Sampler
 
 diffusers.logging.set_verbosity_error()
 
@@ -666,7 +668,7 @@ def difference(got: Tensor, expected: Tensor) -> float:
 
 def noisy_steps(sampler: str, steps: int = 10) -> int:
     """At least 40 where noise comes late: Restart needs nodes at little noise to go back from."""
-    return max(steps, 40) if samplers[sampler].grid.renoises else steps
+    return max(steps, 40) if isinstance(samplers[sampler].stochasticity, Restart) else steps
 
 
 class Trial:

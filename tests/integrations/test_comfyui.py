@@ -14,7 +14,7 @@ from twosides.integrations.comfyui import (
 )
 from twosides.oracle import GaussianMixture
 from twosides.sampling.grids import GRIDS
-from twosides.sampling.samplers import samplers
+from twosides.sampling.presets import samplers
 from twosides.schedules import Level, ScaledLinear
 
 DATA = GaussianMixture.gaussian([0.4, 0.4], 0.25 * torch.eye(2))
@@ -128,14 +128,14 @@ def test_every_node_has_a_name_and_every_preset_is_a_choice():
     listed = NODE_CLASS_MAPPINGS["TwosidesSampler"].INPUT_TYPES()["required"]
     assert listed["sampler"][0] == list(samplers)
     assert listed["seed"][1]["max"] == 2**64 - 1
-    node("TwosidesSampler", sampler="euler-a", seed=2**64 - 1, compat="corrected")
+    node("TwosidesSampler", sampler="euler-a", seed=2**64 - 1)
 
 
 @pytest.mark.parametrize("sampling", [Discrete(), Shifted(), Flux()])
 @pytest.mark.parametrize("name", ["ddim", "dpmpp-2m", "kab2", "heun", "dpmpp-2m-sde"])
 def test_a_workflow_reaches_the_data(sampling, name):
     """Deterministic samplers reach the ODE's end, which is known; all of them the data's moments."""
-    sampler = node("TwosidesSampler", sampler=name, seed=5, compat="corrected")
+    sampler = node("TwosidesSampler", sampler=name, seed=5)
     sigmas = sigmas_of(sampling, steps=60)
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(2000, 2, generator=generator) * sigmas[0]
@@ -152,18 +152,18 @@ def test_a_workflow_reaches_the_data(sampling, name):
         assert torch.allclose(got, exact, atol=0.15 if name == "ddim" else 0.05)
 
 
-def test_seed_and_compat_are_used():
+def test_seed_and_published_forms_are_used():
     guider = types.SimpleNamespace(model_sampling=Discrete())
     noise, sigmas = torch.ones(2, 2), sigmas_of(Discrete(), "karras")
 
-    def run(sampler, seed, compat):
-        made = node("TwosidesSampler", sampler=sampler, seed=seed, compat=compat)
+    def run(sampler, seed):
+        made = node("TwosidesSampler", sampler=sampler, seed=seed)
         return made.sample(guider, sigmas, noise)
 
-    assert not torch.allclose(run("ddpm", 0, "corrected"), run("ddpm", 1, "corrected"), atol=1e-3)
-    first, again = (run("dpmpp-3m", seed, "corrected") for seed in (0, 1))
+    assert not torch.allclose(run("ddpm", 0), run("ddpm", 1), atol=1e-3)
+    first, again = (run("dpmpp-3m", seed) for seed in (0, 1))
     assert torch.equal(first, again)
-    assert not torch.allclose(first, run("dpmpp-3m", 0, "published"), atol=1e-5)
+    assert not torch.allclose(first, run("dpmpp-3m-published", 0), atol=1e-5)
 
 
 # ---------------------------------------------------------------------------- levels
@@ -177,7 +177,7 @@ def refused(sampling, grid):
 
 
 @pytest.mark.parametrize("sampling", [Discrete(), Shifted(), Flux()])
-@pytest.mark.parametrize("grid", [name for name, grid in GRIDS.items() if not grid.renoises])
+@pytest.mark.parametrize("grid", list(GRIDS))
 @pytest.mark.parametrize("steps", [1, 10])
 def test_levels_fall_to_zero(sampling, grid, steps):
     if refused(sampling, grid):

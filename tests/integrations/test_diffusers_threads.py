@@ -26,9 +26,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pipelines import CASES, SHIFTED, Case, inputs, network, of, sd3, square, tame, text, unet, vae
 from twosides.integrations.diffusers import Scheduler
 from twosides.sampling.grids import GRIDS, Karras
-from twosides.sampling.samplers import Sampler, samplers
+from twosides.sampling.noise import Churn
+from twosides.sampling.presets import samplers
+from twosides.sampling.sampler import Sampler
 from twosides.sampling.solvers import Adams
-from twosides.sampling.stochasticity import Churn
 
 diffusers.logging.set_verbosity_error()
 # The schedulers of diffusers make arrays of tensors in a way that NumPy 2 warns of.

@@ -7,12 +7,13 @@ from itertools import pairwise
 import pytest
 import torch
 
+from instances import published
 from twosides.integrations.kdiffusion import sampler_function
 from twosides.oracle import GaussianMixture
 from twosides.randomness import PerSample
-from twosides.sampling.grids import Given, Restart, Shifted
+from twosides.sampling.grids import Given
+from twosides.sampling.presets import sampler_named, samplers
 from twosides.sampling.sample import sample
-from twosides.sampling.samplers import Sampler, sampler_named, samplers
 from twosides.schedules import EDM, FlowMatching, Level
 
 FLOAT64 = torch.float64
@@ -40,15 +41,13 @@ def noise(count=5, seed=3, dtype=FLOAT64):
     return PerSample(seed, range(count)).normal((2,), dtype)
 
 
-def on(sigmas, name, schedule, compat=None):
+def on(sigmas, name, schedule):
     """The preset on these levels, as `sample` takes it."""
-    made = sampler_named(name, compat)
+    made = sampler_named(name)
     logsnr = -2 * sigmas.log()
     if isinstance(schedule, FlowMatching):
         logsnr = logsnr + 2 * torch.log1p(-sigmas)
-    given = Given(tuple(logsnr.tolist()))
-    restarts = isinstance(made.grid, Restart)
-    return replace(made, grid=replace(made.grid, grid=given) if restarts else given)
+    return replace(made, grid=Given(tuple(logsnr.tolist())))
 
 
 # ---------------------------------------------------------------------------- the same samples
@@ -93,12 +92,10 @@ def test_the_flow_path_is_the_ve_path_rescaled(name, end):
     assert torch.allclose(got * scale[-1], wanted, rtol=1e-11, atol=1e-11)
 
 
-def test_compat_is_the_published_sampler():
+def test_a_published_form_has_a_name():
     start = noise() * SIGMAS[0]
-    ours, theirs = (
-        sampler_function("dpmpp-3m", compat=compat)(ve, start, SIGMAS)
-        for compat in (None, "published")
-    )
+    names = ("dpmpp-3m", "dpmpp-3m-published")
+    ours, theirs = (sampler_function(name)(ve, start, SIGMAS) for name in names)
     made = sampler_function(samplers["dpmpp-3m"].published)(ve, start, SIGMAS)
     assert torch.equal(theirs, made) and not torch.allclose(ours, theirs, atol=1e-6)
 
@@ -162,7 +159,7 @@ def test_formulas_of_k_diffusion(name, reference, part):
         return noise(seed=round(1000 * float(here)))
 
     start = noise() + 0.7
-    got = sampler_function(name, compat="published")(ve, start, sigmas, noise_sampler=draw)
+    got = sampler_function(published(name))(ve, start, sigmas, noise_sampler=draw)
     assert torch.allclose(got, reference(ve, start, sigmas, draw), rtol=1e-12, atol=1e-12)
 
 
@@ -420,8 +417,8 @@ def test_arguments_that_are_refused():
         sampler_function("dpmp-2m")
     with pytest.raises(ValueError, match="unknown path 'flw'; did you mean 'flow'"):
         sampler_function("ddim", path="flw")
-    with pytest.raises(ValueError, match="compat is None"):
-        sampler_function("ddim", compat="old")
+    with pytest.raises(ValueError, match="as it was published"):
+        sampler_function("ddim-published")
     function = sampler_function("ddim")
     with pytest.raises(TypeError, match="eta"):
         function(ve, noise(), SIGMAS, eta=1.0)
@@ -433,6 +430,3 @@ def test_arguments_that_are_refused():
         function(lambda x, sigma: x[:, :1], noise(), SIGMAS)
     with pytest.raises(ValueError, match="1-D tensor of floats"):
         function(ve, noise(), torch.tensor([2, 1, 0]))
-    with pytest.raises(ValueError, match="outermost"):
-        shifted = Sampler(Shifted(Restart(), 2.0))
-        sampler_function(shifted)(ve, noise(), SIGMAS)

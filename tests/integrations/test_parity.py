@@ -25,12 +25,15 @@ import numpy as np
 import pytest
 import torch
 
+from instances import published as published_name
 from twosides.oracle import GaussianMixture
 from twosides.sampling.grids import Given, Uniform
-from twosides.sampling.plan import Plan, run
-from twosides.sampling.samplers import Sampler, sampler_named
-from twosides.sampling.solvers import Adams, Euler, RungeKutta, Tableau, Through
-from twosides.sampling.stochasticity import Deterministic, Eta, Rectified, Tau
+from twosides.sampling.noise import Deterministic, Eta, Rectified, Tau
+from twosides.sampling.plan import Plan
+from twosides.sampling.presets import sampler_named
+from twosides.sampling.run import run
+from twosides.sampling.sampler import Sampler
+from twosides.sampling.solvers import Adams, Euler, RungeKutta, Tableau
 from twosides.schedules import FlowMatching, Level, ScaledLinear, Schedule
 
 diffusers = pytest.importorskip("diffusers", reason="parity with diffusers needs diffusers")
@@ -49,12 +52,12 @@ FEW, MANY = (4, 9, 14), (15, 30)  # lower_order_final acts below 15 steps
 
 def adams(order: int, output: str, noise: Any = None, **options: Any) -> Sampler:
     """A multistep sampler in logsnr as it was published: Euler first, nothing left out."""
-    solver = Adams(order, output, "logsnr", corrected_start=False, caution=math.inf, **options)
+    solver = Adams(order, output, "logsnr", corrected_start=False, limit=math.inf, **options)
     return Sampler(solver=solver, stochasticity=noise or Deterministic())
 
 
 def published(name: str) -> Sampler:
-    return sampler_named(name, "published")
+    return sampler_named(published_name(name))
 
 
 class Row(NamedTuple):
@@ -78,7 +81,7 @@ SDE = {"algorithm_type": "sde-dpmsolver++"}
 HEUN, THIRD = {"solver_type": "heun"}, {"solver_order": 3}
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 UNIFORM = {"use_exponential_sigmas": True}  # uniform in logsnr: the nodes in between are the middle
-ALL3 = Tableau(3, (1 / 3, 2 / 3), (Through((0,)), Through((0, 1)), Through((0, 1, 2))))
+ALL3 = Tableau(3, (1 / 3, 2 / 3), ((0,), (0, 1), (0, 1, 2)))
 VP, VE, EDM = "vp", "ve", "edm"
 
 ROWS = {
@@ -216,7 +219,7 @@ def our_plan(sampler: str | Sampler, nodes: list[float], space: str, per_step: i
     """Our sampler on the scheduler's nodes; those asked twice or inside a step count once."""
     outer = list(dict.fromkeys(nodes))
     outer = outer[:-1:per_step] + outer[-1:]
-    sampler = replace(sampler_named(sampler, "published"), grid=Given.sigmas(outer))
+    sampler = replace(sampler_named(published_name(sampler)), grid=Given.sigmas(outer))
     return sampler.plan(SCHEDULES[space], len(outer) - 1)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipelines import CASES, NOISY, QUIET, Trial, difference, noisy_steps
-from twosides.sampling.samplers import samplers
+from twosides.sampling.presets import samplers
 
 # The schedulers of diffusers make arrays of tensors in a way that NumPy 2 warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")

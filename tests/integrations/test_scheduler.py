@@ -13,14 +13,16 @@ import numpy as np
 import pytest
 import torch
 
+from instances import published
 from twosides.denoiser import Denoiser
 from twosides.integrations.diffusers import Scheduler
 from twosides.oracle import GaussianMixture
 from twosides.sampling.grids import Karras
+from twosides.sampling.noise import Churn
+from twosides.sampling.presets import samplers
 from twosides.sampling.sample import sample as sampled
-from twosides.sampling.samplers import Sampler, samplers
+from twosides.sampling.sampler import Sampler
 from twosides.sampling.solvers import Adams
-from twosides.sampling.stochasticity import Churn
 from twosides.schedules import FlowMatching, ScaledLinear, along_batch
 
 diffusers.logging.set_verbosity_error()
@@ -241,7 +243,7 @@ def test_native_results_at_equal_steps(name):
     native = getattr(diffusers, f"{kind}Scheduler")(**config)
     arguments = EXACT if kind.startswith("FlowMatch") else {}
     steps, z = None if arguments else 10, normal(2, 4, 8, 8)
-    mine = ours(native, sampler, compat="published")
+    mine = ours(native, published(sampler))
     # Clipped data need their own eps: without this, DDIM's keeps that of the data before clipping.
     step = {"use_clipped_model_output": True} if name == "ddim-clip" else {}
     theirs = loop(native, z, steps, arguments=arguments, step=step)
@@ -259,7 +261,7 @@ def test_native_flow_solvers_where_they_do_not_round_timesteps(kind):
         return torch.tanh(0.7 * z)
 
     z = normal(2, 4, 8, 8)
-    got = loop(ours(native, sampler, compat="published"), z, 10, blind)
+    got = loop(ours(native, published(sampler)), z, 10, blind)
     start = 1e-4 if kind.startswith("Uni") else 0.0  # theirs starts at 1 - 1e-6, ours at 1
     assert far(got, loop(native, z, 10, blind)) < 1e-4 + start
 
@@ -273,7 +275,7 @@ def test_stochastic_steps_take_the_noise_that_diffusers_draws():
         z = normal(2, 4, 8, 8)
         generators = [{"generator": torch.Generator().manual_seed(5)} for _ in range(2)]
         theirs = loop(native, z, 10, step=step | generators[0])
-        got = loop(ours(native, sampler, compat="published"), z, 10, step=step | generators[1])
+        got = loop(ours(native, published(sampler)), z, 10, step=step | generators[1])
         assert far(got, theirs) < 1e-4, sampler
 
 

@@ -18,7 +18,7 @@ from twosides.outputs import Estimate
 from twosides.randomness import PerSample
 from twosides.sampling.grids import Arctan
 from twosides.sampling.sample import sample
-from twosides.sampling.samplers import Sampler
+from twosides.sampling.sampler import Sampler
 from twosides.schedules import Cosine, FlowMatching
 from twosides.storage import models, parts
 from twosides.storage.trees import load_tree, save_tree

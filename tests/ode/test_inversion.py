@@ -12,8 +12,9 @@ from twosides.ode.adaptive import solve
 from twosides.ode.inversion import decode, encode
 from twosides.oracle import Empirical, GaussianMixture
 from twosides.sampling.grids import Uniform, UniformTime
+from twosides.sampling.presets import samplers
 from twosides.sampling.sample import sample
-from twosides.sampling.samplers import Sampler, samplers
+from twosides.sampling.sampler import Sampler
 from twosides.sampling.solvers import BDIA, Adams, Leapfrog
 from twosides.schedules import EDM, Cosine, FlowMatching, VPLinear
 

@@ -12,7 +12,7 @@ from twosides.ode.inversion import encode
 from twosides.ode.likelihood import bits_per_dim, dequantise, log_likelihood, variational_bound
 from twosides.oracle import GaussianMixture
 from twosides.outputs import OUTPUTS
-from twosides.sampling.samplers import samplers
+from twosides.sampling.presets import samplers
 from twosides.schedules import EDM, Cosine, FlowMatching, Level, VPLinear
 
 FLOAT64 = torch.float64

@@ -13,11 +13,11 @@ from twosides.outputs import Estimate
 from twosides.randomness import PerSample
 from twosides.sampling.brownian import Brownian, Clock, increments
 from twosides.sampling.grids import UniformLogSNR
-from twosides.sampling.plan import run
+from twosides.sampling.noise import Eta, Langevin
+from twosides.sampling.presets import plan, samplers
+from twosides.sampling.run import run
 from twosides.sampling.sample import sample
-from twosides.sampling.samplers import Sampler, plan, samplers
-from twosides.sampling.solvers import Langevin
-from twosides.sampling.stochasticity import Eta
+from twosides.sampling.sampler import Sampler
 from twosides.schedules import Cosine, FlowMatching
 
 FLOAT64 = torch.float64
@@ -148,7 +148,7 @@ def test_a_path_serves_one_run():
 
 
 @pytest.mark.parametrize(
-    "sampler", ["restart", Sampler(solver=Langevin(times=2)), Sampler(solver=Langevin(), stochasticity=Eta())]
+    "sampler", ["restart", Sampler(stochasticity=Langevin(times=2)), Sampler(stochasticity=Langevin(along=Eta()))]
 )  # fmt: skip
 def test_several_noises_in_a_step_are_refused(sampler):
     schedule = Cosine(-9, 9)

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from twosides.denoiser import Denoiser
-from twosides.sampling.plan import run
+from twosides.sampling.presets import plan, samplers
+from twosides.sampling.run import run
 from twosides.sampling.sample import sample
-from twosides.sampling.samplers import plan, samplers
 from twosides.schedules import Cosine, FlowMatching
 
 FLOAT64 = torch.float64

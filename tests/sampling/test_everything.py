@@ -9,8 +9,8 @@ from instances import SCHEDULES, outputs
 from twosides.denoiser import Denoiser, convert
 from twosides.dynamics import FromSDE
 from twosides.oracle import GaussianMixture
-from twosides.sampling.plan import run
-from twosides.sampling.samplers import plan, samplers
+from twosides.sampling.presets import plan, samplers
+from twosides.sampling.run import run
 
 RING = GaussianMixture.ring(8, std=0.2)
 REASONS = (

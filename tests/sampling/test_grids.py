@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from instances import CLOSED
 from twosides.denoiser import Denoiser
+from twosides.losses.learned import measure_entropic
 from twosides.naming import named
 from twosides.oracle import GaussianMixture
 from twosides.outputs import kappa
@@ -25,17 +26,15 @@ from twosides.sampling.grids import (
     Indices,
     Karras,
     Quantiles,
-    Restart,
-    Shifted,
+    ShiftedGrid,
     ThenData,
     Uniform,
     UniformLogSNR,
     UniformTime,
-    beta_quantiles,
     flux_shift,
     resolution_shift,
 )
-from twosides.sampling.samplers import Sampler
+from twosides.sampling.grids.beta import beta_quantiles
 from twosides.schedules import EDM, Betas, Cosine, FlowMatching, ScaledLinear, VPLinear
 
 FLOW, SD = FlowMatching(), ScaledLinear()
@@ -139,7 +138,6 @@ def test_stated_ends_are_exact(ends, kind, steps):
 @pytest.mark.parametrize("name", GRIDS)
 def test_named_grids_work_or_say_why_not(name):
     grid = named("grid", name, GRIDS)
-    assert grid.renoises == (name == "restart")
     worked = 0
     for schedule in CLOSED.values():
         for steps in (1, 2, 7, 20):
@@ -151,7 +149,7 @@ def test_named_grids_work_or_say_why_not(name):
                 reasons = ("finite logsnr_m", "was asked of", "has no indices", "indices give 1")
                 assert any(reason in str(error) for reason in reasons), error
                 continue
-            assert name == "restart" or is_legal(nodes, steps)
+            assert is_legal(nodes, steps)
             worked += 1
     assert worked
     with pytest.raises(ValueError, match=">= 1|but 0 were asked"):
@@ -172,7 +170,7 @@ def test_names_take_numbers():
 
 @given(factor=st.floats(0.05, 20), steps=STEPS)
 def test_kappa_is_flow_matchings_shift(factor, steps):
-    shifted = Shifted(UniformTime(), factor).logsnrs(FLOW, steps)
+    shifted = ShiftedGrid(UniformTime(), factor).logsnrs(FLOW, steps)
     ours = Uniform(f"kappa({1 / factor})").logsnrs(FLOW, steps)
     assert torch.allclose(ours, shifted, atol=1e-12)
     assert torch.equal(ours, Uniform(kappa(1 / factor)).logsnrs(FLOW, steps))
@@ -235,14 +233,18 @@ def test_ramps_are_k_diffusions(rho, steps):
     assert np.allclose(sigmas(Exponential(low, high, rho), FLOW, steps), poly)
 
 
+def beta(a, b, p):
+    return torch.from_numpy(beta_quantiles(a, b, p.numpy()))
+
+
 def test_beta_quantiles_have_closed_forms():
     small = torch.logspace(-12, -1, 50, dtype=torch.float64)
     u = torch.cat([torch.linspace(0, 1, 101, dtype=torch.float64), small])
-    assert torch.allclose(beta_quantiles(1, 1, u), u, rtol=1e-13, atol=0)
-    assert torch.allclose(beta_quantiles(2, 1, u), u.sqrt(), rtol=1e-13, atol=0)
-    assert torch.allclose(beta_quantiles(1, 3, u), 1 - (1 - u) ** (1 / 3), rtol=1e-12, atol=1e-15)
+    assert torch.allclose(beta(1, 1, u), u, rtol=1e-13, atol=0)
+    assert torch.allclose(beta(2, 1, u), u.sqrt(), rtol=1e-13, atol=0)
+    assert torch.allclose(beta(1, 3, u), 1 - (1 - u) ** (1 / 3), rtol=1e-12, atol=1e-15)
     arcsine = (0.5 * math.pi * u).sin() ** 2
-    assert torch.allclose(beta_quantiles(0.5, 0.5, u), arcsine, rtol=1e-12, atol=0)
+    assert torch.allclose(beta(0.5, 0.5, u), arcsine, rtol=1e-12, atol=0)
 
 
 @given(a=LAW, b=LAW, p=st.floats(1e-6, 1 - 1e-6))
@@ -250,7 +252,7 @@ def test_beta_quantiles_invert_the_distribution_function(a, b, p):
     mpmath = pytest.importorskip("mpmath")
 
     def quantile(a, b, p):
-        return float(beta_quantiles(a, b, torch.tensor([p], dtype=torch.float64)))
+        return float(beta(a, b, torch.tensor([p], dtype=torch.float64)))
 
     x = quantile(a, b, p)
     if x > 0.5:
@@ -268,7 +270,7 @@ def test_beta_spaces_what_diffusers_spaces(steps, monkeypatch):
         class beta:
             @staticmethod
             def ppf(p, a, b):
-                return beta_quantiles(a, b, torch.tensor([p], dtype=torch.float64)).item()
+                return beta(a, b, torch.tensor([p], dtype=torch.float64)).item()
 
     monkeypatch.setattr(module, "scipy", type("scipy", (), {"stats": stats}), raising=False)
     peer = module.EulerDiscreteScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)  # fmt: skip
@@ -399,13 +401,13 @@ def test_shifted_is_diffusers_static_shift(steps, shift):
     diffusers = pytest.importorskip("diffusers")
     peer = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
     peer.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps).tolist())
-    ours = FLOW.time(Shifted(UniformTime(), shift).logsnrs(FLOW, steps))
+    ours = FLOW.time(ShiftedGrid(UniformTime(), shift).logsnrs(FLOW, steps))
     assert np.allclose(ours, peer.sigmas, atol=1e-6)
     if steps > 1:
         # Without sigmas diffusers shifts its smallest time twice.
         peer.set_timesteps(steps)
         end = shift * 0.001 / (1 + (shift - 1) * 0.001)
-        grid = Shifted(ThenData(UniformTime(end=end)), shift)
+        grid = ShiftedGrid(ThenData(UniformTime(end=end)), shift)
         assert np.allclose(FLOW.time(grid.logsnrs(FLOW, steps)), peer.sigmas, atol=1e-6)
 
 
@@ -416,14 +418,14 @@ def test_flux_shift_is_diffusers_dynamic_shift(tokens):
     peer = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     peer.set_timesteps(sigmas=np.linspace(1, 1 / 28, 28).tolist(), mu=mu)
     assert flux_shift(tokens) == pytest.approx(math.exp(mu), rel=1e-14)
-    ours = FLOW.time(Shifted(UniformTime(), flux_shift(tokens)).logsnrs(FLOW, 28))
+    ours = FLOW.time(ShiftedGrid(UniformTime(), flux_shift(tokens)).logsnrs(FLOW, 28))
     assert np.allclose(ours, peer.sigmas, atol=1e-6)
 
 
 def test_resolution_shift_composes():
     assert resolution_shift(64, 16) * resolution_shift(16, 4) == resolution_shift(64, 4) == 4
-    twice = Shifted(Shifted(Karras(), 2), 3).logsnrs(FLOW, 5)
-    assert torch.allclose(twice, Shifted(Karras(), 6).logsnrs(FLOW, 5), atol=1e-12)
+    twice = ShiftedGrid(ShiftedGrid(Karras(), 2), 3).logsnrs(FLOW, 5)
+    assert torch.allclose(twice, ShiftedGrid(Karras(), 6).logsnrs(FLOW, 5), atol=1e-12)
 
 
 @given(factor=st.floats(0.1, 10), schedule=SCHEDULE, steps=STEPS)
@@ -436,9 +438,9 @@ def test_shifted_stays_inside_the_schedule_or_says_so(factor, schedule, steps):
         assert inside
     if not inside:
         with pytest.raises(ValueError, match="which covers"):
-            Shifted(UniformTime(), factor).logsnrs(schedule, steps)
+            ShiftedGrid(UniformTime(), factor).logsnrs(schedule, steps)
         return
-    nodes = Shifted(UniformTime(), factor).logsnrs(schedule, steps)
+    nodes = ShiftedGrid(UniformTime(), factor).logsnrs(schedule, steps)
     assert is_legal(nodes, steps) and torch.allclose(nodes, base - 2 * math.log(factor))
 
 
@@ -495,12 +497,12 @@ def test_entropic_measures_a_denoiser():
     oracle = GaussianMixture([1.0], [[0.0] * dims], torch.eye(dims)[None] * c * c)
     oracle.schedule = EDM()
     data = oracle.sample(512, seed=0)
-    grid = Entropic.measure(oracle, data, seed=3)
+    grid = measure_entropic(oracle, data, seed=3)
     assert np.allclose(grid.errors, gaussian_errors(c, grid.knots), rtol=0.03)
-    assert grid == Entropic.measure(oracle, data, seed=3) != Entropic.measure(oracle, data, seed=4)
+    assert grid == measure_entropic(oracle, data, seed=3) != measure_entropic(oracle, data, seed=4)
     optimal = Arctan(c).logsnrs(EDM(), 10)
     assert torch.allclose(grid.logsnrs(EDM(), 10), optimal, atol=0.1)
-    few = Entropic.measure(oracle, data, knots=(-3, 0, 3), rescaled=False)
+    few = measure_entropic(oracle, data, knots=(-3, 0, 3), rescaled=False)
     assert few.knots == (-3, 0, 3) and not few.rescaled
 
 
@@ -511,55 +513,8 @@ def test_entropic_measures_in_the_networks_units():
     data = torch.randn(32, 3, generator=torch.Generator().manual_seed(0))
     plain = Denoiser(network, "u")
     scaled = Denoiser(network, "u", data_mean=1.0, data_std=2.0)
-    expected = Entropic.measure(plain, (data - 1) / 2, shift=0.5)
-    assert Entropic.measure(scaled, data, shift=0.5) == expected
-
-
-# ---------------------------------------------------------------------------- restart
-
-
-@given(
-    low=st.floats(-3, 2), width=st.floats(0.5, 6), times=st.integers(1, 3),
-    sub=st.integers(1, 5), steps=st.integers(4, 30), grid=st.sampled_from([Karras(), UniformTime()]),
-)  # fmt: skip
-def test_restart_repeats_a_part_of_the_way(low, width, times, sub, steps, grid):
-    restart = Restart(low, low + width, times, sub, grid)
-    main, nodes = grid.logsnrs(FLOW, steps), restart.logsnrs(FLOW, steps)
-    assert restart.renoises and len(nodes) == steps + 1 + times * (sub + 1)
-    falls = (nodes.diff() < 0).nonzero().flatten().tolist()
-    first = falls[0]
-    assert falls == [first + k * (sub + 1) for k in range(times)]
-    assert torch.equal(nodes[: first + 1], main[: first + 1])
-    assert torch.equal(nodes[first + times * (sub + 1) :], main[first:])
-    top = float(main[first])
-    later = main[(main > low) & main.isfinite()]
-    assert abs(top - low - width) == pytest.approx(float((later - low - width).abs().min()))
-    # The paper's ramp from t_max to the main grid's own node.
-    roots = np.linspace(math.exp(-low / 14), math.exp(-top / 14), sub + 1)
-    for fall in falls:
-        loop = nodes[fall + 1 : fall + 2 + sub]
-        assert (float(loop[0]), float(loop[-1])) == (low, top)
-        assert np.allclose((-0.5 * loop).exp(), roots**7)
-
-
-def test_restart_costs_its_sub_steps_and_nests():
-    made = Sampler(grid=Restart(0, 4, times=3, steps=2)).plan(FLOW, 12)
-    assert made.nfe == 12 + 3 * 2
-    assert np.count_nonzero(made.noise[:, 1:].any(0)) == 3
-    assert len(Restart(0, 4, grid=UniformLogSNR(-1, 1)).logsnrs(FLOW, 1)) == 2 + 2 * 3
-    nested = Restart(2.4, 5.6, times=1, grid=Restart(-2, 1, times=1)).logsnrs(FLOW, 18)
-    assert len(nested) == 19 + 3 + 3
-    falls = nested[1:][nested.diff() < 0]
-    assert falls.tolist() == [-2, 2.4]
-    shifted = Shifted(Restart(0, 4), 2)
-    assert shifted.renoises and not Shifted(Karras(), 2).renoises
-    assert ThenData(Restart(0, 4)).renoises and not ThenData(Karras()).renoises
-    moved = Restart(0, 4).logsnrs(FLOW, 9) - 2 * math.log(2)
-    assert torch.equal(shifted.logsnrs(FLOW, 9), moved)
-
-
-def test_restart_on_a_main_grid_without_room_is_the_main_grid():
-    assert torch.equal(Restart().logsnrs(VPLinear(), 1), Karras().logsnrs(VPLinear(), 1))
+    expected = measure_entropic(plain, (data - 1) / 2, shift=0.5)
+    assert measure_entropic(scaled, data, shift=0.5) == expected
 
 
 # ---------------------------------------------------------------------------- refusals
@@ -620,10 +575,10 @@ SQUARE = (0.0, 1.0), (1.0, 1.0)
         (lambda: Indices(final="first").logsnrs(SD, 5), "final='data'"),
         (lambda: Indices("linspace", final="first").logsnrs(SD, 5), "final='data'"),
         (lambda: Indices("trailing", final="first").logsnrs(SD, 1000), "final='data'"),
-        (lambda: Shifted(Karras(), 0.0), "positive"),
-        (lambda: Shifted(Karras(), NAN), "positive"),
-        (lambda: Shifted(Karras(), INF), "positive"),
-        (lambda: Shifted(Karras(), 2.0).logsnrs(EDM(), 4), "which covers"),
+        (lambda: ShiftedGrid(Karras(), 0.0), "positive"),
+        (lambda: ShiftedGrid(Karras(), NAN), "positive"),
+        (lambda: ShiftedGrid(Karras(), INF), "positive"),
+        (lambda: ShiftedGrid(Karras(), 2.0).logsnrs(EDM(), 4), "which covers"),
         (lambda: resolution_shift(0, 4), "positive"),
         (lambda: resolution_shift(4, NAN), "positive"),
         (lambda: flux_shift(NAN), "tokens > 0"),
@@ -641,13 +596,6 @@ SQUARE = (0.0, 1.0), (1.0, 1.0)
         (lambda: Entropic((0, 1), (0, 1)), "error of 0"),
         (lambda: Entropic((0, 1), (1, NAN)), "finite, >= 0"),
         (lambda: Entropic(*SQUARE, start=NAN), "start < end"),
-        (lambda: Restart(2, 1), "low < high"),
-        (lambda: Restart(NAN, 1), "low < high"),
-        (lambda: Restart(-INF, 1), "low < high"),
-        (lambda: Restart(0, 1, times=0), "times must be"),
-        (lambda: Restart(0, 1, steps=0), "steps must be"),
-        (lambda: Restart(0, 1, rho=0.0), "rho"),
-        (lambda: Restart(-9, 1).logsnrs(EDM(), 9), "raise low"),
     ],
 )  # fmt: skip
 def test_bad_arguments_are_named(make, words):

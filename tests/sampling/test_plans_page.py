@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from twosides.denoiser import Denoiser
-from twosides.sampling.plan import run
-from twosides.sampling.samplers import plan
+from twosides.sampling.presets import plan
+from twosides.sampling.run import run
 from twosides.schedules import Cosine, FlowMatching
 
 PAGE = (Path(__file__).parents[2] / "docs" / "plans.md").read_text(encoding="utf-8")

@@ -2,7 +2,6 @@ import itertools
 import json
 import math
 import weakref
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -14,24 +13,24 @@ from twosides.denoiser import Denoiser, convert, describes
 from twosides.oracle import GaussianMixture
 from twosides.randomness import PerSample
 from twosides.sampling.grids import Given, Karras, UniformLogSNR, UniformTime
-from twosides.sampling.plan import Plan, run
-from twosides.sampling.sample import Trajectory, sample
-from twosides.sampling.samplers import Sampler, plan, sampler_named, samplers
-from twosides.sampling.solvers import DDIM, Euler, EulerMaruyama, ProbabilityFlowEuler
-from twosides.sampling.stochasticity import (
+from twosides.sampling.noise import (
     Churn,
     DDIMEta,
     Diffusion,
     EDMChurn,
     Epsilon,
     Eta,
-    Interval,
     LargeVariance,
+    Step,
     Tau,
 )
-from twosides.sampling.stochasticity import (
-    convert as convert_noise,
-)
+from twosides.sampling.noise import convert as convert_noise
+from twosides.sampling.plan import Plan
+from twosides.sampling.presets import plan, sampler_named, samplers
+from twosides.sampling.run import run
+from twosides.sampling.sample import Trajectory, sample
+from twosides.sampling.sampler import Sampler
+from twosides.sampling.solvers import DDIM, Euler, EulerMaruyama
 from twosides.schedules import EDM, Cosine, FlowMatching, FromFunctions, ScaledLinear, VPLinear
 
 FLOAT64 = torch.float64
@@ -173,45 +172,49 @@ def test_broken_plan_files_are_refused(tmp_path):
 
 @pytest.mark.parametrize("schedule", [FlowMatching(), Cosine(), VPLinear(), EDM(), ScaledLinear()])
 def test_coordinates_convert_exactly(schedule):
-    step = Interval.between(schedule, 0.7, 0.66, steps=20)
+    step = Step.between(schedule, 0.7, 0.66, steps=20)
     q = 0.6 * step.gain
     rho = math.exp(-q / 2)
     for kind in (Eta, Tau, Churn, DDIMEta, Epsilon, Diffusion, EDMChurn):
-        value = kind(kind.invert(q, step))
+        value = kind(kind.value_of(q, step))
         for other in (Eta, Tau, Churn, DDIMEta, Epsilon, Diffusion, EDMChurn):
             there = convert_noise(value, other, step)
             back = convert_noise(there, kind, step)
             assert back.at(step) == pytest.approx(value.at(step), rel=1e-12)
-    eta = Eta.invert(q, step)
+    eta = Eta.value_of(q, step)
     churn = convert_noise(Eta(eta), Churn, step)
     assert churn.at(step) == pytest.approx(eta**2 / (1 + eta**2), rel=1e-14)
-    ddim = DDIMEta.invert(q, step)
+    ddim = DDIMEta.value_of(q, step)
     posterior = 1 - math.exp(-step.gain)
     assert 1 - rho**2 == pytest.approx(ddim**2 * posterior, rel=1e-12)
-    gamma = EDMChurn.invert(q, step) / 20
+    gamma = EDMChurn.value_of(q, step) / 20
     assert rho == pytest.approx(1 / (1 + gamma), rel=1e-14)
 
 
 def test_epsilon_is_eta_g_for_short_steps():
     schedule = Cosine()
-    step = Interval.between(schedule, 0.5, 0.5 - 1e-6)
+    step = Step.between(schedule, 0.5, 0.5 - 1e-6)
     eta = convert_noise(Epsilon(0.8), Eta, step).at(step)
     assert eta == pytest.approx(0.8 / float(dynamics.g(schedule, 0.5)), rel=1e-5)
     assert convert_noise(Diffusion(0.32), Epsilon, step).at(step) == pytest.approx(0.8, rel=1e-12)
-    for kind, value in ((Eta, 0.4), (Churn, 0.3), (DDIMEta, 0.4), (Epsilon, 0.4), (Diffusion, 0.3)):
-        noise = kind(value)
-        assert noise.kick(step).after / step.gain == pytest.approx(noise.rate(step), rel=1e-4)
+    strengths = {
+        Eta: 0.4**2, Churn: 0.4 / 0.6, DDIMEta: 0.4**2,
+        Epsilon: (0.4 / float(dynamics.g(schedule, 0.5))) ** 2,
+        Diffusion: 2 * 0.4 / float(dynamics.g(schedule, 0.5)) ** 2,
+    }  # fmt: skip
+    for kind, strength in strengths.items():
+        assert kind(0.4).overshoot(step) / step.gain == pytest.approx(strength, rel=1e-4), kind
 
 
 def test_epsilon_is_integrated_exactly():
     """Flow matching: int dt / t^2 = 1/s - 1/t."""
-    step = Interval.between(FlowMatching(), 0.9, 0.001)
-    assert Epsilon(0.5).kick(step).after == pytest.approx(0.25 * (1000 - 1 / 0.9), rel=1e-12)
+    step = Step.between(FlowMatching(), 0.9, 0.001)
+    assert Epsilon(0.5).overshoot(step) == pytest.approx(0.25 * (1000 - 1 / 0.9), rel=1e-12)
 
 
 def test_values_may_be_functions_of_time():
-    step = Interval.between(FlowMatching(), 0.5, 0.4)
-    assert Eta(lambda t: 2 * t).kick(step) == Eta(1.0).kick(step)
+    step = Step.between(FlowMatching(), 0.5, 0.4)
+    assert Eta(lambda t: 2 * t).overshoot(step) == Eta(1.0).overshoot(step)
     made = Sampler(stochasticity=Epsilon(lambda t: t)).plan(FlowMatching(), 10)
     assert made.stochastic and np.isfinite(made.noise).all()
     first = Sampler(stochasticity=Eta(lambda t: float(t < 0.5))).plan(FlowMatching(), 10)
@@ -221,7 +224,7 @@ def test_values_may_be_functions_of_time():
 @pytest.mark.parametrize(
     ("noise", "words"),
     [(Churn(1.0), "0.5 is DDPM"), (Eta(-1.0), ">= 0"), (DDIMEta(1.2), "Eta may be larger"),
-     (Epsilon(float("nan")), "finite")],
+     (Epsilon(float("nan")), "finite"), (EDMChurn(-1.0), ">= 0")],
 )  # fmt: skip
 def test_impossible_noise_is_named(noise, words):
     with pytest.raises(ValueError, match=words):
@@ -230,7 +233,7 @@ def test_impossible_noise_is_named(noise, words):
 
 def test_conversion_at_infinite_levels_is_refused():
     with pytest.raises(ValueError, match="finite levels"):
-        convert_noise(Eta(1.0), Churn, Interval.between(FlowMatching(), 1.0, 0.9))
+        convert_noise(Eta(1.0), Churn, Step.between(FlowMatching(), 1.0, 0.9))
 
 
 # ---------------------------------------------------------------------------- grids
@@ -373,14 +376,13 @@ def test_wrong_kinds_are_named():
 
 def test_presets_state_what_they_are():
     for name, preset in samplers.items():
-        levels = preset.levels(VPLinear(), 7)
-        moves = sum(there.logsnr > here.logsnr for here, there in pairwise(levels))
-        made = plan(name, VPLinear(), 7)
-        calls = preset.nfe_per_step * moves
+        route = preset.stochasticity.route(VPLinear(), preset.levels(VPLinear(), 7))
+        made, nfe = plan(name, VPLinear(), 7), preset.solver.nfe
+        calls = sum(nfe if leg.there.logsnr > leg.here.logsnr else 1 for leg in route)
         # The step to zero noise, and steps too long for the order, take fewer calls.
-        assert preset.paper and moves <= made.nfe <= calls, name
-        careless = plan(name, VPLinear(), 7, compat="published")
-        assert calls - preset.nfe_per_step < careless.nfe <= calls, name
+        assert preset.paper and len(route) <= made.nfe <= calls, name
+        careless = (preset.published or preset).plan(VPLinear(), 7)
+        assert calls - nfe < careless.nfe <= calls, name
         assert preset.stochastic == made.stochastic, name
         assert sampler_named(name) is preset
     assert isinstance(samplers["ddim"].solver, DDIM)
@@ -418,10 +420,13 @@ def test_overshoots_may_leave_a_schedule_that_ends_before_the_data(name):
     )
 
 
-def test_pf_euler_with_noise_keeps_the_schedules_scaling():
+def test_euler_maruyama_keeps_the_schedules_scaling():
     schedule = FlowMatching().with_scaling(lambda logsnr: 3 + torch.tanh(logsnr))
-    made = Sampler(solver=ProbabilityFlowEuler(), stochasticity=Eta(0.5)).plan(schedule, 2000)
-    data, states = GaussianMixture.gaussian([0.0], [[0.25]]), float(made.noise[0, 0] ** 2)
+    grid = UniformTime(start=0.999)
+    made = Sampler(grid, EulerMaruyama(), Eta(0.5)).plan(schedule, 2000)
+    first = made.levels[0]
+    total = first.alpha**2 * 0.25 + first.sigma**2
+    data, states = GaussianMixture.gaussian([0.0], [[0.25]]), total
     for k, level in enumerate(made.levels[:-1]):
         total = level.alpha**2 * 0.25 + level.sigma**2
         gain = (made.x[k + 1, k] * level.alpha * 0.25 + made.eps[k + 1, k] * level.sigma) / total
@@ -472,7 +477,7 @@ def test_nothing_unused_is_kept(name, output):
         (lambda: plan(Sampler(Given((0.0, math.nan))), Cosine(), 1), "noise to data"),
         (lambda: Karras(rho=0), "rho"),
         (lambda: Karras(sigma_min=-1.0), "sigma_min"),
-        (lambda: convert_noise(LargeVariance(), Eta, Interval.between(Cosine(), 0.6, 0.5)), "scales its noise"),
+        (lambda: convert_noise(LargeVariance(), Eta, Step.between(Cosine(), 0.6, 0.5)), "scales its noise"),
     ],
 )  # fmt: skip
 def test_impossible_grids_and_conversions_are_named(make, words):

@@ -6,10 +6,12 @@ import torch
 
 from twosides.denoiser import Denoiser
 from twosides.oracle import GaussianMixture
-from twosides.sampling.plan import Plan, run
+from twosides.sampling.noise import Epsilon
+from twosides.sampling.plan import Plan
+from twosides.sampling.presets import plan, samplers
+from twosides.sampling.run import run
 from twosides.sampling.sample import sample
-from twosides.sampling.samplers import Sampler, plan, samplers
-from twosides.sampling.stochasticity import Epsilon
+from twosides.sampling.sampler import Sampler
 from twosides.sampling.transitions import log_probs, rollout, transitions
 from twosides.schedules import Cosine
 
@@ -172,8 +174,7 @@ def test_what_has_no_density_is_refused():
         list(transitions(denoiser, made.states[1:], made.plan))
     noise = made.plan.noise.copy()
     noise[4, 1] = 0.1
-    twice = Plan(
-        *(getattr(made.plan, part) for part in ("logsnr", "alpha", "sigma", "x", "eps")), noise
-    )
+    levels = [getattr(made.plan, part) for part in ("logsnr", "alpha", "sigma")]
+    twice = Plan.of_arrays(levels, made.plan.x, made.plan.eps, noise)
     with pytest.raises(ValueError, match="several rows"):
         log_probs(denoiser, made.states, twice)

@@ -19,12 +19,13 @@ import torch
 from twosides import dynamics
 from twosides.denoiser import Denoiser, convert
 from twosides.oracle import GaussianMixture
-from twosides.sampling.grids import Given, Grid, Karras, Shifted, ThenData, Uniform, UniformTime
-from twosides.sampling.plan import run
+from twosides.sampling.grids import Given, Grid, Karras, ShiftedGrid, ThenData, Uniform, UniformTime
+from twosides.sampling.noise import EDMChurn, Eta
+from twosides.sampling.presets import sampler_named
+from twosides.sampling.run import run
 from twosides.sampling.sample import sample
-from twosides.sampling.samplers import Sampler, sampler_named
+from twosides.sampling.sampler import Sampler
 from twosides.sampling.solvers import Adams, Euler, EulerMaruyama, RungeKutta
-from twosides.sampling.stochasticity import EDMChurn, Eta
 from twosides.schedules import (
     Cosine,
     FlowMatching,
@@ -47,7 +48,7 @@ GAUSSIAN = GaussianMixture.gaussian([0.0], [[STD**2]])
 POINT = GaussianMixture.gaussian([0.0], [[0.0]])  # its marginals are N(0, sigma^2)
 NOISE = torch.randn(64, 2, generator=torch.Generator().manual_seed(0), dtype=FLOAT64)
 INSIDE = UniformTime(start=0.98, end=0.02)  # where every frame is smooth
-PLAIN: dict[str, Any] = {"corrected_start": False, "caution": math.inf}  # Adams as published
+PLAIN: dict[str, Any] = {"corrected_start": False, "limit": math.inf}  # Adams as published
 NODES, WEIGHTS = (0.5 * part for part in np.polynomial.legendre.leggauss(30))
 NODES = NODES + 0.5  # of an integral over [0, 1]
 
@@ -356,7 +357,7 @@ def test_azula_heun_on_flow_worse_than_euler():
     for steps in (5, 10):
         theirs, euler = error_of(heun, grid, steps), error("ddim", steps)
         assert theirs == pytest.approx(
-            error(Sampler(grid, RungeKutta("heun", "eps", caution=math.inf)), steps)
+            error(Sampler(grid, RungeKutta("heun", "eps", limit=math.inf)), steps)
         )
         assert theirs > 4 * euler
         assert error("flow-heun", steps) < euler / 3
@@ -610,5 +611,5 @@ def test_diffusers_flow_match_euler_double_shift(diffusers):
     even = torch.linspace(1, 1e-3, 10, dtype=FLOAT64)
     meant = 3 * even / (1 + 2 * even)
     assert float(scheduler.sigmas[-2]) == pytest.approx(3 * float(meant[-1]), rel=0.01)
-    nodes = ThenData(Shifted(UniformTime(end=1e-3), 3.0)).logsnrs(FLOW, 10)
+    nodes = ThenData(ShiftedGrid(UniformTime(end=1e-3), 3.0)).logsnrs(FLOW, 10)
     assert torch.allclose(FLOW.time(nodes)[:-1], meant, atol=1e-12)

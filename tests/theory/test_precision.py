@@ -13,18 +13,11 @@ from instances import CLOSED
 from twosides.denoiser import Denoiser
 from twosides.outputs import kappa
 from twosides.sampling.grids import Given
-from twosides.sampling.plan import run
-from twosides.sampling.samplers import Sampler, plan, samplers
+from twosides.sampling.noise import Churn, DDIMEta, Deterministic, EDMChurn, Epsilon, Eta, Overshoot
+from twosides.sampling.presets import plan, samplers
+from twosides.sampling.run import run
+from twosides.sampling.sampler import Sampler
 from twosides.sampling.solvers import DDIM, TABLEAUS, Adams, RungeKutta
-from twosides.sampling.stochasticity import (
-    Churn,
-    DDIMEta,
-    Deterministic,
-    EDMChurn,
-    Epsilon,
-    Eta,
-    Overshoot,
-)
 from twosides.schedules import Cosine
 
 FLOAT64 = torch.float64

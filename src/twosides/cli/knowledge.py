@@ -64,8 +64,8 @@ def compare(
     from twosides.losses.recipes import recipe_named
     from twosides.losses.recipes import recipes as published
     from twosides.naming import unknown
-    from twosides.sampling.samplers import plan
-    from twosides.sampling.samplers import samplers as presets
+    from twosides.sampling.presets import plan
+    from twosides.sampling.presets import samplers as presets
     from twosides.schedules import schedule_named
 
     trained = [name in published or name.rpartition("+")[0] in published for name in (a, b)]

@@ -19,9 +19,10 @@ from twosides.display.progress import bar
 from twosides.guidance import classifier_free
 from twosides.naming import named, unknown
 from twosides.sampling.grids import GRIDS, Grid
+from twosides.sampling.noise import STOCHASTICITIES
+from twosides.sampling.presets import sampler_named
 from twosides.sampling.sample import sample
-from twosides.sampling.samplers import Sampler, sampler_named
-from twosides.sampling.stochasticity import STOCHASTICITIES
+from twosides.sampling.sampler import Sampler
 from twosides.schedules import Cosine, Schedule, schedule_named
 from twosides.storage import models, parts
 from twosides.storage.files import write_file
@@ -59,7 +60,7 @@ def measured_grid(folder: Path) -> Grid:
         raise ValueError(
             f"{folder} holds no measured grid, because its training kept no errors by level; train "
             "with a recipe that learns, such as sd3+adaptive, or measure one on data with "
-            "twosides.grids.Entropic.measure"
+            "twosides.losses.learned.measure_entropic"
         )
     grid = parts.restore(notes["entropic"])
     if not isinstance(grid, Grid):

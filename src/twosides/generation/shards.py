@@ -31,8 +31,9 @@ from twosides.denoiser import Denoises, describes
 from twosides.display.pictures import npy
 from twosides.generation.samples import guided, label_tensor, startable, wordless
 from twosides.sampling.plan import Plan
+from twosides.sampling.presets import plan, sampler_named, samplers
 from twosides.sampling.sample import sample
-from twosides.sampling.samplers import Sampler, plan, sampler_named, samplers
+from twosides.sampling.sampler import Sampler
 from twosides.schedules import Schedule
 from twosides.storage import models, parts
 from twosides.storage.files import MANIFEST, verify_folder, write_file

@@ -22,6 +22,7 @@ from typing import IO, Any, cast
 
 import torch
 
+from twosides.display.progress import teller
 from twosides.generation.shards import (
     Job,
     Shards,
@@ -33,8 +34,8 @@ from twosides.generation.shards import (
     result,
     samples_in,
 )
-from twosides.sampling.sample import teller
-from twosides.sampling.samplers import Sampler, sampler_named
+from twosides.sampling.presets import sampler_named
+from twosides.sampling.sampler import Sampler
 from twosides.schedules import Schedule, schedule_named
 
 # An interrupt goes to all processes of a terminal; the first one stops the others.

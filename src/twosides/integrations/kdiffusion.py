@@ -14,8 +14,7 @@ the result is that of `sample` on `grids.Given`.
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -26,8 +25,9 @@ from twosides.naming import unknown
 from twosides.outputs import Estimate
 from twosides.randomness import PerSample
 from twosides.sampling.grids import Given
-from twosides.sampling.samplers import Sampler, sampler_named
-from twosides.sampling.steps import Asks
+from twosides.sampling.presets import sampler_named
+from twosides.sampling.sampler import Sampler
+from twosides.sampling.solvers import Asks, walk
 from twosides.schedules import EDM, FlowMatching, Level, Schedule
 
 PATHS = ("ve", "flow")
@@ -37,7 +37,6 @@ def sampler_function(
     sampler: str | Sampler,
     *,
     path: str | None = None,
-    compat: str | None = None,
     seed: int | None = None,
 ) -> Callable[..., Tensor]:
     """A preset's name or a Sampler as a function with k-diffusion's signature,
@@ -45,7 +44,6 @@ def sampler_function(
         f(model, x, sigmas, extra_args=None, callback=None, disable=None, noise_sampler=None)
 
     path: "ve" or "flow"; by default "flow" for a model that ComfyUI calls CONST, else "ve".
-    compat: see `samplers.sampler_named`.
     seed: of the injected noise; that of sample i depends on (seed, i) only, and is what `sample`
         injects with this seed. None is torch's global generator. Both halves of a run that is cut
         in two inject the same noise, unless their seeds differ.
@@ -67,7 +65,7 @@ def sampler_function(
         >>> f(lambda x, sigma: 0 * x, torch.ones(1, 2), torch.tensor([1.0, 0.5, 0.25]))
         tensor([[0.2500, 0.2500]])
     """
-    made = sampler_named(sampler, compat)
+    made = sampler_named(sampler)
     if path not in (None, *PATHS):
         raise unknown("path", path, PATHS)
 
@@ -84,13 +82,14 @@ def sampler_function(
         _check_state(x)
         own = model_sampling(model)
         schedule, given = _walked(sigmas, path or ("flow" if is_flow(own) else "ve"))
-        on_given = replace(made, grid=made.grid.over(given))
-        nodes = _Nodes(on_given.levels(schedule, len(sigmas) - 1))
+        levels = replace(made, grid=given).levels(schedule, len(sigmas) - 1)
+        route = made.stochasticity.route(schedule, levels)
+        walked = route[:1]  # the legs so far: noise may come before the first begins
         draw = noise_sampler or _drawn(x, seed)
         scale = getattr(own, "noise_scale", 1.0)  # some flow models' n is not of unit variance
 
         def noise() -> Tensor:
-            ends = (sigmas.new_tensor(level.sigma) for level in (nodes.here, nodes.there))
+            ends = (sigmas.new_tensor(level.sigma) for level in (walked[-1].here, walked[-1].there))
             return scale * draw(*ends).to(x)
 
         def denoise(z: Tensor, level: Level) -> Tensor:
@@ -98,12 +97,14 @@ def sampler_function(
             sigma = torch.full((len(z),), level.sigma, dtype=dtype, device=z.device)
             denoised = _checked_answer(model(z, sigma, **(extra_args or {})), z)
             if callback is not None:
-                i = bisect_right(given.values, nodes.here.logsnr) - 1
+                i = walked[-1].number
                 told = {"x": z, "i": i, "sigma": sigmas[i], "denoised": denoised}
                 callback(told | {"sigma_hat": sigmas.new_tensor(level.sigma)})
             return denoised
 
-        return _driven(on_given.steps(x, schedule, nodes, noise), denoise)
+        ends = levels[0], levels[-1]
+        asks = walk(made.solver, x, route, ends, noise, visit=walked.append)
+        return _driven(asks, denoise)
 
     function.__name__ = function.__qualname__ = f"twosides {sampler}"
     return function
@@ -125,22 +126,6 @@ def is_flow(sampling: Any) -> bool:
 
 
 # ---------------------------------------------------------------------------- the caller's levels
-
-
-class _Nodes(list[Level]):
-    """The nodes of a run, which know the step that is being taken: `here` to `there`.
-
-    Samplers go through them in pairs, one pair per step.
-    """
-
-    here: Level
-    there: Level
-
-    def __iter__(self) -> Iterator[Level]:
-        self.there = self[0]
-        for level in super().__iter__():
-            self.here, self.there = self.there, level
-            yield level
 
 
 def _walked(sigmas: Tensor, path: str) -> tuple[Schedule, Given]:

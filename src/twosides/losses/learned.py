@@ -16,17 +16,19 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from twosides.denoiser import Denoises, describes
 from twosides.losses.densities import Density
 from twosides.losses.weightings import Weighting
 from twosides.naming import unknown
+from twosides.randomness import PerSample
 from twosides.sampling.grids import Entropic
 
 WARMUP = 10  # samples per bin, on average, before the bins are believed
@@ -309,3 +311,37 @@ LEARNERS: dict[str, Learner] = {
     "entropy-rate": Learner(_entropy_rate, reweights=True),
     "uncertainty": Learner(_uncertainty, reweights=True),
 }
+
+
+def measure_entropic(
+    denoiser: Denoises,
+    data: Tensor,
+    *,
+    knots: Sequence[float] | None = None,
+    rescaled: bool = True,
+    seed: int = 0,
+    **conditioning: Any,
+) -> Entropic:
+    """The grid of equal information of a denoiser, from its errors on a batch of data.
+
+    data: (B, ...), in the units of the data.
+    knots: log-SNRs, increasing, with one network call each; by default 49, equally spaced over the
+        part of [-12, 12] that the denoiser covers.
+    rescaled: see `Entropic`.
+    seed: of the noise, which is the same at all knots and depends on (seed, row) only.
+    conditioning: passed to the network as it is.
+    """
+    schedule = describes(denoiser)
+    ends = max(schedule.logsnr_min, -12.0), min(schedule.logsnr_max, 12.0)
+    at = tuple(np.linspace(*ends, 49).tolist() if knots is None else knots)
+    standardise = getattr(denoiser, "standardise", None)
+    x = standardise(data) if standardise else data
+    eps = PerSample(seed, range(len(x))).normal(x.shape[1:], x.dtype, x.device)
+
+    def error(logsnr: float) -> float:
+        level = schedule.level(logsnr).floats()
+        estimate = denoiser(level.mix(x, eps), level, **conditioning)
+        return float(((estimate.x - x).double() ** 2).mean())
+
+    with torch.no_grad():
+        return Entropic(at, tuple(error(logsnr) for logsnr in at), rescaled)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from twosides.naming import unknown
-from twosides.sampling.plan import combine
+from twosides.sampling.run import combine
 
 State = tuple[Tensor, ...]
 

@@ -26,10 +26,12 @@ from torch import Tensor
 
 from twosides.denoiser import Denoises, describes
 from twosides.sampling.frames import Frame
-from twosides.sampling.plan import Plan, Visit, run, trace
+from twosides.sampling.plan import Plan, trace
+from twosides.sampling.presets import plan, sampler_named
+from twosides.sampling.run import Visit, run
 from twosides.sampling.sample import sample
-from twosides.sampling.samplers import Sampler, plan, sampler_named
-from twosides.sampling.solvers import BDIA, Leapfrog
+from twosides.sampling.sampler import Sampler
+from twosides.sampling.solvers import BDIA, Leapfrog, walk
 from twosides.schedules import Level, Schedule, schedule_named
 
 
@@ -125,11 +127,12 @@ def _retraced(encoded: Encoded) -> Plan:
     _, _, sampler, schedule, steps = encoded
     noisy, *levels = sampler.levels(schedule, steps)
 
-    def walk(initial: Any, more: Callable[[], Any]) -> Any:
-        past = [(noisy, initial * spread(noisy))]
-        return sampler.steps(more(), schedule, levels, more, past)
+    def retrace(initial: Any, more: Callable[[], Any]) -> Any:
+        memory = [(noisy, initial * spread(noisy))]
+        route = sampler.stochasticity.route(schedule, levels)
+        return walk(sampler.solver, more(), route, (levels[0], levels[-1]), more, memory)
 
-    return trace(walk, levels[-1], f"{type(sampler.solver).__name__}, retraced on {schedule}")
+    return trace(retrace, levels[-1], f"{type(sampler.solver).__name__}, retraced on {schedule}")
 
 
 def standardised(denoiser: Denoises, x: Tensor) -> Tensor:

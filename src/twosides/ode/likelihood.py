@@ -29,15 +29,17 @@ import torch
 from torch import Tensor
 
 from twosides.denoiser import Denoiser, Denoises, describes
+from twosides.display.progress import Progress, teller
 from twosides.naming import unknown
 from twosides.ode.adaptive import Path
 from twosides.ode.integrate import State, integrate
 from twosides.ode.inversion import spread, standardised
 from twosides.outputs import Estimate
 from twosides.randomness import PerSample
-from twosides.sampling.plan import Plan, Visit, combine, run
-from twosides.sampling.sample import Progress, teller
-from twosides.sampling.samplers import Sampler, plan
+from twosides.sampling.plan import Plan
+from twosides.sampling.presets import plan
+from twosides.sampling.run import Visit, combine, run
+from twosides.sampling.sampler import Sampler
 from twosides.schedules import Level, Schedule, schedule_named
 
 Directions = Callable[[Tensor], Iterator[Tensor]]

@@ -22,20 +22,13 @@ from twosides.losses.recipes import recipes
 from twosides.oracle import GaussianMixture
 from twosides.outputs import OUTPUTS, F
 from twosides.sampling.grids import Given
+from twosides.sampling.noise import Churn, DDIMEta, EDMChurn, Eta, Step
+from twosides.sampling.noise import convert as convert_noise
 from twosides.sampling.plan import Plan
+from twosides.sampling.presets import plan
 from twosides.sampling.sample import sample
-from twosides.sampling.samplers import Sampler, plan
+from twosides.sampling.sampler import Sampler
 from twosides.sampling.solvers import Euler, EulerMaruyama
-from twosides.sampling.stochasticity import (
-    Churn,
-    DDIMEta,
-    EDMChurn,
-    Eta,
-    Interval,
-)
-from twosides.sampling.stochasticity import (
-    convert as convert_noise,
-)
 from twosides.schedules import Cosine, FlowMatching, Level, VPLinear
 
 Float64 = torch.float64
@@ -192,7 +185,7 @@ def noise_coordinates_agree() -> float:
     """Round trips through all coordinates, on steps of three schedules."""
     worst = 0.0
     for schedule in (FlowMatching(), Cosine(), VPLinear()):
-        step = Interval.between(schedule, 0.6, 0.57, steps=10)
+        step = Step.between(schedule, 0.6, 0.57, steps=10)
         for fraction in (0.05, 0.3, 0.5):
             eta = convert_noise(Churn(fraction), Eta, step)
             back = convert_noise(convert_noise(eta, EDMChurn, step), Churn, step)
@@ -207,7 +200,7 @@ def noise_coordinates_agree() -> float:
 @claim("DDIM's eta equals the SDE's eta at 1 and for short steps only", at_least=1e-2)
 def ddim_eta_is_not_eta() -> float:
     """Difference of the two etas for eta = 0.5 on a long step."""
-    step = Interval.between(FlowMatching(), 0.8, 0.4)
+    step = Step.between(FlowMatching(), 0.8, 0.4)
     return abs(convert_noise(DDIMEta(0.5), Eta, step).at(step) - 0.5)
 
 

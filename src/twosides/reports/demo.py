@@ -26,9 +26,10 @@ from twosides.display import html as pages
 from twosides.display import pictures
 from twosides.generation.samples import guided
 from twosides.sampling.grids import UniformTime
+from twosides.sampling.noise import Churn, Eta
+from twosides.sampling.presets import samplers
 from twosides.sampling.sample import sample
-from twosides.sampling.samplers import Sampler, samplers
-from twosides.sampling.stochasticity import Churn, Eta
+from twosides.sampling.sampler import Sampler
 from twosides.schedules import Cosine, FlowMatching, Schedule
 from twosides.storage import models
 from twosides.storage.files import write_file

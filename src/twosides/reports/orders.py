@@ -23,10 +23,12 @@ from twosides.display import tables
 from twosides.oracle import GaussianMixture
 from twosides.outputs import Output
 from twosides.sampling.grids import Given, UniformTime
-from twosides.sampling.plan import Plan, run
-from twosides.sampling.samplers import Sampler, samplers
-from twosides.sampling.solvers import BDIA, DDIM, Langevin
-from twosides.sampling.stochasticity import Deterministic
+from twosides.sampling.noise import Deterministic
+from twosides.sampling.plan import Plan
+from twosides.sampling.presets import samplers
+from twosides.sampling.run import run
+from twosides.sampling.sampler import Sampler
+from twosides.sampling.solvers import BDIA, DDIM
 from twosides.schedules import EDM, Cosine, FlowMatching, Schedule
 
 SCHEDULES: dict[str, Schedule] = {
@@ -42,7 +44,7 @@ _VARIANCES = tuple(0.02 * 2.0**power for power in range(8))
 
 def measured_order(sampler: Sampler, schedule: Schedule) -> float:
     """The slope of log error against log steps; the sampler's own grid is replaced."""
-    noisy = not isinstance(sampler.stochasticity, Deterministic) or sampler.solver.stochastic
+    noisy = not isinstance(sampler.stochasticity, Deterministic)
     measure, counts = (_variance_error, NOISY_STEPS) if noisy else (_end_error, STEPS)
     errors = [measure(sampler, schedule, steps) for steps in counts]
     return float(-np.polyfit(np.log(counts), np.log(errors), 1)[0])
@@ -129,7 +131,7 @@ def row(name: str, measured: dict[str, float]) -> Row:
     """The row of a preset."""
     sampler = samplers[name]
     solver = sampler.solver
-    held = isinstance(solver, DDIM | Langevin | BDIA)
+    held = isinstance(solver, DDIM | BDIA)
     frame = "any" if held else _label(getattr(solver, "output", None), "z")
     variable = _label(getattr(solver, "variable", None), "eta" if frame != "z" else "t")
     others = [other for other in samplers if samplers[other] is sampler and other != name]

@@ -1,7 +1,8 @@
-"""Frames: what a solver of higher order integrates, and what it is a polynomial in.
+"""Frames and variables: what a solver of higher order integrates, and what it is a polynomial in.
 
-An output `o = a x + b eps` with constant a, b turns the probability-flow ODE into one with nothing
-but the network on its right-hand side (the post's reparametrisation, for any output):
+A *frame* belongs to an output `o = a x + b eps` with constant a and b. It turns the
+probability-flow ODE into one whose right-hand side is the network alone (the reparametrisation of
+the post, for any output):
 
     d(z / c) = o d(eta),    c = b alpha - a sigma
     eta_s - eta_t = (sigma_s alpha_t - sigma_t alpha_s) / (c_s c_t)
@@ -13,10 +14,13 @@ but the network on its right-hand side (the post's reparametrisation, for any ou
 | `u`              | alpha + sigma       | sigma / (alpha + sigma)       | both                   |
 | `kappa(k)`       | alpha + k sigma     | sigma / (alpha + k sigma)     | both                   |
 
-An output whose (a, b) depend on the level, such as v, lends the frame of its values at the start of
-the step; v's is then kappa(sigma / alpha), finite at both ends. Held constant over a step, every
-output gives DDIM; what is held *linear*, and in which variable, is the difference between the
-solvers of higher order. The variable is eta, the log-SNR, the time t of the schedule, the number of
+The a and b of some outputs, such as v, change with the level. For the length of a step such an
+output has the frame of the values that a and b take at the start of the step; the frame of v is
+then that of kappa(sigma / alpha), which is finite at both ends.
+
+A *variable* is a monotone function of the log-SNR. If o is held constant over a step, every frame
+gives DDIM. The solvers of higher order hold it to be a polynomial instead, and differ in the output
+and in the variable of that polynomial: eta, the log-SNR, the time t of the schedule, the number of
 the step, or the eta of another output.
 """
 
@@ -31,7 +35,7 @@ import torch
 from numpy.typing import NDArray
 
 from twosides.outputs import Estimate, Output, output_named
-from twosides.schedules import Level, Schedule
+from twosides.schedules import FlowMatching, Level, Schedule
 
 Array = NDArray[np.float64]
 
@@ -41,6 +45,10 @@ class Variable(NamedTuple):
 
     of: Callable[[Array], Array]
     logsnr: Callable[[Array], Array]
+
+    def moved(self, by: float) -> Variable:
+        """The same function of `logsnr + by`."""
+        return Variable(lambda logsnr: self.of(logsnr + by), lambda value: self.logsnr(value) - by)
 
 
 class Frame(NamedTuple):
@@ -57,6 +65,17 @@ class Frame(NamedTuple):
         a, b = output.coefficients(level)
         return cls(float(a), float(b))
 
+    @classmethod
+    def regular(cls, output: str | Output, level: Level, schedule: Schedule) -> Frame | None:
+        """The frame of an output at a level; None where it is singular.
+
+        There c is 0, or a or b infinite, and only the step that holds the estimate is finite.
+        """
+        a, b = (float(value) for value in output_named(output, schedule).coefficients(level))
+        frame = cls(a, b)
+        finite = np.isfinite(a) and np.isfinite(b)
+        return frame if finite and frame.scale(level.alpha, level.sigma) != 0 else None
+
     def output(self, estimate: Estimate) -> Any:
         """`a x + b eps`."""
         if self.a == 0:
@@ -66,7 +85,7 @@ class Frame(NamedTuple):
         return self.a * estimate.x + self.b * estimate.eps
 
     def scale(self, alpha: Any, sigma: Any) -> Any:
-        """c, what z is divided by."""
+        """c, which z is divided by."""
         return self.b * alpha - self.a * sigma
 
     def gap(self, start: Level, logsnr: Any) -> Any:
@@ -106,9 +125,11 @@ def unit(logsnr: Any) -> tuple[Any, Any]:
 
 
 def variable_named(name: str | Output, schedule: Schedule) -> Variable:
-    """ "logsnr", "t" (the schedule's), "angle" (the cosine schedule's t), or an output's eta.
+    """The variable of a name.
 
-    The output must have constant (a, b), such as "u", "eps", "kappa(2)".
+    name: "logsnr", "t" (the time of `schedule`), "angle" (the time of the cosine schedule, whatever
+        `schedule` is), or an output, whose eta it is. The a and b of that output must not change
+        with the level: "u", "eps", "kappa(2)" will do, "v" is a ValueError.
     """
     if name == "logsnr":
         return Variable(lambda logsnr: logsnr, lambda logsnr: logsnr)
@@ -118,7 +139,7 @@ def variable_named(name: str | Output, schedule: Schedule) -> Variable:
             lambda t: schedule.logsnr(torch.as_tensor(t).clamp(0, 1)).numpy(),
         )
     if name == "angle":
-        return Variable(_turn, _logsnr_of_turn)
+        return Variable(_angle, _logsnr_of_angle)
     output = output_named(name, schedule)
     if callable(output.a) or callable(output.b):
         raise ValueError(
@@ -128,8 +149,34 @@ def variable_named(name: str | Output, schedule: Schedule) -> Variable:
     return Frame(output.a, output.b).eta
 
 
+def variable_of(name: str | Output | None, frame: Frame, schedule: Schedule) -> Variable | None:
+    """The variable of a solver: by default (None) the eta of its frame.
+
+    None is the answer for "index": the polynomial is then one in the number of the step.
+    """
+    if name == "index":
+        return None
+    return frame.eta if name is None else variable_named(name, schedule)
+
+
+def check(output: str | Output, variable: str | Output | None = None, limit: float = 0.0) -> None:
+    """ValueError for the parameters of a solver that no run could use."""
+    output_named(output, FlowMatching())
+    if variable not in (None, "index"):
+        variable_named(variable, FlowMatching())
+    if not limit >= 0:
+        raise ValueError(f"limit is a number >= 0, infinity for none, got {limit}")
+
+
+def power(rho: float) -> Variable:
+    """`r^(1 / rho)` with r = sigma / alpha, the variable of Karras's grid."""
+    return Variable(
+        lambda logsnr: np.exp(-0.5 * logsnr / rho), lambda root: -2 * rho * np.log(root)
+    )
+
+
 def _time(schedule: Schedule, logsnr: Array) -> Array:
-    """The schedule's t; infinite outside its range, as a singular variable is."""
+    """The schedule's t. Outside its range it is infinite, as singular variables are at an end."""
     low, high = schedule.logsnr_min, schedule.logsnr_max
     t = schedule.time(torch.as_tensor(np.clip(logsnr, low, high))).numpy()
     slack = 1e-6 * (1 + np.abs(logsnr))
@@ -137,13 +184,14 @@ def _time(schedule: Schedule, logsnr: Array) -> Array:
         return np.where((logsnr < low - slack) | (logsnr > high + slack), np.inf, t)
 
 
-def _turn(logsnr: Array) -> Array:
+def _angle(logsnr: Array) -> Array:
     return np.arctan(np.exp(-0.5 * logsnr)) * (2 / np.pi)
 
 
-def _logsnr_of_turn(turn: Array) -> Array:
+def _logsnr_of_angle(angle: Array) -> Array:
     with np.errstate(divide="ignore"):
-        return 2 * (np.log(np.sin(0.5 * np.pi * (1 - turn))) - np.log(np.sin(0.5 * np.pi * turn)))
+        quarter = 0.5 * np.pi
+        return 2 * (np.log(np.sin(quarter * (1 - angle))) - np.log(np.sin(quarter * angle)))
 
 
 # The nodes at which a polynomial is integrated against d(eta): exact for eta itself, and to 1e-14

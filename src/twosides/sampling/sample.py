@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-import contextlib
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Literal, SupportsIndex
 
 import torch
 from torch import Tensor, nn
 
 from twosides.denoiser import Denoises, describes
+from twosides.display.progress import Progress, teller
 from twosides.outputs import Estimate
 from twosides.randomness import PerSample, fresh_seed
 from twosides.sampling.brownian import Brownian
-from twosides.sampling.plan import Plan, Visit, run
-from twosides.sampling.samplers import Sampler, plan
+from twosides.sampling.plan import Plan
+from twosides.sampling.presets import plan
+from twosides.sampling.run import Visit, run
+from twosides.sampling.sampler import Sampler
 from twosides.schedules import Level, Schedule
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass
 class Trajectory:
     """A run: the samples, and what happened on the way.
 
-    `states` and `levels` have one entry per network call and one for the result, `predictions` one
-    per call. States and predictions are in the network's units of data, `sample` in the data's.
+    plan: the plan that was run.
+    sample: the samples, in the units of the data.
+    levels, states: one for each network call and one for the result; states are in the units of the
+        network.
+    predictions: the estimate of each call, in the units of the network.
     """
 
     plan: Plan
@@ -46,7 +48,6 @@ def sample(
     sampler: str | Sampler | Plan = "ddim",
     steps: SupportsIndex = 20,
     schedule: str | Schedule | None = None,
-    compat: str | None = None,
     seed: int | None = None,
     indices: Sequence[int] | None = None,
     init: Tensor | None = None,
@@ -60,46 +61,40 @@ def sample(
 ) -> Any:
     """Draw samples of shape (B, ...) from a denoiser.
 
-    sampler: a preset's name, a Sampler, or a Plan (then `steps` and `schedule` are the plan's).
-    compat: "published" for a preset as its authors' code has it, known errors included.
-    schedule: where to sample, by default the denoiser's own; any other gives its grid and scaling.
-    seed, indices: sample i depends on (seed, indices[i]) only; default a fresh seed and 0 ... B-1.
-    init: noise of unit variance and this shape, instead of the seed's.
-    noise: a source of the injected noise, instead of the seed's; "brownian" for the seed's path,
-        the same for any number of steps (`sampling.brownian`).
-    dtype, device: of the state; the network keeps its own dtype. Device: by default the network's.
-    trajectory: return a Trajectory instead of the samples.
+    shape: (number of samples, ...).
+    sampler: a name (`presets.sampler_named` says which there are), a Sampler, or a Plan, whose own
+        schedule and steps then count.
+    steps: the number of steps, >= 1.
+    schedule: where to sample, by default on the denoiser's own; another gives its grid and scaling.
+    seed: sample i depends on (seed, indices[i]) only; by default a fresh one.
+    indices: the numbers of the samples, by default 0 ... B - 1.
+    init: noise of unit variance and this shape, instead of that of the seed.
+    noise: a function that gives the injected noise, instead of that of the seed; or "brownian" for
+        the path of the seed, which is the same for any number of steps (`sampling.brownian`).
+    dtype: of the state; the network keeps its own.
+    device: of the state, by default the network's.
+    trajectory: whether to return a Trajectory instead of the samples.
     progress: True for a bar with the time left (needs `rich`), or a function (done, total).
-    edit: may replace the state before each call (inpainting), see `sampling.plan.run`.
-    conditioning: passed to the network as is, tensors of B rows.
+    edit: a function that may replace the state before each call (inpainting), see `run.run`.
+    conditioning: passed to the network as it is, tensors of B rows.
 
-    Nothing is clamped; ValueError for impossible pairs, such as eps-prediction at zero SNR, and for
-    non-finite initial noise.
+    Nothing is clamped. ValueError for impossible pairs, such as eps-prediction at zero SNR, and for
+    initial noise that is not finite.
     """
-    sizes = _checked_shape(shape)
-    device = torch.device(device) if device is not None else _device_of(denoiser)
-    table = (
-        sampler if isinstance(sampler, Plan) else _plan(denoiser, sampler, schedule, steps, compat)
-    )
-    rows = range(sizes[0]) if indices is None else indices
-    if len(rows) != sizes[0]:
-        raise ValueError(f"{len(rows)} indices were given for {sizes[0]} samples")
+    sizes = check_shape(shape)
+    device = torch.device(device) if device is not None else device_of(denoiser)
+    table = sampler
+    if not isinstance(table, Plan):
+        table = plan(table, schedule or describes(denoiser), steps)
+    # Where the noise comes from: sample i has numbers of its own, whatever the batch.
+    rows = check_indices(indices, sizes[0])
     seed = fresh_seed() if seed is None else seed
     own = PerSample(seed, rows)
     if noise == "brownian":
         noise = Brownian(table, seed, rows, sizes[1:], dtype=dtype, device=device)
     drawn = own.normal(sizes[1:], dtype, device)
-    start = drawn if init is None else _checked_init(init, sizes).to(device, dtype)
+    start = drawn if init is None else _check_init(init, sizes).to(device, dtype)
     record = Trajectory(table, start)
-
-    def watch(tell: Progress | None, visit: Visit) -> None:
-        if trajectory:
-            record.levels.append(visit.level)
-            record.states.append(visit.z)
-            record.predictions.append(visit.estimate())
-        if tell is not None:
-            tell(visit.number + 1, table.nfe)
-
     with teller(progress, table.nfe) as tell:
         state = run(
             table,
@@ -107,37 +102,57 @@ def sample(
             start,
             noise or (lambda: own.normal(sizes[1:], dtype, device)),
             edit=edit,
-            watch=partial(watch, tell) if trajectory or tell else None,
+            watch=_watcher(record if trajectory else None, tell, table.nfe),
             conditioning=conditioning,
         )
-    last = table.levels[-1]
-    restore = getattr(denoiser, "unstandardise", None)
-    data = state if last.alpha == 1.0 else state / last.alpha
-    record.sample = restore(data) if restore else data
+    record.sample = to_data(denoiser, state, table.levels[-1])
     record.states.append(state)
-    record.levels.append(last)
+    record.levels.append(table.levels[-1])
     return record if trajectory else record.sample
 
 
-def _plan(
-    denoiser: Denoises,
-    sampler: str | Sampler,
-    schedule: str | Schedule | None,
-    steps: SupportsIndex,
-    compat: str | None,
-) -> Plan:
-    own = describes(denoiser)
-    return plan(sampler, schedule or own, steps, compat=compat)
+def to_data(denoiser: Denoises, state: Tensor, level: Level) -> Tensor:
+    """A final state in the units of the data: without the scale alpha, and not standardised."""
+    restore = getattr(denoiser, "unstandardise", None)
+    data = state if level.alpha == 1.0 else state / level.alpha
+    return restore(data) if restore else data
 
 
-def _checked_shape(shape: Sequence[SupportsIndex]) -> tuple[int, ...]:
+def _watcher(
+    record: Trajectory | None, tell: Progress | None, total: int
+) -> Callable[[Visit], None] | None:
+    """The function that sees each call of a run, if anybody wants to know."""
+    if record is None and tell is None:
+        return None
+
+    def watch(visit: Visit) -> None:
+        if record is not None:
+            record.levels.append(visit.level)
+            record.states.append(visit.z)
+            record.predictions.append(visit.estimate())
+        if tell is not None:
+            tell(visit.number + 1, total)
+
+    return watch
+
+
+def check_shape(shape: Sequence[SupportsIndex]) -> tuple[int, ...]:
+    """The shape as whole numbers; ValueError unless they are positive."""
     sizes = tuple(operator.index(size) for size in shape)
     if not sizes or min(sizes) < 1:
         raise ValueError(f"shape is (number of samples, ...), positive integers, got {shape}")
     return sizes
 
 
-def _checked_init(init: Tensor, shape: tuple[int, ...]) -> Tensor:
+def check_indices(indices: Sequence[int] | None, count: int) -> Sequence[int]:
+    """The numbers of the samples, by default 0 ... count - 1; ValueError for others in number."""
+    rows = range(count) if indices is None else indices
+    if len(rows) != count:
+        raise ValueError(f"{len(rows)} indices were given for {count} samples")
+    return rows
+
+
+def _check_init(init: Tensor, shape: tuple[int, ...]) -> Tensor:
     if tuple(init.shape) != shape:
         raise ValueError(f"init has shape {tuple(init.shape)}, but shape={shape} was asked")
     if init.device.type == "cpu" and not bool(torch.isfinite(init).all()):
@@ -145,17 +160,7 @@ def _checked_init(init: Tensor, shape: tuple[int, ...]) -> Tensor:
     return init
 
 
-def _device_of(denoiser: Any) -> torch.device:
+def device_of(denoiser: Any) -> torch.device:
+    """Where a denoiser is: the device of its first parameter, or the CPU."""
     first = next(denoiser.parameters(), None) if isinstance(denoiser, nn.Module) else None
     return first.device if first is not None else torch.device("cpu")
-
-
-def teller(
-    progress: bool | Progress, total: int, task: str = "sampling"
-) -> contextlib.AbstractContextManager[Progress | None]:
-    """A function (done, total) while inside: a bar for True, the caller's own, or None."""
-    if progress is not True:
-        return contextlib.nullcontext(progress or None)
-    from twosides.display.progress import bar
-
-    return bar(task, total)

@@ -38,9 +38,11 @@ from torch import Tensor
 
 from twosides.denoiser import Denoises, describes
 from twosides.randomness import PerSample, fresh_seed
-from twosides.sampling.plan import Plan, ask, combine, lower
-from twosides.sampling.sample import _checked_shape, _device_of
-from twosides.sampling.samplers import Sampler, plan
+from twosides.sampling.plan import Plan
+from twosides.sampling.presets import plan
+from twosides.sampling.run import Execution, ask, combine, lower
+from twosides.sampling.sample import check_indices, check_shape, device_of, to_data
+from twosides.sampling.sampler import Sampler
 from twosides.schedules import Level, Schedule
 
 Reduction = Literal["sum", "mean"]
@@ -96,27 +98,27 @@ def rollout(
     table = sampler
     if not isinstance(table, Plan):
         table = plan(table, schedule or describes(denoiser), steps)
-    sizes = _checked_shape(shape)
-    rows = range(sizes[0]) if indices is None else indices
-    if len(rows) != sizes[0]:
-        raise ValueError(f"{len(rows)} indices were given for {sizes[0]} samples")
+    sizes = check_shape(shape)
+    rows = check_indices(indices, sizes[0])
     own = PerSample(fresh_seed() if seed is None else seed, rows)
-    place = dtype, _device_of(denoiser) if device is None else device
+    place = dtype, device_of(denoiser) if device is None else device
 
     def add_noise(number: int, mean: Tensor | None) -> Tensor:
-        columns = table.noise[number].nonzero()[0]
-        terms = [(own.normal(sizes[1:], *place), float(table.noise[number, j])) for j in columns]
-        return combine(terms if mean is None else [(mean, 1.0), *terms])
+        terms = [
+            (own.normal(sizes[1:], *place), value)
+            for (kind, _), value in sorted(table.rows[number].items())
+            if kind == "noise"
+        ]
+        first = terms[0][0]
+        return combine(terms if mean is None else [(mean, 1.0), *terms], first)
 
     first = add_noise(0, None)
     made = list(_chain(table, denoiser, first, add_noise, reduction, conditioning))
-    data = made[-1].state / table.alpha[-1]
-    restore = getattr(denoiser, "unstandardise", None)
     return Rollout(
         table,
-        restore(data) if restore else data,
+        to_data(denoiser, made[-1].state, table.levels[-1]),
         [first, *(transition.state for transition in made)],
-        _stacked(made),
+        _stack(made),
     )
 
 
@@ -135,7 +137,7 @@ def log_probs(
     noise are not made. For one step's graph at a time, iterate over `transitions`.
     """
     noisy = np.flatnonzero(_deviations(plan))
-    return _stacked(
+    return _stack(
         islice(transitions(denoiser, states, plan, reduction, conditioning), int(noisy.max()))
     )
 
@@ -169,36 +171,32 @@ def _chain(
     reduction: Reduction,
     conditioning: dict[str, Any],
 ) -> Iterator[Transition]:
-    """`run` with the noise told from the rest: `reach(number, mean)` is the state."""
-    program = lower(plan, denoiser, first.dtype, first.device)
-    deviations, levels = _deviations(plan), plan.levels
-    kept: dict[int, Tensor] = {}
-    state = first
-    for number, row in enumerate(program.rows):
-        if number:
-            terms = [(kept[slot], value) for slot, value in row.terms if slot < 2 * plan.nfe]
-            mean, std = combine(terms) if terms else torch.zeros_like(first), deviations[number]
-            state = reach(number, mean)
-            log_prob = _log_normal(state, mean, std, reduction) if std else None
-            yield Transition(number, levels[number], mean, std, state, log_prob)
-        for slot in row.forget:
-            kept.pop(slot, None)
-        if number < plan.nfe:
-            pair = ask(denoiser, state, program.calls[number], conditioning)
-            kept.update((slot, pair[part]) for slot, part in row.keep)
+    """A run in which `reach(number, mean)` makes each state after the first of its mean."""
+    execution = Execution(lower(plan, denoiser, first.dtype, first.device))
+    deviations, state = _deviations(plan), first
+    for number, call in enumerate(execution.program.calls, 1):
+        execution.answer(*ask(denoiser, state, call, conditioning))
+        mean, std = execution.mean(first), deviations[number]
+        state = reach(number, mean)
+        log_prob = _log_normal(state, mean, std, reduction) if std else None
+        yield Transition(number, plan.levels[number], mean, std, state, log_prob)
 
 
 def _deviations(plan: Plan) -> list[float]:
-    if not plan.noise[1:].any():
+    noises = [
+        {k: value for (kind, k), value in row.items() if kind == "noise" and value}
+        for row in plan.rows
+    ]
+    if not any(noises[1:]):
         raise ValueError(
             f"no row of the plan {plan.name} injects noise, its states have no density; "
             "use a stochastic sampler, such as 'ddpm'"
         )
-    if ((plan.noise != 0).sum(0) > 1).any():
+    if len({k for row in noises for k in row}) < sum(map(len, noises)):
         raise ValueError(
             f"a noise of the plan {plan.name} serves several rows, which have no density each"
         )
-    return np.linalg.norm(plan.noise, axis=1).tolist()
+    return [math.hypot(*row.values()) for row in noises]
 
 
 def _log_normal(state: Tensor, mean: Tensor, std: float, reduction: Reduction) -> Tensor:
@@ -207,6 +205,6 @@ def _log_normal(state: Tensor, mean: Tensor, std: float, reduction: Reduction) -
     return flat.sum(1) if reduction == "sum" else flat.mean(1)
 
 
-def _stacked(made: Iterable[Transition]) -> Tensor:
+def _stack(made: Iterable[Transition]) -> Tensor:
     densities = (transition.log_prob for transition in made)
     return torch.stack([density for density in densities if density is not None], 1)

@@ -11,11 +11,11 @@ from twosides import schedules
 from twosides.clocks import Clock
 from twosides.naming import unknown
 from twosides.outputs import Output, output_named
-from twosides.sampling import grids, solvers, stochasticity
+from twosides.sampling import grids, noise, solvers
 from twosides.sampling.grids import Grid
-from twosides.sampling.samplers import Sampler
-from twosides.sampling.steps import Solver
-from twosides.sampling.stochasticity import Stochasticity
+from twosides.sampling.noise import Stochasticity
+from twosides.sampling.sampler import Sampler
+from twosides.sampling.solvers import Solver
 from twosides.schedules import Schedule
 
 SCHEDULES: dict[str, type[Schedule]] = {
@@ -42,7 +42,7 @@ CLOCKS: dict[str, type[Clock]] = {
 
 _PARTS = [
     kind
-    for module, base in ((grids, Grid), (solvers, Solver), (stochasticity, Stochasticity))
+    for module, base in ((grids, Grid), (solvers, Solver), (noise, Stochasticity))
     for kind in vars(module).values()
     if isinstance(kind, type) and issubclass(kind, base)
 ]
@@ -50,7 +50,6 @@ _PARTS = [
 
 _KINDS: dict[str, type[Any]] = {
     **{kind.__name__: kind for kind in (*_PARTS, Sampler, Output)},
-    "ShiftedGrid": grids.Shifted,
     "EDMInput": schedules.EDMInput,
     **SCHEDULES,
     **CLOCKS,
@@ -85,6 +84,7 @@ def restore(config: Any) -> Any:
         return float(config)
     if not isinstance(config, dict):
         return config
+    config = _in_words_of_today(config)
     fields = {key: restore(value) for key, value in config.items() if key != "type"}
     name = config.get("type")
     if name not in _KINDS:
@@ -93,6 +93,27 @@ def restore(config: Any) -> Any:
         return _KINDS[name](**fields)
     except TypeError as error:
         raise ValueError(f"config.json describes no {name}: {error}") from error
+
+
+def _in_words_of_today(config: dict[str, Any]) -> dict[str, Any]:
+    """A part as files of the first version have it, in the words of this one.
+
+    There `limit` was called `caution`, Langevin was a solver around a solver, and Restart a grid
+    around a grid; both are noise.
+    """
+    config = {{"caution": "limit"}.get(key, key): value for key, value in config.items()}
+    if config.get("type") == "ProbabilityFlowEuler":
+        return {"type": "EulerMaruyama"}
+    solver, grid = config.get("solver"), config.get("grid")
+    if isinstance(solver, dict) and solver.get("type") == "Langevin" and "predictor" in solver:
+        around = {"type": "Langevin", "noise": solver["noise"], "times": solver["times"]}
+        config |= {"solver": solver["predictor"]}
+        config |= {"stochasticity": {**around, "along": config.get("stochasticity")}}
+    if isinstance(grid, dict) and grid.get("type") == "Restart":
+        around = {key: value for key, value in grid.items() if key != "grid"}
+        config |= {"grid": grid["grid"]}
+        config |= {"stochasticity": {**around, "along": config.get("stochasticity")}}
+    return config
 
 
 def describe_output(output: Output, schedule: Schedule) -> str | dict[str, Any]:

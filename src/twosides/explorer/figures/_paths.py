@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 import twosides as ts
 from twosides.explorer import problems
-from twosides.sampling.plan import run
+from twosides.sampling.run import run
 
 Array = NDArray[np.float64]
 TRUTH, FINE = "kab3c", 32  # of third order or more, on equal steps of time

@@ -140,7 +140,7 @@ def compute(given: str, schedule: str, f: str, g: str, eta: str, t: float, steps
     """
     import torch
 
-    from twosides.sampling.stochasticity import Interval
+    from twosides.sampling.noise import Step
 
     dynamics, made = process(given, schedule, f, g, eta)
     times = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
@@ -153,7 +153,7 @@ def compute(given: str, schedule: str, f: str, g: str, eta: str, t: float, steps
         "sigma": made.sigma(times),
         "logsnr": made.logsnr(times),
     }
-    step = Interval.between(made, t, max(t - 1 / steps, 0.5 * t), steps)
+    step = Step.between(made, t, max(t - 1 / steps, 0.5 * t), steps)
     found = {
         name: coordinate(name, float(dynamics.eta(torch.tensor(t, dtype=torch.float64))), step)
         for name in COORDINATES
@@ -190,10 +190,10 @@ def compute(given: str, schedule: str, f: str, g: str, eta: str, t: float, steps
 
 def coordinate(name: str, eta: float, step: Any) -> float:
     """The coordinate of class `name` that is the noise eta on a step; NaN if there is none."""
-    from twosides.sampling import stochasticity
+    from twosides.sampling import noise
 
     try:
-        return float(stochasticity.convert(ts.Eta(eta), getattr(stochasticity, name), step).value)
+        return float(noise.convert(ts.Eta(eta), getattr(noise, name), step).value)
     except ValueError:
         return math.nan
 
@@ -250,7 +250,7 @@ schedule = process.schedule()   # f, g -> alpha, sigma"""
 ))"""
     return f"""import torch
 import twosides as ts
-from twosides.sampling import stochasticity
+from twosides.sampling import noise
 from twosides.schedules import schedule_named
 
 {setup}
@@ -261,12 +261,12 @@ arrays = dict(
 )
 gap = {gap}
 
-step = stochasticity.Interval.between(schedule, {t!r}, {max(t - 1 / steps, 0.5 * t)!r}, {steps})
+step = noise.Step.between(schedule, {t!r}, {max(t - 1 / steps, 0.5 * t)!r}, {steps})
 eta = ts.Eta(float(process.eta(torch.tensor({t!r}, dtype=torch.float64))))
 coordinates = {{}}
 for name in {COORDINATES}:
     try:
-        coordinates[name] = stochasticity.convert(eta, getattr(stochasticity, name), step).value
+        coordinates[name] = noise.convert(eta, getattr(noise, name), step).value
     except ValueError:
         pass   # this coordinate cannot say it
 """

@@ -84,7 +84,7 @@ FIGURE = Figure(
 def sampler(name: str, grid: str, c: float) -> Any:
     """The preset on another grid, with churn if c > 0; a grid that is over another one stays."""
     made = ts.samplers[name]
-    chosen = made.grid if grid == "own" or made.grid.renoises else ts.grids.GRIDS[grid]
+    chosen = made.grid if grid == "own" else ts.grids.GRIDS[grid]
     return ts.Sampler(chosen, made.solver, ts.Churn(c) if c > 0 else made.stochasticity)
 
 
@@ -94,7 +94,7 @@ def exact(data: str, schedule: str) -> tuple[Any, Any]:
     import torch
 
     from twosides.explorer import problems
-    from twosides.sampling.plan import run
+    from twosides.sampling.run import run
 
     start = ts.PerSample(0, range(64)).normal((2,), torch.float64)
     return start, run(ts.plan("rk4", schedule, 400), problems.named(data), start)
@@ -107,7 +107,7 @@ def measured(
     """Calls and error of one run; data "" for the error of the variance."""
     from twosides.explorer import problems
     from twosides.reports.orders import reached_variance
-    from twosides.sampling.plan import run
+    from twosides.sampling.run import run
 
     plan = ts.plan(sampler(name, grid, c), schedule, steps)
     if not data:
@@ -206,11 +206,7 @@ def slope(nfe: Any, errors: Any) -> float:
 
 def _python(names: tuple[str, ...], c: float, data: str, schedule: str, grid: str) -> str:
     noise = f"ts.Churn({c!r})" if c > 0 else "made.stochasticity"
-    nodes = (
-        "made.grid"
-        if grid == "own"
-        else f"made.grid if made.grid.renoises else ts.grids.GRIDS[{grid!r}]"
-    )
+    nodes = "made.grid" if grid == "own" else f"ts.grids.GRIDS[{grid!r}]"
     setup = (
         f"""start = ts.PerSample(0, range(64)).normal((2,), torch.float64)
 data = problems.named({data!r})

@@ -58,7 +58,7 @@ def runs(data: str, schedule: str, steps: int, particles: int) -> tuple[Any, Any
     noise = ts.PerSample(0, range(particles)).normal((2,), x.dtype)
     states: list[Any] = []
     made = ts.plan("ddim", schedule, steps, encode=True)
-    from twosides.sampling.plan import run
+    from twosides.sampling.run import run
 
     last = run(made, exact, x, watch=lambda visit: states.append(visit.z))
     return x.numpy(), noise.numpy(), np.stack([*(s.numpy() for s in states), last.numpy()])

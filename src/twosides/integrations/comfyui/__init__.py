@@ -19,7 +19,7 @@ from torch import Tensor
 
 from twosides.integrations.kdiffusion import is_flow, sampler_function
 from twosides.sampling.grids import GRIDS, ThenData
-from twosides.sampling.samplers import samplers
+from twosides.sampling.presets import names
 from twosides.schedules import Betas, FlowMatching, Schedule
 
 
@@ -27,7 +27,6 @@ class TwosidesSampler:
     """A SAMPLER: any preset, on the sigmas and the model that it is used with.
 
     seed: of the noise that stochastic samplers inject, not of the initial one.
-    compat: "corrected", or "published" for a preset as its authors' code has it.
     """
 
     RETURN_TYPES = ("SAMPLER",)
@@ -39,16 +38,14 @@ class TwosidesSampler:
         """The node's inputs, in ComfyUI's notation."""
         return {
             "required": {
-                "sampler": (list(samplers),),
+                "sampler": (names(),),
                 "seed": ("INT", {"default": 0, "min": 0, "max": 2**64 - 1}),
-                "compat": (["corrected", "published"],),
             }
         }
 
-    def sampler(self, sampler: str, seed: int, compat: str) -> tuple[Any]:
+    def sampler(self, sampler: str, seed: int) -> tuple[Any]:
         """(KSAMPLER,)."""
-        known = compat if compat == "published" else None
-        function = sampler_function(sampler, compat=known, seed=seed)
+        function = sampler_function(sampler, seed=seed)
         return (importlib.import_module("comfy.samplers").KSAMPLER(function, {}, {}),)
 
 
@@ -69,7 +66,7 @@ class TwosidesScheduler:
         return {
             "required": {
                 "model": ("MODEL",),
-                "grid": ([name for name, grid in GRIDS.items() if not grid.renoises],),
+                "grid": (list(GRIDS),),
                 "steps": ("INT", {"default": 20, "min": 1, "max": 10000}),
                 "denoise": ("FLOAT", {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01}),
             }

@@ -30,7 +30,8 @@ from twosides.clocks import Clock, CNoise, Index, Time
 from twosides.denoiser import Denoiser
 from twosides.naming import unknown
 from twosides.sampling.frames import Array
-from twosides.sampling.grids import Grid, Indices, beta_quantiles
+from twosides.sampling.grids import Grid, Indices
+from twosides.sampling.grids.beta import beta_quantiles
 from twosides.schedules import (
     EDM,
     Betas,
@@ -366,7 +367,7 @@ def _ramp(config: Config, high: float, low: float, count: int) -> Array:
     if name in ("exponential", "lu"):
         return high * (low / high) ** part
     if name == "beta":
-        return low + (high - low) * beta_quantiles(0.6, 0.6, torch.from_numpy(1 - part)).numpy()
+        return low + (high - low) * beta_quantiles(0.6, 0.6, 1 - part)
     if name != "karras":
         raise unknown("sigma_schedule", name, ("karras", "exponential"))
     root = 1 / float(config.get("rho") or 7.0)

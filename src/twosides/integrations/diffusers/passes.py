@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Sequence
-from copy import copy
-from dataclasses import dataclass, field, replace
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -16,87 +16,102 @@ from torch import Tensor
 
 from twosides.denoiser import Call
 from twosides.integrations.diffusers.notation import Notation
-from twosides.sampling.plan import Plan, Program, combine, lower, trace
-from twosides.sampling.samplers import Sampler
-from twosides.sampling.solvers import DDIM
-from twosides.sampling.steps import Asks, Solver, Step
-from twosides.sampling.stochasticity import Deterministic, Interval, Stochasticity
-
-
-class _Counted(Solver):
-    """A solver that notes at which network call each of its steps begins."""
-
-    def __init__(self, solver: Solver, calls: int) -> None:
-        self.solver, self.calls = solver, calls
-        self.starts: list[int] = []
-
-    def step(self, z: Any, step: Step, past: list[Any]) -> Asks:
-        """The solver's step."""
-        self.starts.append(self.calls)
-        asks, answer = self.solver.step(z, step, past), None
-        while True:
-            try:
-                ask = next(asks) if answer is None else asks.send(answer)
-            except StopIteration as stop:
-                return stop.value
-            self.calls += 1
-            answer = yield ask
+from twosides.sampling.noise import Leg, Stochasticity
+from twosides.sampling.plan import Plan, trace
+from twosides.sampling.run import Execution, Program, lower
+from twosides.sampling.sampler import Sampler
+from twosides.sampling.solvers import DDIM, Asks, walk
 
 
 class Layout(NamedTuple):
-    """A plan, the calls at which its steps begin, and its rows for raw answers of the network."""
+    """A plan, its rows for raw answers of the network, and the legs that it walks.
+
+    starts: the calls at which the legs begin. asked: the log-SNRs of these calls.
+    """
 
     plan: Plan
-    starts: tuple[int, ...]
     program: Program
+    starts: tuple[int, ...]
+    asked: tuple[float, ...]
 
 
 @lru_cache(maxsize=64)
-def laid_out(
-    sampler: Sampler, notation: Notation, nodes: tuple[float, ...], begun: tuple[float, ...] = ()
+def lay_out(
+    sampler: Sampler,
+    notation: Notation,
+    nodes: tuple[float, ...],
+    first: int = 0,
+    begun: tuple[float, ...] = (),
 ) -> Layout:
-    """The plan through these nodes (log-SNRs).
+    """The plan of the route through these nodes (log-SNRs), from its leg number `first` on.
 
-    begun: levels of calls before the first node, inside a step that was begun elsewhere. DDIM goes
-    from each to the next, which is nothing at all where two are equal.
+    begun: levels of calls before that leg, inside a step that another scheduler had begun, or
+        anywhere. DDIM bridges them: it goes from each to the next, and to where the leg starts.
     """
     schedule = notation.latents
-    levels = [schedule.level(value).floats() for value in (*begun, *nodes)]
-    counted = _Counted(sampler.solver, len(begun))
-    walked = replace(sampler, solver=counted, published=None)
+    levels = [schedule.level(value).floats() for value in nodes]
+    route = sampler.stochasticity.route(schedule, levels)[first:]
+    start = levels[0] if first == 0 and not begun else route[0].here if route else levels[-1]
+    before = [schedule.level(value).floats() for value in begun]
+    starts, calls = list[int](), len(before)
 
-    def whole(initial: Any, noise: Callable[[], Any]) -> Generator[Any, Any, Any]:
-        z = initial * math.hypot(*levels[0][1:])
-        for here, there in pairwise(levels[: len(begun) + 1]):
-            step = Step(Interval(schedule, here, there, 1), Deterministic(), noise)
-            z = yield from DDIM().step(z, step, [])
-        return (yield from walked.steps(z, schedule, levels[len(begun) :], noise))
+    def whole(initial: Any, noise: Callable[[], Any]) -> Asks:
+        nonlocal calls
+        z = initial * math.hypot(*[*before, start][0][1:])
+        for here, there in pairwise([*before, start]):
+            z = yield from DDIM().step(z, Leg(schedule, here, there, there), [])
+        if not route:
+            return z
+        asks = walk(
+            sampler.solver,
+            z,
+            route,
+            (start, levels[-1]),
+            noise,
+            visit=lambda leg: starts.append(calls),
+        )
+        answer: Any = None
+        while True:  # `yield from`, with the calls counted
+            try:
+                wanted = asks.send(answer)
+            except StopIteration as stop:
+                return stop.value
+            calls += 1
+            answer = yield wanted
 
     title = f"{type(sampler.solver).__name__}, {len(nodes) - 1} steps on {schedule}"
     plan = trace(whole, levels[-1], title)
     elsewhere = notation.denoiser(torch.nn.Identity())  # the pipeline calls the network
     program = lower(plan, elsewhere, torch.float32, torch.device("cpu"))
-    return Layout(plan, tuple(counted.starts), program)
+    return Layout(plan, program, tuple(starts), tuple(leg.here.logsnr for leg in route))
 
 
-@dataclass
 class Pass:
-    """One pass of a sampler through `nodes`, in the notation's latents.
+    """One pass of a sampler along its route through `nodes`, in the latents of the notation.
 
-    `row` is the number of network calls that have been answered, `kept` what later rows need.
+    first, begun: see `lay_out`.
     """
 
-    sampler: Sampler
-    notation: Notation
-    nodes: tuple[float, ...]
-    begun: tuple[float, ...] = ()
-    row: int = 0
-    kept: dict[int, Tensor] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        sampler: Sampler,
+        notation: Notation,
+        nodes: tuple[float, ...],
+        first: int = 0,
+        begun: tuple[float, ...] = (),
+    ) -> None:
         """ValueError for impossible pairs, such as eps-prediction at zero SNR."""
-        layout = laid_out(self.sampler, self.notation, self.nodes, self.begun)
-        self.plan, self._starts, self.program = layout
+        self.sampler, self.notation, self.nodes = sampler, notation, nodes
+        self.first, self.begun = first, begun
+        self.plan, self.program, self._starts, self._asked = lay_out(
+            sampler, notation, nodes, first, begun
+        )
+        self.execution = Execution(self.program)
+
+    @property
+    def row(self) -> int:
+        """The number of network calls that have been answered."""
+        return self.execution.row
 
     @property
     def calls(self) -> list[Call]:
@@ -105,46 +120,42 @@ class Pass:
 
     @property
     def steps(self) -> int:
-        """The number of steps."""
+        """The number of legs."""
         return len(self._starts)
+
+    def twin(self) -> Pass:
+        """A pass of its own, at the same place."""
+        made = self._again()
+        made.execution.row, made.execution.kept = self.row, dict(self.execution.kept)
+        return made
 
     def after(self, call: int) -> Pass:
         """The pass of a state that is given at the level of this call."""
         if call == 0:
-            fresh = copy(self)
-            fresh.row, fresh.kept = 0, {}
-            return fresh
-        begins = [(at, node) for at, node in zip(self._starts, _rising(self.nodes), strict=True)]
-        first, node = next((pair for pair in begins if pair[0] >= call), (self.plan.nfe, -1))
-        inside = tuple(level.logsnr for level in self.plan.levels[call:first])
-        return self._again(nodes=self.nodes[node:], begun=inside)
+            return self._again()
+        index = bisect_left(self._starts, call)
+        start = self._starts[index] if index < len(self._starts) else self.plan.nfe
+        inside = tuple(level.logsnr for level in self.plan.levels[call:start])
+        return self._again(first=self.first + index, begun=inside)
 
     def at(self, logsnr: float) -> Pass:
-        """The pass of a state that is given at any level: a DDIM step to the next node."""
-        ahead = tuple(value for value in self.nodes if value > logsnr)
-        return self._again(nodes=ahead or self.nodes[-1:], begun=(logsnr,))
+        """The pass of a state that is given at any level: a DDIM step to where a leg starts."""
+        ahead = (index for index, asked in enumerate(self._asked) if asked > logsnr)
+        first = next(ahead, len(self._asked))
+        return self._again(first=self.first + first, begun=(logsnr,))
 
     def noisy(self, stochasticity: Stochasticity) -> Pass:
         """The same with other noise."""
         return self._again(sampler=replace(self.sampler, stochasticity=stochasticity))
 
     def _again(self, **changes: Any) -> Pass:
-        return replace(self, **changes, row=0, kept={})
+        parts = {name: getattr(self, name) for name in ("sampler", "nodes", "first", "begun")}
+        return Pass(notation=self.notation, **{**parts, **changes})
 
     def advance(self, z: Tensor, answer: Tensor, noise: Callable[[], Tensor]) -> Tensor:
         """The next state, from the state that the network was shown and what it answered."""
-        kept, rows = self.kept, self.program.rows
-        for slot, part in rows[self.row].keep:
-            kept[slot] = answer if part else z
-        self.row += 1
-        terms, forget, _ = rows[self.row]
-        for slot, _ in terms:
-            if slot not in kept:
-                kept[slot] = noise()
-        state = combine([(kept[slot], value) for slot, value in terms])
-        for slot in forget:
-            del kept[slot]
-        return state
+        self.execution.answer(z, answer)
+        return self.execution.state(noise, z)
 
     def predicted(self, z: Tensor, answer: Tensor) -> Tensor:
         """x of the call that comes next to be answered."""
@@ -196,8 +207,3 @@ class Band:
         self.past = parts[:size]
         self.place = self.place + 1
         return sum((row[i] * part for i, part in enumerate(parts)), torch.zeros_like(z))
-
-
-def _rising(nodes: Sequence[float]) -> list[int]:
-    """The nodes at which steps begin; a fall is a jump back to noise, without a call."""
-    return [i for i, (here, there) in enumerate(pairwise(nodes)) if there > here]

@@ -54,10 +54,10 @@ def _merely_equal(sigmas: Any) -> bool:
     return np.allclose(values, np.linspace(1, 1 / len(values), len(values)), atol=1e-6)
 
 
-def _checked(nodes: Tensor, renoises: bool) -> tuple[float, ...]:
+def _checked(nodes: Tensor) -> tuple[float, ...]:
     values = tuple(nodes.tolist())
     for here, there in pairwise(values):
-        if not (there > here or (renoises and there < here)):
+        if not there > here:
             raise ValueError(
                 f"timesteps and sigmas must fall strictly, from noise to data, but logsnr "
                 f"{here:.6g} is followed by {there:.6g}"

@@ -37,9 +37,10 @@ from twosides.integrations.diffusers.runs import (
 )
 from twosides.naming import unknown
 from twosides.randomness import PerSample
-from twosides.sampling.grids import GRIDS, Given, Grid
-from twosides.sampling.samplers import Sampler, sampler_named
-from twosides.sampling.stochasticity import DDIMEta
+from twosides.sampling.grids import GRIDS, Grid
+from twosides.sampling.noise import DDIMEta
+from twosides.sampling.presets import PUBLISHED, sampler_named
+from twosides.sampling.sampler import Sampler
 from twosides.schedules import Tabulated, along_batch
 from twosides.storage.parts import describe, restore
 
@@ -57,8 +58,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):
 
         pipe.scheduler = Scheduler.from_pipeline(pipe, sampler="dpmpp-2m")
 
-    sampler: a preset's name, with numbers if it takes some ("kab2(0.5, 3)"), or a Sampler.
-    compat: "published" for a preset as its authors' code has it.
+    sampler: a name, see `presets.sampler_named`: a preset, with numbers if it takes some
+        ("kab2(0.5, 3)"), "unipc-published", the path of a sampler's file; or a Sampler.
     grid: where to step. None: as the model's own scheduler does or the pipeline asks, but a Sampler
         given whole, and a solver that needs even steps, keep theirs; "sampler": the sampler's; else
         the name of a grid. Where a grid ends above the model's own end, a step leads there.
@@ -77,7 +78,6 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     def __init__(
         self,
         sampler: Any = "ddim",
-        compat: str | None = None,
         grid: str | None = None,
         seed: int | None = None,
         origin: str | None = None,
@@ -154,6 +154,9 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     ) -> Any:
         """From the config of this class, or of a scheduler of diffusers', with its defaults."""
         known = set(inspect.signature(cls.__init__).parameters) - {"self"}
+        if config.get("compat") == "published" and isinstance(config.get("sampler"), str):
+            # In files of the first version this was a word of its own.
+            config = {**config, "sampler": config["sampler"] + PUBLISHED}
         name = config.get("_class_name") or _class_with(config)
         if known <= config.keys():  # its own; diffusers takes positional arguments for defaults
             config = {key: v for key, v in config.items() if key != "_use_default_values"}
@@ -184,7 +187,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     def _sampler(self) -> Sampler:
         given = self.config["sampler"]
         sampler = restore(dict(given)) if isinstance(given, Mapping) else given
-        return sampler_named(sampler, self.config["compat"])
+        return sampler_named(sampler)
 
     def _own_grid(self, sampler: Sampler) -> Grid | None:
         """The grid that is not the model's."""
@@ -209,12 +212,10 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             if own is not None:
                 flow = notation.path == "flow"
                 clock = latents.shifted(notations.shift_of(config, mu)) if flow else latents
-                return _checked(notations.ended(config, own, clock, count), own.renoises)
-            nodes = notations.native(config, notation, count, mu)
-        given = _checked(nodes, False)
-        if not sampler.grid.renoises:
-            return given
-        return _checked(sampler.grid.over(Given(given)).logsnrs(latents, len(given) - 1), True)
+                nodes = notations.ended(config, own, clock, count)
+            else:
+                nodes = notations.native(config, notation, count, mu)
+        return _checked(nodes)
 
     # ------------------------------------------------------------------ a run
 
@@ -541,8 +542,11 @@ class Scheduler(SchedulerMixin, ConfigMixin):
                 setattr(twin, name, deepcopy(value, memo))
         twin._forget_runs()
         if run is not None:
-            walk = dataclasses.replace(run.walk, kept=dict(run.walk.kept))
-            parts = {"walk": walk, "timesteps": run.timesteps.clone(), "own": deepcopy(run.own)}
+            parts = {
+                "walk": run.walk.twin(),
+                "timesteps": run.timesteps.clone(),
+                "own": deepcopy(run.own),
+            }
             twin._enter(dataclasses.replace(run, **parts))
         return twin
 

@@ -1,0 +1,49 @@
+"""Where a sampler steps: grids, the levels of a run from noise to data.
+
+`grid` says what a grid is, `even` has those of equal steps in a variable, `tables` those of tables,
+`indices` those of discrete models. A new grid is a class in one of them and a row of the table
+here.
+"""
+
+from twosides.sampling.grids.even import (
+    Arctan,
+    Beta,
+    Exponential,
+    Karras,
+    Uniform,
+    UniformLogSNR,
+    UniformTime,
+)
+from twosides.sampling.grids.grid import (
+    Even,
+    Given,
+    Grid,
+    ShiftedGrid,
+    ThenData,
+    flux_shift,
+    resolution_shift,
+)
+from twosides.sampling.grids.indices import Indices
+from twosides.sampling.grids.tables import AYS, Entropic, Quantiles
+
+__all__ = [
+    "AYS", "GRIDS", "Arctan", "Beta", "Entropic", "Even", "Exponential", "Given", "Grid", "Indices",
+    "Karras", "Quantiles", "ShiftedGrid", "ThenData", "Uniform", "UniformLogSNR", "UniformTime",
+    "flux_shift", "resolution_shift",
+]  # fmt: skip
+
+GRIDS: dict[str, Grid] = {
+    "uniform-time": UniformTime(),
+    "uniform-logsnr": UniformLogSNR(),
+    "uniform": Uniform(),
+    "arctan": Arctan(),
+    "karras": Karras(),
+    "exponential": Exponential(),
+    "beta": Beta(),
+    "ays-sd15": AYS("sd15"),
+    "ays-sdxl": AYS("sdxl"),
+    "ays-svd": AYS("svd"),
+    "leading": Indices("leading"),
+    "trailing": Indices("trailing"),
+    "linspace": Indices("linspace"),
+}

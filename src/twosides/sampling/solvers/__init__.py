@@ -1,0 +1,34 @@
+"""How one leg of a run uses the network's estimates.
+
+`solver` says what a solver is and walks a route, `multistep` uses past calls, `runge_kutta` calls
+inside the leg, and `invertible` has the rules that run backwards exactly. A new solver is a class
+in one of them and a row of the table here.
+"""
+
+from twosides.sampling.solvers.invertible import BDIA, Leapfrog
+from twosides.sampling.solvers.multistep import Adams, Integral
+from twosides.sampling.solvers.runge_kutta import TABLEAUS, RungeKutta, Tableau
+from twosides.sampling.solvers.solver import (
+    DDIM,
+    Asks,
+    Euler,
+    EulerMaruyama,
+    Solver,
+    hold,
+    walk,
+)
+
+__all__ = [
+    "BDIA", "DDIM", "SOLVERS", "TABLEAUS", "Adams", "Asks", "Euler", "EulerMaruyama", "Integral",
+    "Leapfrog", "RungeKutta", "Solver", "Tableau", "hold", "walk",
+]  # fmt: skip
+
+SOLVERS: dict[str, type[Solver]] = {
+    "ddim": DDIM,
+    "euler": Euler,
+    "adams": Adams,
+    "runge-kutta": RungeKutta,
+    "leapfrog": Leapfrog,
+    "bdia": BDIA,
+    "euler-maruyama": EulerMaruyama,
+}
