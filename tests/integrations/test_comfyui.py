@@ -14,7 +14,7 @@ from twosides.integrations.comfyui import (
 )
 from twosides.oracle import GaussianMixture
 from twosides.sampling.grids import GRIDS
-from twosides.sampling.presets import samplers
+from twosides.sampling.presets import names
 from twosides.schedules import Level, ScaledLinear
 
 DATA = GaussianMixture.gaussian([0.4, 0.4], 0.25 * torch.eye(2))
@@ -126,7 +126,7 @@ def sigmas_of(sampling, grid="uniform-time", steps=10, denoise=1.0):
 def test_every_node_has_a_name_and_every_preset_is_a_choice():
     assert set(NODE_CLASS_MAPPINGS) == set(NODE_DISPLAY_NAME_MAPPINGS)
     listed = NODE_CLASS_MAPPINGS["TwosidesSampler"].INPUT_TYPES()["required"]
-    assert listed["sampler"][0] == list(samplers)
+    assert listed["sampler"][0] == names()
     assert listed["seed"][1]["max"] == 2**64 - 1
     node("TwosidesSampler", sampler="euler-a", seed=2**64 - 1)
 

@@ -231,8 +231,9 @@ def test_callbacks_see_each_call(name):
     [
         ("ddim", [0, 1, 2, 3, 4, 5, 6, 7]),
         ("heun", [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7]),
-        # Back from 0.1, the level nearest to 0.06, to 0.3; twice, each time in two steps.
-        ("restart", [0, 1, 2, 3, 4, 5, 4, 5, 4, 5, 6, 7]),
+        # Back from 0.1, the level nearest to 0.06, to 0.3; twice, each time in two steps, which
+        # belong to the caller's step that leads to 0.1.
+        ("restart", [0, 1, 2, 3, 4, 5, 5, 5, 5, 5, 6, 7]),
     ],
 )
 def test_callbacks_count_the_callers_steps(name, steps):

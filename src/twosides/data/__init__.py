@@ -3,7 +3,7 @@
 Nothing here is imported by the rest of the library, and importing it draws nothing.
 """
 
-from .glyphs import Glyphs, fonts
-from .reader import Reader, accuracy, train_reader
+from twosides.data.glyphs import Glyphs, fonts
+from twosides.data.reader import Reader, accuracy, train_reader
 
 __all__ = ["Glyphs", "Reader", "accuracy", "fonts", "train_reader"]

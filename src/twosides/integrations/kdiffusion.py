@@ -25,6 +25,7 @@ from twosides.naming import unknown
 from twosides.outputs import Estimate
 from twosides.randomness import PerSample
 from twosides.sampling.grids import Given
+from twosides.sampling.noise import Leg
 from twosides.sampling.presets import sampler_named
 from twosides.sampling.sampler import Sampler
 from twosides.sampling.solvers import Asks, walk
@@ -84,12 +85,15 @@ def sampler_function(
         schedule, given = _walked(sigmas, path or ("flow" if is_flow(own) else "ve"))
         levels = replace(made, grid=given).levels(schedule, len(sigmas) - 1)
         route = made.stochasticity.route(schedule, levels)
-        walked = route[:1]  # the legs so far: noise may come before the first begins
+        walked: list[Leg] = []
         draw = noise_sampler or _drawn(x, seed)
         scale = getattr(own, "noise_scale", 1.0)  # some flow models' n is not of unit variance
 
         def noise() -> Tensor:
-            ends = (sigmas.new_tensor(level.sigma) for level in (walked[-1].here, walked[-1].there))
+            # Noise that comes before a call, as EDM's churn does, is the next step's.
+            leg = walked[-1] if walked else None
+            step = leg.number + (leg.over == levels[leg.number + 1]) if leg else 0
+            ends = (sigmas.new_tensor(level.sigma) for level in levels[step : step + 2])
             return scale * draw(*ends).to(x)
 
         def denoise(z: Tensor, level: Level) -> Tensor:

@@ -5,7 +5,7 @@
 is downloaded, and torchvision is never imported.
 """
 
-from .distances import (
+from twosides.metrics.distances import (
     frechet,
     frechet_of_gaussians,
     kernel_distance,
@@ -13,9 +13,9 @@ from .distances import (
     mode_masses,
     sliced_wasserstein,
 )
-from .extractors import Extractor, extract, extractor_named
-from .manifolds import Neighbours, neighbours
-from .measures import METRICS, Measured, evaluate, measure
+from twosides.metrics.extractors import Extractor, extract, extractor_named
+from twosides.metrics.manifolds import Neighbours, neighbours
+from twosides.metrics.measures import METRICS, Measured, evaluate, measure
 
 __all__ = [
     "METRICS",

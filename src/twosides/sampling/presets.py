@@ -58,7 +58,7 @@ def kappa_adams(
     """
     if not 0 < shift < float("inf"):
         raise ValueError(f"shift is a finite number > 0, got {shift}")
-    solver = Adams(order, kappa(kappa_value), corrector=corrector, limit=math.inf)
+    solver = Adams(order, kappa(kappa_value), corrector=corrector)
     return Sampler(Uniform(kappa(1 / shift)), solver, paper="twosides: the post's equation, Adams")
 
 

@@ -37,15 +37,15 @@ class Row(NamedTuple):
 
 
 class Program(NamedTuple):
-    """A plan lowered to a denoiser."""
+    """A plan lowered to a denoiser.
+
+    rows, calls: those of the plan.
+    noise: 2n, the slot of the initial noise, after which those of the injected ones come.
+    """
 
     rows: list[Row]
     calls: list[Call]
-
-    @property
-    def noise(self) -> int:
-        """The slot of the initial noise, after which those of the injected ones come."""
-        return 2 * len(self.calls)
+    noise: int
 
 
 def lower(plan: Plan, denoiser: Denoises, dtype: torch.dtype, device: torch.device) -> Program:
@@ -82,7 +82,7 @@ def lower(plan: Plan, denoiser: Denoises, dtype: torch.dtype, device: torch.devi
         ]
         forget = [slot for slot in table if last_use[slot] == number]
         rows.append(Row(list(table.items()), forget, keep))
-    return Program(rows, calls)
+    return Program(rows, calls, 2 * plan.nfe)
 
 
 # torch.compile takes the result as it is: `torch.compiler.assume_constant_result`, which would

@@ -109,8 +109,8 @@ def rollout(
             for (kind, _), value in sorted(table.rows[number].items())
             if kind == "noise"
         ]
-        first = terms[0][0]
-        return combine(terms if mean is None else [(mean, 1.0), *terms], first)
+        terms = terms if mean is None else [(mean, 1.0), *terms]
+        return combine(terms, terms[0][0])
 
     first = add_noise(0, None)
     made = list(_chain(table, denoiser, first, add_noise, reduction, conditioning))

@@ -104,15 +104,17 @@ def _in_words_of_today(config: dict[str, Any]) -> dict[str, Any]:
     config = {{"caution": "limit"}.get(key, key): value for key, value in config.items()}
     if config.get("type") == "ProbabilityFlowEuler":
         return {"type": "EulerMaruyama"}
-    solver, grid = config.get("solver"), config.get("grid")
+    solver, grid, restarts = config.get("solver"), config.get("grid"), list[dict[str, Any]]()
     if isinstance(solver, dict) and solver.get("type") == "Langevin" and "predictor" in solver:
         around = {"type": "Langevin", "noise": solver["noise"], "times": solver["times"]}
         config |= {"solver": solver["predictor"]}
         config |= {"stochasticity": {**around, "along": config.get("stochasticity")}}
-    if isinstance(grid, dict) and grid.get("type") == "Restart":
-        around = {key: value for key, value in grid.items() if key != "grid"}
-        config |= {"grid": grid["grid"]}
-        config |= {"stochasticity": {**around, "along": config.get("stochasticity")}}
+    while isinstance(grid, dict) and grid.get("type") == "Restart" and "grid" in grid:
+        restarts.insert(0, {key: value for key, value in grid.items() if key != "grid"})
+        grid = grid["grid"]
+    for restart in restarts:
+        around = {**restart, "along": config.get("stochasticity")}
+        config |= {"grid": grid, "stochasticity": around}
     return config
 
 
