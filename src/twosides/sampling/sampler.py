@@ -8,6 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, SupportsIndex
 
+import numpy as np
+
+from twosides.sampling.frames import Frame, variable_of
 from twosides.sampling.grids import Grid, UniformTime
 from twosides.sampling.noise import Deterministic, Stochasticity
 from twosides.sampling.plan import Plan, trace
@@ -47,12 +50,31 @@ class Sampler:
 
     @property
     def order(self) -> int:
-        """Order of convergence, of the distribution where noise is injected.
+        """Order of convergence between finite levels; of the distribution where noise is injected.
 
-        On grids that end at zero noise a frame that is singular there (x and eps in logsnr) takes
-        its last step at first order, which limits the whole to 2.
+        It is the power of the number of steps with which the error falls in the limit, from the
+        sampler's own start. See `order_on` for grids that reach zero SNR or zero noise.
         """
         return int(min(self.solver.convergence(self.stochastic), self.stochasticity.accuracy))
+
+    def order_on(self, schedule: Schedule) -> int:
+        """Order of convergence on the sampler's own grid on a schedule.
+
+        Where the grid reaches an infinite level at which the frame of the solver or its variable is
+        singular (x and eps, or logsnr), the step there holds the estimate, or past calls are left
+        out, which limits the whole to 2, up to a logarithm of the number of steps.
+        """
+        solver, levels = self.solver, self.levels(schedule, 2)
+        output, variable = (getattr(solver, name, None) for name in ("output", "variable"))
+        if output is None:
+            return self.order
+        for level in (level for level in (levels[0], levels[-1]) if math.isinf(level.logsnr)):
+            frame = Frame.regular(output, level, schedule)
+            axis = variable_of(variable, frame, schedule) if frame else None
+            ends = axis.of(np.array([level.logsnr])) if axis else np.zeros(1)
+            if frame is None or not np.isfinite(ends).all():
+                return min(self.order, 2)
+        return self.order
 
     @property
     def nfe_per_step(self) -> int:

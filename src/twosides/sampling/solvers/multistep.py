@@ -198,11 +198,15 @@ class Adams(Solver):
         check(self.output, self.variable, self.limit)
 
     def convergence(self, noisy: bool) -> int:
-        """One more than the order with a longer corrector; at most 2 with noise."""
+        """One more than the order with a longer corrector, but at most 3, and 2 with noise.
+
+        The second call is made at a state that Euler's step has reached, with an error of second
+        order; its answer is never asked again, so that no run is of a higher order than 3.
+        """
         rough = self.rule == "published" or self.lower_order_final or self.variable == "index"
         plain = not self.corrector and not self.corrected_start
         order = min(self.order + 1, self.corrector) if self.corrector else self.order
-        return min(order, 2) if noisy or rough or plain else order
+        return min(order, 2 if noisy or rough or plain else 3)
 
     def step(self, z: Any, leg: Leg, memory: list[Any]) -> Asks:
         """One call, at the start."""
