@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from twosides.data.decode import MAX_BYTES, SUFFIXES, BadImage, Frame
+from twosides.storage.reading import CorruptFolder, read_file
 
 MAX_CAPTION = 1 << 16
 
@@ -169,7 +170,9 @@ class Folder:
         data = read_capped(self.path / name, MAX_BYTES)
         beside = (self.path / name).with_suffix(".txt")
         caption = read_capped(beside, MAX_CAPTION) if beside.is_file() else None
-        return File(str(name), data, label, None if caption is None else decoded(caption))
+        return File(
+            str(name), data, label, None if caption is None else decoded(caption, beside.name)
+        )
 
 
 def _image_names(folder: Path) -> Iterator[Path]:
@@ -182,17 +185,16 @@ def _image_names(folder: Path) -> Iterator[Path]:
 
 
 def read_capped(path: Path, most: int) -> bytes:
-    """A file of at most so many bytes; `BadImage` if it is longer."""
-    with path.open("rb") as file:
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise BadImage(f"comes with a file of more than {most} bytes, {path.name}")
-    return data
+    """A regular file of at most so many bytes; `BadImage` if it is another."""
+    try:
+        return read_file(path, most)
+    except CorruptFolder as error:
+        raise BadImage(f"comes with a file that is refused: {path.name} {error.reason}") from error
 
 
-def decoded(caption: bytes) -> str:
-    """A caption's text; `BadImage` if it is not UTF-8."""
+def decoded(caption: bytes, name: str) -> str:
+    """The text of a caption from the file `name`; `BadImage` if it is not UTF-8."""
     try:
         return caption.decode("utf-8").strip()
     except UnicodeDecodeError as error:
-        raise BadImage(f"comes with a caption that is not UTF-8: {error}") from error
+        raise BadImage(f"comes with a caption, {name}, that is not UTF-8: {error}") from error

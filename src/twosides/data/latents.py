@@ -25,7 +25,8 @@ from torch.utils.data import Dataset
 
 from twosides.conditioning import nested
 from twosides.randomness import PerSample
-from twosides.storage.files import CorruptFolder, verify_folder
+from twosides.storage.files import verify_folder
+from twosides.storage.reading import CorruptFolder
 from twosides.storage.tensors import open_tensors
 from twosides.storage.trees import load_tree
 
