@@ -337,6 +337,7 @@ def pictures(files: dict[str, bytes]):
 
 for suffix, kind in (
     ("png", "PNG"),
+    ("avif", "AVIF"),
     ("jpg", "JPEG"),
     ("webp", "WEBP"),
     ("gif", "GIF"),
@@ -348,6 +349,28 @@ for suffix, kind in (
 
 listed("a caption", read_pictures, "x.txt")(
     lambda folder: pictures({"x.png": picture("PNG"), "x.txt": b"a letter"})(folder)
+)
+
+
+listed("an array", read_pictures, "x.npy")(lambda folder: pictures({"x.npy": array()})(folder))
+
+listed("a table of captions", read_pictures, "metadata.jsonl")(
+    lambda folder: pictures(
+        {
+            "x.png": picture("PNG"),
+            "metadata.jsonl": b'{"file_name": "x.png", "text": "a letter", "label": 0}\n',
+        }
+    )(folder)
+)
+
+listed("a table of labels", read_pictures, "metadata.csv")(
+    lambda folder: pictures(
+        {
+            "x.png": picture("PNG"),
+            "a/y.png": picture("PNG"),
+            "metadata.csv": b"file_name,label\nx.png,dog\na/y.png,cat\n",
+        }
+    )(folder)
 )
 
 
