@@ -162,7 +162,7 @@ def read_snapshot(folder: Path) -> Snapshot:
         return Snapshot(folder, step, tuple(map(float, sigma_rels)), str(about["run"]))
     except CorruptFolder:
         raise
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, ArithmeticError) as error:
         raise CorruptFolder(folder, ABOUT, f"describes no snapshot: {error!r}") from None
 
 

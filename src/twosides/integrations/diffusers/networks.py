@@ -384,12 +384,15 @@ def _model(
         kind = model_class(source, part, index)
     try:
         with torch.random.fork_rng(devices=[]):  # some are built with random weights first
-            return kind.from_pretrained(str(source), subfolder=part, **options)
+            model = kind.from_pretrained(str(source), subfolder=part, **options)
     except OSError as error:
         raise OSError(
             f"{error} (only safetensors are read; weights of other kinds are unpickled, which you "
             "may ask for with allow_pickle=True if you trust them)"
         ) from error
+    if without := [name for name, value in model.named_parameters() if value.is_meta]:
+        raise ValueError(f"the weights of {Path(source) / (part or '')} lack {without[0]}")
+    return model
 
 
 def load_part(folder: str | Path, part: str) -> Any:
