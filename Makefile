@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types tests web docs torture bench clean
+.PHONY: demo test lint types tests web docs attacks torture bench clean
 
 demo: $(VENV)/ready
 	$(BIN)/twosides demo
@@ -30,6 +30,10 @@ tests: $(VENV)/ready web/node_modules/ready
 docs: $(VENV)/ready
 	$(BIN)/twosides explore --export build/extra/figures.html
 	$(BIN)/sphinx-build -W -q docs build/docs
+
+# Fifteen hundred damaged and hostile files of all kinds; two minutes.
+attacks: $(VENV)/ready
+	OMP_NUM_THREADS=1 $(BIN)/python -P tests/attacks/fuzz.py --count 1500
 
 # Two hundred kills of a training on one process, and on two, by DDP and by FSDP2; six minutes.
 torture: $(VENV)/ready

@@ -605,7 +605,7 @@ def _(folder):
     return put(folder / "a.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n(a) run\n")
 
 
-@attack("a file of a gigabyte", read_image, "more than 67108864 bytes")
+@attack("a file of a gigabyte", read_image, "at most 67108864 are read")
 def _(folder):
     (folder / "images").mkdir()
     put(folder / "images" / "a.png", png())
@@ -706,6 +706,15 @@ def nested(depth: int) -> bytes:
     return text.replace('"HERE"', "[" * depth + "]" * depth).encode()
 
 
+def converted(times: int) -> dict[str, Any]:
+    """A network in another notation, in another notation, ..."""
+    spec = CONFIG["network"]
+    for _ in range(times):
+        spec = {"class": "Converted", **CONFIG, "of": {**CONFIG, "network": spec}}
+        spec |= {"class": "Converted"}
+    return {"network": spec}
+
+
 CONFIGS: dict[str, tuple[Any, str]] = {
     "100,000 deep": (nested(100_000), "not readable JSON"),
     "500 deep": (nested(500), "nested deeper than 256"),
@@ -720,7 +729,7 @@ CONFIGS: dict[str, tuple[Any, str]] = {
     "a pipeline for a network": (network("diffusers.DiffusionPipeline"), "no model called"),
     "an unknown class": (network("UNet"), "unknown network class"),
     "a class inside a conversion": (
-        {"network": {"class": "Converted", "of": {**CONFIG, **network("os:system")}}},
+        {"network": {**CONFIG, "class": "Converted", "of": {**CONFIG, **network("os:system")}}},
         "code outside this library",
     ),
     "a network of 10^12 numbers": (network("MLP", width=10**6, depth=1), "does not fit"),
@@ -734,6 +743,25 @@ CONFIGS: dict[str, tuple[Any, str]] = {
         "does not fit",
     ),
     "weights that are missing": ({}, "does not fit"),
+    "a shape of 10^9": ({"shape": [10**9]}, "shape is .1000000000.; that is whole numbers"),
+    "a shape of words": ({"shape": ["2"]}, "that is whole numbers"),
+    "two million classes": ({"classes": "x" * 2_000_000}, "at most 1000000 texts"),
+    "a null of words": ({"null": {"class_labels": "x"}}, "an object of whole numbers"),
+    "a deviation beyond float32": ({"data_std": 1e300}, "data_std has numbers that are not finite"),
+    "a mean of another shape": (
+        {"shape": [2], "data_mean": [0.0] * 3},
+        "config.json cannot be used",
+    ),
+    "a million layers": (
+        network("MLP", width=2, depth=10**6),
+        "more than 1020 layers, for 1 tensors",
+    ),
+    "a billion layers": (network("MLP", width=2, depth=10**9), "beyond 16777216"),
+    "a schedule of 10^9 rows": (
+        {"schedule": {"type": "ScaledLinear", "count": 10**9}},
+        "counts 1000000000",
+    ),
+    "twenty conversions": (converted(20), "converted more than 8 times"),
 }
 for name, (config, words) in CONFIGS.items():
 
@@ -781,7 +809,7 @@ def summary(**parts: Any) -> dict[str, bytes]:
     text = json.dumps({"format": "twosides tree", "version": 1, "tree": {"dict": nodes}})
     return {
         "tree.json": text.encode(),
-        "tensors.safetensors": tensors(moments, bytes(16 * len(moments))),
+        "tensors.safetensors": tensors(moments, struct.pack("<f", 1.0) * (4 * len(moments))),
     }
 
 

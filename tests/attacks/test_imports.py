@@ -120,6 +120,11 @@ def test_a_finished_run_of_ones_own_class_is_read_without_trust(tmp_path):
     assert torch.equal(first(z, level).x, again(z, level).x)
 
 
+def unsafe():
+    """The environment without what a command run in this process has set for its own."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+
+
 def shadowed(folder):
     """Modules of names that Python and this package import, which leave a mark if they are run."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -141,7 +146,7 @@ def test_no_module_in_a_folder_shadows_an_installed_one(trained, tmp_path, start
     if started == "module":
         # Python itself runs a twosides.py in the current folder for -m; -P (docs) prevents that.
         (here / "twosides.py").unlink()
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    environment = unsafe()
     sampled = [
         *("sample", "run", "--out", "samples", "--count", "4", "--shard", "2", "--devices", "2"),
         *("--steps", "2"),
@@ -160,14 +165,14 @@ def test_no_module_in_a_folder_shadows_an_installed_one(trained, tmp_path, start
 
 def test_the_shadow_would_be_seen(tmp_path):
     here = shadowed(tmp_path / "here")
-    subprocess.run([sys.executable, "-c", "import json"], cwd=here, check=False)
+    subprocess.run([sys.executable, "-c", "import json"], cwd=here, env=unsafe(), check=False)
     assert (here / f"{MARK}-json.py").exists()
 
 
 def test_a_module_of_ones_own_is_found_in_the_current_folder(tmp_path):
     """`twosides train mytasks:make` with mytasks.py here (terratorch #236)."""
     (tmp_path / "mytasks.py").write_text(
-        "from twosides.data.tasks import task_named\n\n\ndef make():\n    return task_named('ring')\n"
+        "from twosides.data.named import task_named\n\n\ndef make():\n    return task_named('ring')\n"
     )
     words = ["train", "mytasks:make", "--out", "run", "--steps", "1", "--batch", "4"]
     done = subprocess.run(

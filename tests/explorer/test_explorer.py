@@ -5,7 +5,9 @@ import contextlib
 import gzip
 import http.client
 import json
+import os
 import re
+import resource
 import socket
 import struct
 import subprocess
@@ -13,6 +15,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +23,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from twosides import __version__
-from twosides.explorer import export, server, wire
+from twosides.explorer import connections, export, server, wire
 from twosides.explorer import page as pages
 from twosides.explorer.desk import Desk
 from twosides.explorer.figure import (
@@ -454,6 +457,72 @@ def test_two_hundred_clients_are_answered_or_told_503(running, monkeypatch):
     assert running.get("/healthz")[0] == 200
 
 
+HALF = {
+    "nothing": b"",
+    "half a request": b"GET / HTTP/1.1\r\nHost: 127.0.0.1",
+    "half a handshake": b"GET /ws HTTP/1.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n",
+}
+
+
+@pytest.mark.parametrize("said", HALF)
+def test_five_hundred_half_open_connections_keep_nobody_waiting(monkeypatch, said):
+    """Neither files nor memory are left when their time is over."""
+    monkeypatch.setattr(connections, "PATIENCE", 3.0)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, limits[1]), limits[1]))
+    running, half = Running(), []
+    try:
+        assert running.get()[0] == 200
+        files, memory = len(os.listdir("/proc/self/fd")), resident()
+        for _ in range(500):
+            half.append(socket.create_connection(("127.0.0.1", running.port), timeout=10))
+            half[-1].sendall(HALF[said])
+        began = time.process_time()  # the server's, too; others may be at work on this machine
+        assert running.get()[0] == 200
+        assert time.process_time() - began < 2
+        with running.visit():
+            pass
+        assert len(running.server.server_state.connections) <= connections.MOST_SILENT + 1
+        until(lambda: not running.server.server_state.connections, 10)
+        assert running.get()[0] == 200
+        for each in half:
+            with contextlib.suppress(ConnectionError):
+                assert each.recv(1) == b""
+            each.close()
+        until(lambda: len(os.listdir("/proc/self/fd")) <= files + 1, 10)
+        assert resident() - memory < 50 << 20
+    finally:
+        running.stop()
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for each in half:
+            each.close()
+
+
+def test_a_slow_answer_and_a_quiet_visitor_are_not_let_go(monkeypatch):
+    monkeypatch.setattr(connections, "PATIENCE", 0.5)
+    running = Running()
+    try:
+        RELEASED.clear()
+        with running.visit() as link:
+            time.sleep(1.0)
+            ask(link, kind="fast")
+            assert answer(link)["req"] == 1
+    finally:
+        running.stop()
+
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
+def until(happened, seconds):
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 def test_nothing_is_computed_or_imported_before_it_is_asked_for():
     """Torch comes after the page, in the thread that computes."""
     code = """
@@ -478,7 +547,8 @@ started.should_exit = True
 thread.join()
 assert seen and seen[0].startswith("twosides-explorer"), seen
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="tests")
+    here = Path(__file__).parent
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=here)
     assert done.returncode == 0, done.stderr
 
 

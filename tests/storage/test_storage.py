@@ -23,7 +23,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from twosides.storage import checkpoints as checkpoints_files
-from twosides.storage import files, tensors
+from twosides.storage import files
+from twosides.storage import tensors as tensor_files
 from twosides.storage import trees as tree_files
 from twosides.storage.checkpoints import Checkpoints
 from twosides.storage.files import (
@@ -37,7 +38,7 @@ from twosides.storage.files import (
 from twosides.storage.tensors import save_tensors
 from twosides.storage.trees import load_tree, save_tree
 
-DTYPES = sorted(tensors._DTYPES, key=str)  # pyright: ignore[reportPrivateUsage]
+DTYPES = sorted(tensor_files._DTYPES, key=str)  # pyright: ignore[reportPrivateUsage]
 
 
 def tree(step: int) -> dict[str, Any]:
@@ -240,7 +241,7 @@ def test_depth_and_sizes_are_capped_when_saving(
     with pytest.raises(ValueError, match="bytes of JSON, more than 100; store long lists"):
         save_tree(tmp_path, ["x" * 100])
     monkeypatch.undo()
-    monkeypatch.setattr(tensors, "MAX_HEADER", 100)
+    monkeypatch.setattr(tensor_files, "MAX_HEADER", 100)
     with pytest.raises(ValueError, match="more than the 100 that load_tree accepts"):
         save_tree(tmp_path, torch.ones(2).split(1) * 4)
     assert names(tmp_path) == []
@@ -363,9 +364,9 @@ def test_long_json_is_refused_before_parsing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_tree(tmp_path, ["x" * 1000])
-    monkeypatch.setattr(files, "MAX_JSON", 1000)
+    monkeypatch.setattr(tree_files, "MAX_JSON", 1000)
     monkeypatch.setattr(json, "loads", None)
-    with pytest.raises(CorruptFolder, match="longer than 1000 bytes"):
+    with pytest.raises(CorruptFolder, match="at most 1000 are read"):
         load_tree(tmp_path)
 
 
@@ -376,7 +377,7 @@ def test_a_long_header_is_refused_before_parsing(
     hostile(tmp_path, None, length.to_bytes(8, "little"))
     if length < 2**30:
         os.truncate(tmp_path / "tensors.safetensors", length + 100)  # sparse, all zeros
-    monkeypatch.setattr(tensors, "safe_open", None)
+    monkeypatch.setattr(tensor_files, "safe_open", None)
     with pytest.raises(CorruptFolder, match=f"claims a header of {length}; at most 8388608"):
         load_tree(tmp_path)
 

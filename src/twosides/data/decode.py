@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 MAX_BYTES = 64 << 20  # of a file
 MAX_PIXELS = 1 << 26  # of an image: 8192 x 8192, at most 256 MiB as RGBA
 MAX_SIDE = 1 << 16
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "GIF", "TIFF")
+SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".npy",
+)  # fmt: skip
 NUMPY = b"\x93NUMPY"
 
 
@@ -43,7 +45,7 @@ class Frame:
 
     >>> Frame(size=8).read(b"not an image")
     Traceback (most recent call last):
-    twosides.data.decode.BadImage: is no PNG, JPEG, WEBP, BMP, GIF or TIFF image
+    twosides.data.decode.BadImage: is no PNG, JPEG, WEBP, AVIF, BMP, GIF or TIFF image
     """
 
     size: int = 64

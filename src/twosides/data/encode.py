@@ -23,6 +23,7 @@ from twosides.integrations.diffusers.pipelines import load_pipeline
 from twosides.integrations.diffusers.texts import Texts
 from twosides.storage.files import commit_folder, verify_folder
 from twosides.storage.owner import claim
+from twosides.storage.reading import MAX_JSON, read_file
 from twosides.storage.tensors import load_tensors, save_tensors
 from twosides.storage.trees import save_tree
 
@@ -135,7 +136,7 @@ def _summary(out: Path, data: Images, null: dict[str, Tensor]) -> dict[str, Any]
         folder = shard_folder(out, number)
         verify_folder(folder)
         shard = load_tensors(folder / SHARD)
-        bad += json.loads((folder / BAD).read_text(encoding="utf-8"))
+        bad += json.loads(read_file(folder / BAD, MAX_JSON))
         counts.append(len(shard["index"]) if shard else 0)
         if shard:
             mean, std = shard["mean"].double(), shard["std"].double()

@@ -18,6 +18,7 @@ import io
 import math
 import os
 import warnings
+import zipfile
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from twosides.storage.files import write_file
+from twosides.storage.reading import open_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -144,9 +146,13 @@ class Glyphs(Dataset[dict[str, Tensor]]):
         return images
 
     def _read(self, path: Path) -> Bytes:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            images = file["images"]
         expected = (self.count, self.size, self.size)
+        with open_file(path) as stream:
+            claimed = sum(entry.file_size for entry in zipfile.ZipFile(stream).infolist())
+            if claimed > math.prod(expected) + 1024:
+                raise ValueError(f"claims {claimed} bytes for uint8 {expected}")
+            stream.seek(0)
+            images = np.load(stream, allow_pickle=False)["images"]
         if images.shape != expected or images.dtype != np.uint8:
             raise ValueError(f"holds {images.dtype} {images.shape}, not uint8 {expected}")
         return images

@@ -25,6 +25,7 @@ from twosides.data.decode import MAX_BYTES, BadImage, Frame
 from twosides.data.glyphs import cache_folder
 from twosides.data.images import MAX_CAPTION, File, read_capped
 from twosides.naming import unknown
+from twosides.storage.reading import require_folder
 
 BUFFER = 1000  # samples among which a stream is shuffled
 
@@ -124,6 +125,7 @@ def opened(path: str, split: str, *, streaming: bool) -> Any:
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
             raise FileNotFoundError(f"{path} is neither a folder nor a name on the hub, owner/name")
         return datasets.load_dataset(path, split=split, streaming=streaming)
+    require_folder(folder)
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return _saved(datasets.load_from_disk(str(folder)), split, streaming)
     for kind in ("parquet", "arrow"):

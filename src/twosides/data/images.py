@@ -11,9 +11,7 @@ mirror images follow: item n + i is item i mirrored [Karras+ 2022, "x-flips"].
 
 from __future__ import annotations
 
-import os
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -22,9 +20,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from twosides.data import metadata
 from twosides.data.decode import MAX_BYTES, SUFFIXES, BadImage, Frame
-
-MAX_CAPTION = 1 << 16
+from twosides.data.metadata import MAX_CAPTION, Listing, Note, listing
+from twosides.storage.reading import CorruptFolder, read_file
 
 
 class File(NamedTuple):
@@ -133,30 +132,54 @@ class Images(Dataset[dict[str, Any]]):
 class Folder:
     """The images in a folder: those in its subfolders have the subfolder's name for their class.
 
-    Order is that of the sorted paths. With `labels=False` folders mean nothing. The caption of
-    a.png is the text in a.txt beside it.
+    Order is that of the sorted paths; links are followed. With `labels=False` there are no classes.
+    The caption of a.png is the text in a.txt beside it, or what metadata.jsonl or metadata.csv say,
+    whose labels take the place of the subfolders (see `metadata`).
     """
 
     path: Path
     labels: bool = True
     names: tuple[Path, ...] = field(init=False, repr=False)
     classes: tuple[str, ...] = field(init=False, repr=False)
+    notes: dict[Path, Note] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """List the files; ValueError if some are in class folders and others are not."""
         if not self.path.is_dir():
             raise FileNotFoundError(f"{self.path} is not a folder of images")
-        names = tuple(sorted(_image_names(self.path)))
-        folders = {name.parts[0] if len(name.parts) > 1 else "" for name in names}
-        if self.labels and "" in folders and len(folders) > 1:
+        found = listing(self.path)
+        notes, columns = metadata.notes(self.path, found)
+        # Frozen: what is listed belongs to the path.
+        object.__setattr__(self, "names", tuple(found.images))
+        object.__setattr__(self, "notes", notes)
+        object.__setattr__(self, "classes", self._classes() if self.labels else ())
+        self._tell_left_out(found, columns)
+        if not found.images:
+            raise ValueError(f"no images were found in {self.path}")
+
+    def _classes(self) -> tuple[str, ...]:
+        said = [self.notes.get(name, Note()).label for name in self.names]
+        try:
+            named = metadata.classes(said)
+        except ValueError as error:
+            raise ValueError(f"the tables in {self.path} do not fit: {error}") from None
+        folders = {name.parts[0] if len(name.parts) > 1 else "" for name in self.names}
+        if not named and "" in folders and len(folders) > 1:
             raise ValueError(
                 f"{self.path} has images both directly and in folders ({max(folders)}, ...), so "
                 "classes are not clear; move them, or say labels=false"
             )
-        classes = tuple(sorted(folders - {""})) if self.labels else ()
-        # Frozen: what is listed belongs to the path.
-        object.__setattr__(self, "names", names)
-        object.__setattr__(self, "classes", classes)
+        return named or tuple(sorted(folders - {""}))
+
+    def _tell_left_out(self, found: Listing, columns: list[str]) -> None:
+        """One sentence for all that is neither read nor refused."""
+        parts = [f"{count} files {kind}" for kind, count in found.others.most_common(10)]
+        parts += [f"the columns {', '.join(columns)} of its tables"] if columns else []
+        if parts:
+            kinds = f"{', '.join(SUFFIXES)} and .txt"
+            warnings.warn(
+                f"{self.path}: left out are {'; '.join(parts)} (images are {kinds})", stacklevel=4
+            )
 
     def __len__(self) -> int:
         """Number of images."""
@@ -165,34 +188,35 @@ class Folder:
     def __getitem__(self, index: int) -> File:
         """One file."""
         name = self.names[index]
-        label = self.classes.index(name.parts[0]) if self.classes else None
+        note = self.notes.get(name, Note())
         data = read_capped(self.path / name, MAX_BYTES)
-        beside = (self.path / name).with_suffix(".txt")
-        caption = read_capped(beside, MAX_CAPTION) if beside.is_file() else None
-        return File(str(name), data, label, None if caption is None else decoded(caption))
+        beside, caption = (self.path / name).with_suffix(".txt"), note.caption
+        if beside.exists():
+            if caption is not None:
+                raise BadImage(f"has two captions, in {beside.name} and in a table; remove one")
+            caption = decoded(read_capped(beside, MAX_CAPTION), beside.name)
+        return File(str(name), data, self._label(name, note), caption)
 
-
-def _image_names(folder: Path) -> Iterator[Path]:
-    """Paths of images below the folder; links to folders are not followed."""
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            path = Path(parent, name)
-            if path.suffix.lower() in SUFFIXES and not name.startswith(".") and path.is_file():
-                yield path.relative_to(folder)
+    def _label(self, name: Path, note: Note) -> int | None:
+        if not self.classes:
+            return None
+        label = name.parts[0] if note.label is None else note.label
+        return label if isinstance(label, int) else self.classes.index(label)
 
 
 def read_capped(path: Path, most: int) -> bytes:
-    """A file of at most so many bytes; `BadImage` if it is longer."""
-    with path.open("rb") as file:
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise BadImage(f"comes with a file of more than {most} bytes, {path.name}")
-    return data
+    """A regular file of at most so many bytes; `BadImage` if it is another."""
+    try:
+        return read_file(path, most)
+    except FileNotFoundError as error:
+        raise BadImage(f"is {path.name}, a link to nothing") from error
+    except CorruptFolder as error:
+        raise BadImage(f"comes with a file that is refused: {path.name} {error.reason}") from error
 
 
-def decoded(caption: bytes) -> str:
-    """A caption's text; `BadImage` if it is not UTF-8."""
+def decoded(caption: bytes, name: str) -> str:
+    """The text of a caption from the file `name`; `BadImage` if it is not UTF-8."""
     try:
         return caption.decode("utf-8").strip()
     except UnicodeDecodeError as error:
-        raise BadImage(f"comes with a caption that is not UTF-8: {error}") from error
+        raise BadImage(f"comes with a caption, {name}, that is not UTF-8: {error}") from error

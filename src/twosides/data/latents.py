@@ -25,7 +25,8 @@ from torch.utils.data import Dataset
 
 from twosides.conditioning import nested
 from twosides.randomness import PerSample
-from twosides.storage.files import CorruptFolder, verify_folder
+from twosides.storage.files import verify_folder
+from twosides.storage.reading import CorruptFolder
 from twosides.storage.tensors import open_tensors
 from twosides.storage.trees import load_tree
 
@@ -38,6 +39,7 @@ def shard_folder(folder: Path, number: int) -> Path:
     return folder / f"shard-{number:05d}"
 
 
+_FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names of dtypes
 _OWN = {"x", "mean", "std", "index", "class_labels"}  # names that no caption's tensors have
 
 
@@ -85,6 +87,10 @@ class Latents(Dataset[dict[str, Any]]):
             raise TypeError("counts that are none")
         if any(each.shape != (self.shape[0], 1, 1) for each in (self.data_mean, self.data_std)):
             raise TypeError("moments of another shape")
+        if not all(bool(each.float().isfinite().all()) for each in (self.data_mean, self.data_std)):
+            raise ValueError("moments that are not finite")
+        if not bool((self.data_std > 0).all()):
+            raise ValueError("a standard deviation that is not positive")
         if any(len(value) != 1 for value in self.null.values()):
             raise TypeError("a null prompt that is not one")
         if nested(self.null).keys() & _OWN:
@@ -134,4 +140,9 @@ class Latents(Dataset[dict[str, Any]]):
             found = file.get_slice(name).get_shape() if name in file.keys() else "missing"
             if found != wanted:
                 raise CorruptFolder(folder, SHARD, f"has {name} {found}, not {wanted}")
+            kind = file.get_slice(name).get_dtype()
+            if (name in ("mean", "std") and kind not in _FLOATS) or (
+                name == "class_labels" and kind != "I64"
+            ):
+                raise CorruptFolder(folder, SHARD, f"has {name} of dtype {kind}")
         return file

@@ -16,10 +16,12 @@ import os
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save
 from torch import Generator, Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, cross_entropy, relu
+
+from twosides.storage.reading import require_file
+from twosides.storage.tensors import open_tensors
 
 from .glyphs import LETTERS, Glyphs, at_least, cache_folder, cached
 
@@ -138,7 +140,7 @@ def _packed(reader: Reader) -> bytes:
 
 
 def _read(path: Path) -> Reader:
-    with safe_open(path, framework="pt") as file:
+    with open_tensors(require_file(path)) as file:
         weights = {name: file.get_tensor(name) for name in file.keys()}
         metadata = file.metadata() or {}
     if metadata.get("sha256") != _digest(weights):

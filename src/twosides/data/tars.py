@@ -27,6 +27,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from twosides.data.decode import MAX_BYTES, BadImage
 from twosides.data.images import MAX_CAPTION, File, decoded
+from twosides.storage.reading import open_file
 
 BLOCK = 512
 IMAGES = ("png", "jpg", "jpeg", "webp", "npy")
@@ -66,6 +67,8 @@ class Tars:
         for number, shard in enumerate(shards):
             found = _samples(shard, self.ignore)
             samples += [(number, members) for members in found.values()]
+        if not samples:
+            raise ValueError(f"{self.pattern} holds no samples")
         object.__setattr__(self, "shards", shards)
         object.__setattr__(self, "samples", samples)
         object.__setattr__(self, "classes", self._classes() if self.labels else ())
@@ -77,14 +80,14 @@ class Tars:
     def __getitem__(self, index: int) -> File:
         """One sample."""
         number, members = self.samples[index]
-        with self.shards[number].open("rb") as shard:
+        with open_file(self.shards[number]) as shard:
             texts = {kind: _bytes(shard, members[kind]) for kind in TEXTS if kind in members}
             image = next(members[kind] for kind in IMAGES if kind in members)
             data = _bytes(shard, image)
         notes = _notes(texts.get("json"))
         name, caption = f"{self.shards[number].name}/{image.name}", notes.get("caption")
         if "txt" in texts:
-            caption = decoded(texts["txt"])
+            caption = decoded(texts["txt"], members["txt"].name)
         return File(name, data, _label(texts, notes) if self.classes else None, caption)
 
     def _classes(self) -> tuple[str, ...]:
@@ -102,7 +105,7 @@ class Tars:
         kinds = [kind for kind in ("cls", "json") if kind in members]
         if not kinds:
             return None
-        with self.shards[number].open("rb") as shard:
+        with open_file(self.shards[number]) as shard:
             texts = {kind: _bytes(shard, members[kind]) for kind in kinds}
         try:
             return _label(texts, _notes(texts.get("json")))
@@ -208,7 +211,7 @@ def _label(texts: dict[str, bytes], notes: dict[str, Any]) -> int | None:
 def members(shard: Path) -> Iterator[Member]:
     """The regular files of an uncompressed tar, from its headers alone; ValueError as above."""
     size = os.path.getsize(shard)
-    with shard.open("rb") as file:
+    with open_file(shard) as file:
         count, offset, extended = 0, 0, dict[str, str]()
         while header := _header(file, shard, offset):
             count += 1

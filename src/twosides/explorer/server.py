@@ -29,6 +29,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from twosides import __version__
 from twosides.explorer import page as pages
 from twosides.explorer import wire
+from twosides.explorer.connections import Patient
 from twosides.explorer.desk import Busy, Desk, Slot, timed
 from twosides.explorer.figure import Figure, Invalid
 from twosides.explorer.guard import Guard
@@ -222,7 +223,7 @@ def configured(explorer: Explorer, port: int) -> uvicorn.Server:
         ws="websockets-sansio",
         ws_max_size=wire.LONGEST,
         ws_per_message_deflate=False,
-        http="h11",
+        http=Patient,
         lifespan="off",
         log_config=None,
         access_log=False,

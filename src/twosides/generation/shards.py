@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -38,6 +37,7 @@ from twosides.schedules import Schedule
 from twosides.storage import models, parts
 from twosides.storage.files import MANIFEST, verify_folder, write_file
 from twosides.storage.owner import claim
+from twosides.storage.reading import read_file, read_json, require_file, sha256
 
 RUN = "run.json"
 Tell = Callable[[int], None]
@@ -148,7 +148,7 @@ def prepare(job: Job, kind: str) -> tuple[int, ...]:
         label_tensor(job.labels, classes)
     if job.guidance != 1.0 and not config.get("null"):
         raise ValueError("guidance needs a model trained with dropped classes; this one was not")
-    files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    files = read_json(folder / MANIFEST)
     elsewhere = ("model", "out", "trust_code")
     identity = {
         "format": "twosides samples",
@@ -170,12 +170,23 @@ def missing(job: Job, numbers: Sequence[int]) -> list[int]:
 def _good(path: Path) -> bool:
     if not checksum(path).exists():  # written last
         return False
-    said = checksum(path).read_text(encoding="utf-8").split(" ")[0]
-    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() == said:
+    said = read_file(checksum(path), 4096).decode(errors="replace").split(" ")[0]
+    with contextlib.suppress(FileNotFoundError):
+        if _whole(path) and sha256(path) == said:
             return True
     warnings.warn(f"{path} is missing or damaged and is made again", stacklevel=2)
     return False
+
+
+def _whole(path: Path) -> bool:
+    """Whether a file is as long as its header says; only then is it worth reading all of it."""
+    try:
+        claimed = np.load(require_file(path), mmap_mode="r", allow_pickle=False).nbytes
+    except OSError:
+        raise
+    except Exception:  # a damaged header makes its parser raise nearly anything
+        return False
+    return path.stat().st_size - claimed < 4096
 
 
 def checksum(path: Path) -> Path:
@@ -260,7 +271,7 @@ def _statistics(paths: Sequence[Path]) -> tuple[float, float, float, float]:
     """(mean, standard deviation, least, largest) in float64, a shard at a time."""
     count, mean, squares, low, high = 0, 0.0, 0.0, math.inf, -math.inf
     for path in paths:
-        x = np.load(path, mmap_mode="r", allow_pickle=False).astype(np.float64)
+        x = np.load(require_file(path), mmap_mode="r", allow_pickle=False).astype(np.float64)
         if not np.isfinite(x).all():
             warnings.warn(f"{path} has samples that are not finite", stacklevel=2)
         away, both = float(x.mean()) - mean, count + x.size

@@ -6,7 +6,6 @@ the folder of a transformers vision model (DINOv2, CLIP, ...); "package.module:f
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
 from twosides.naming import import_object, unknown
+from twosides.storage.reading import read_json, require_folder
 
 Extractor = Callable[[Tensor], Tensor]
 BATCH = 250
@@ -115,7 +115,10 @@ def transformers_folder(folder: str | Path) -> Extractor:
         ) from error
     with torch.random.fork_rng(devices=[]):
         model: Any = AutoModel.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True
+            require_folder(folder),
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
         ).eval()
     side, mean, std = _preparation(folder, model.config)
 
@@ -146,7 +149,7 @@ def _preparation(folder: Path, config: Any) -> tuple[int, Tensor, Tensor]:
             f"{folder} has no {path.name}, which says how its images are normalised; "
             "download it with the model"
         )
-    said = json.loads(path.read_text(encoding="utf-8"))
+    said = read_json(path, finite=False)
     size = said.get("crop_size") or said.get("size") or getattr(config, "image_size", None)
     if isinstance(size, dict):
         size = size.get("height") or size.get("shortest_edge")

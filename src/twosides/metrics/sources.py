@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from twosides.data.glyphs import Glyphs
@@ -20,6 +19,8 @@ from twosides.generation.samples import model_samples
 from twosides.metrics.extractors import Extractor, extract, extractor_named
 from twosides.metrics.measures import METRICS, Measured, measure
 from twosides.storage import models
+from twosides.storage.reading import require_file
+from twosides.storage.tensors import open_tensors
 
 KINDS = (".npy", ".safetensors")
 COUNT = 1000
@@ -146,11 +147,11 @@ def _read_file(path: Path) -> Tensor:
 
 
 def _read_numpy(path: Path) -> Tensor:
-    return torch.from_numpy(np.load(path, allow_pickle=False))
+    return torch.from_numpy(np.load(require_file(path), allow_pickle=False))
 
 
 def _read_safetensors(path: Path) -> Tensor:
-    with safe_open(path, framework="pt") as file:
+    with open_tensors(path) as file:
         names = list(file.keys())
         name = names[0] if len(names) == 1 else "x"
         if name not in names:

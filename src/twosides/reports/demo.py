@@ -33,6 +33,7 @@ from twosides.sampling.sampler import Sampler
 from twosides.schedules import Cosine, FlowMatching, Schedule
 from twosides.storage import models
 from twosides.storage.files import write_file
+from twosides.storage.reading import read_json
 from twosides.training.fit import loss_curve
 from twosides.training.run import train_task
 
@@ -87,7 +88,7 @@ def demo(folder: Path, *, steps: int, minutes: float, seed: int) -> str:
     """
     asked = {"steps": steps, "minutes": minutes, "seed": seed, "version": __version__}
     record = folder / "demo.json"
-    if record.exists() and (found := json.loads(record.read_text()))["asked"] == asked:
+    if record.exists() and (found := read_json(record)).get("asked") == asked:
         return f"{found['headline']}\n(made before; remove {folder} to start afresh)"
     task = task_named(TASK)
     print(f"training {task.network['class']} on {len(task.classes)} letters", flush=True)

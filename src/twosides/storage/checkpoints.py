@@ -7,14 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from twosides.storage.files import (
-    CorruptFolder,
-    Tree,
-    commit_folder,
-    recover,
-    remove_folder,
-    verify_folder,
-)
+from twosides.storage.files import commit_folder, recover, remove_folder, verify_folder
+from twosides.storage.reading import CorruptFolder, Tree
 from twosides.storage.trees import load_tree, save_tree
 
 T = TypeVar("T")

@@ -20,9 +20,7 @@ tuples, numbers, strings and tensors; nothing is ever pickled, so loading runs n
 
 import errno
 import glob
-import hashlib
 import json
-import math
 import os
 import re
 import shutil
@@ -30,32 +28,17 @@ import sys
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
+
+from twosides.storage.reading import CorruptFolder, read_json, require_file, sha256
 
 if sys.platform != "win32":
     import fcntl
 
 
 MANIFEST, TREE, TENSORS = "manifest.json", "tree.json", "tensors.safetensors"
-
-
-MAX_JSON = 64 << 20
-
-
-MAX_DEPTH = 64
-
-
-Tree: TypeAlias = Any
-
-
-"""None, bool, int, float, str, tensor, or a list, tuple or dict (str or int keys) of trees."""
-
-
 Records: TypeAlias = dict[str, dict[str, int | str]]
-
-
 """What a manifest says of each file: its size and its SHA-256."""
-
 
 _REMEDIES = {
     errno.ENOSPC: "free space on that disk or choose another folder",
@@ -64,19 +47,6 @@ _REMEDIES = {
     errno.EROFS: "choose a folder on a file system that can be written",
     errno.EACCES: "change the permissions of the folder or choose another one",
 }
-
-
-class CorruptFolder(ValueError):
-    """A file that is not what was written: `.folder`, `.file` and `.reason` say which and why."""
-
-    def __init__(self, folder: Path, file: str, reason: str) -> None:
-        """The message is the file's path followed by the reason."""
-        super().__init__(folder, file, reason)
-        self.folder, self.file, self.reason = folder, file, reason
-
-    def __str__(self) -> str:
-        """The file's path and what is wrong with it."""
-        return f"{self.folder / self.file} {self.reason}"
 
 
 def write_file(path: str | Path, data: bytes) -> None:
@@ -211,14 +181,14 @@ def _seal(folder: Path, known: Records) -> None:
 def _record(path: Path) -> dict[str, int | str]:
     """Size and checksum of a file, which is flushed to the disk."""
     _flush(path)
-    return {"size": path.stat().st_size, "sha256": _sha256(path)}
+    return {"size": path.stat().st_size, "sha256": sha256(path)}
 
 
 def _verify_file(folder: Path, name: str, record: dict[str, Any]) -> None:
-    size = (folder / name).stat().st_size
+    size = require_file(folder / name).stat().st_size
     if size != record["size"]:
         raise CorruptFolder(folder, name, f"has {size} bytes, {MANIFEST} says {record['size']}")
-    if _sha256(folder / name) != record["sha256"]:
+    if sha256(folder / name) != record["sha256"]:
         raise CorruptFolder(folder, name, f"was changed: its SHA-256 is not that in {MANIFEST}")
 
 
@@ -230,52 +200,6 @@ def _read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     except AttributeError:
         pass
     raise CorruptFolder(folder, MANIFEST, "does not map names to a size and a SHA-256")
-
-
-def read_json(path: Path) -> dict[str, Tree]:
-    """A JSON object in a file of finite numbers and modest depth; `CorruptFolder` if it is none.
-
-    JSON is the only text format that is read: it has no references to expand.
-    """
-    folder, name = path.absolute().parent, path.name
-    try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_JSON + 1)
-        if len(data) > MAX_JSON:
-            raise ValueError(f"it is longer than {MAX_JSON} bytes")
-        document = json.loads(data, parse_constant=_finite, parse_float=_finite)
-        _check_depth(document)
-    except FileNotFoundError:
-        raise CorruptFolder(folder, name, "is missing") from None
-    except (ValueError, RecursionError) as error:
-        raise CorruptFolder(folder, name, f"is not readable JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise CorruptFolder(folder, name, "is not a JSON object")
-    return cast(dict[str, Tree], document)
-
-
-def _finite(text: str) -> float:
-    if not math.isfinite(value := float(text)):
-        raise ValueError(f"{text} is not a finite number")
-    return value
-
-
-def _check_depth(document: Tree) -> None:
-    layer, depth = [document], 0
-    while layer := [
-        item
-        for node in layer
-        if isinstance(node, dict | list)
-        for item in cast(Iterable[Tree], node.values() if isinstance(node, dict) else node)
-    ]:
-        depth += 1
-        if depth > 4 * MAX_DEPTH:  # of a tree of MAX_DEPTH, with a tag and a pair for each key
-            raise ValueError(f"it is nested deeper than {4 * MAX_DEPTH} levels")
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write(path: Path, chunks: Iterable[bytes | memoryview]) -> None:

@@ -14,15 +14,17 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from twosides.clocks import Clock
 from twosides.denoiser import Converted, Denoiser, convert
 from twosides.naming import import_object, unknown
 from twosides.schedules import Schedule
-from twosides.storage.files import commit_folder, read_json, verify_folder
+from twosides.storage.files import commit_folder, verify_folder
+from twosides.storage.limits import MAX_CONVERSIONS, MAX_TENSORS, MAX_WHOLE, bounded, check_notes
 from twosides.storage.networks import NETWORKS
 from twosides.storage.parts import describe, describe_output, restore, restore_output
+from twosides.storage.reading import blame, read_json
 from twosides.storage.tensors import load_tensors, open_tensors, save_tensors
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -65,9 +67,20 @@ def build_network(
     trust_code: whether an import path may be imported, which runs that module.
     like: a module that the caller has. Classes that occur in it need no import and no trust.
     """
+    known = _classes_in(like)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _build_network(spec, trust_code, _classes_in(like))
+        if _is_foreign(spec):
+            return _build_network(spec, trust_code, known)
+        with bounded(spec, MAX_TENSORS, MAX_WHOLE):
+            return _build_network(spec, trust_code, known)
+
+
+def _is_foreign(spec: Any) -> bool:
+    """Whether a network is of code outside, which is trusted and need not be bounded."""
+    inner = _innermost(spec)
+    path = str(inner.get("class")) if isinstance(inner, dict) else ""
+    return ":" in path and not path.startswith("twosides.")
 
 
 def _classes_in(module: nn.Module | None) -> dict[str, type[nn.Module]]:
@@ -83,14 +96,14 @@ def _build_network(spec: Any, trust_code: bool, known: dict[str, type[nn.Module]
     spec = {"config": {}, **spec}
     name = str(spec.get("class"))
     if name == "Converted":
+        if missing := {"of", "output", "schedule", "time"} - spec.keys():
+            raise ValueError(f"a converted network lacks {', '.join(sorted(missing))}")
         inner = _build_denoiser(spec["of"], trust_code, known)
         schedule, time = _notation(spec)
         extend = bool(spec.get("extend", False))
         return convert(inner, restore_output(spec["output"]), schedule, time, extend=extend)
-    if name in NETWORKS:
-        return NETWORKS[name](**spec["config"])
-    if name.startswith("diffusers."):
-        return _diffusers_model(name.removeprefix("diffusers.")).from_config(spec["config"])
+    if name in NETWORKS or name.startswith("diffusers."):
+        return _build_known(name, spec["config"])
     if ":" not in name:
         raise unknown("network class", name, [*NETWORKS, "diffusers.UNet2DModel"])
     ours = name.startswith("twosides.")
@@ -99,6 +112,17 @@ def _build_network(spec: Any, trust_code: bool, known: dict[str, type[nn.Module]
         module, _, kind = name.partition(":")
         raise ValueError(f"{module} has no torch.nn.Module called {kind!r}")
     return found(**spec["config"])
+
+
+def _build_known(name: str, config: dict[str, Any]) -> nn.Module:
+    """A network of this package's or of diffusers', of a config that anybody may have written."""
+    ours = NETWORKS.get(name)
+    kind = ours or _diffusers_model(name.removeprefix("diffusers."))
+    try:
+        return ours(**config) if ours else kind.from_config(config)
+    except Exception as error:  # constructors check little, and fail in any way
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"no {name} can be built of its config: {reason}") from error
 
 
 def _diffusers_model(name: str) -> Any:
@@ -144,15 +168,26 @@ def _build_denoiser(
     missing = {"network", "output", "schedule", "time"} - config.keys()
     if missing:
         raise ValueError(f"config.json lacks {', '.join(sorted(missing))}")
+    shape = config.get("shape")
     statistics = {
-        key: torch.tensor(config.get(key, default), dtype=torch.float64)
-        for key, default in (("data_mean", 0.0), ("data_std", 1.0))
+        name: _statistic(name, config.get(name, default), shape)
+        for name, default in (("data_mean", 0.0), ("data_std", 1.0))
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = _build_network(config["network"], trust_code, known)
     schedule, time = _notation(config)
     return Denoiser(network, restore_output(config["output"]), schedule, time, **statistics)
+
+
+def _statistic(name: str, value: Any, shape: list[int] | None) -> Tensor:
+    """The mean or the standard deviation of the data, for samples of a shape, if that is known."""
+    found = torch.tensor(value, dtype=torch.float64)
+    if not bool(found.float().isfinite().all()):
+        raise ValueError(f"{name} has numbers that are not finite in float32")
+    if shape is not None and torch.broadcast_shapes(found.shape, shape) != tuple(shape):
+        raise ValueError(f"{name} of shape {tuple(found.shape)} is not of samples {tuple(shape)}")
+    return found
 
 
 def _notation(config: dict[str, Any]) -> tuple[Schedule, Clock]:
@@ -199,8 +234,9 @@ def load(
     folder = model_folder(folder)
     verify_folder(folder)
     config = read_config(folder)
-    _check_size(folder, config)
-    denoiser = build_denoiser(config, trust_code=trust_code, like=like)
+    with blame(folder / CONFIG):
+        _check_size(folder, config)
+        denoiser = build_denoiser(config, trust_code=trust_code, like=like)
     try:
         denoiser.load_state_dict(load_tensors(folder / WEIGHTS))
     except RuntimeError as error:
@@ -211,21 +247,29 @@ def load(
 def _check_size(folder: Path, config: dict[str, Any]) -> None:
     """Refuse a network that is larger than its weights' file, before memory is taken for it."""
     spec = config.get("network")
-    while isinstance(spec, dict) and spec.get("class") == "Converted":
-        spec = spec.get("of", {}).get("network")
-    path = str(spec.get("class") if isinstance(spec, dict) else "")
-    if ":" in path and not path.startswith("twosides."):
-        return  # code that is trusted, which need not run without memory
-    with torch.device("meta"):
-        wanted = sum(value.numel() for value in build_network(spec).state_dict().values())
+    if _is_foreign(spec):
+        return  # it need not run without memory
     with open_tensors(folder / WEIGHTS) as file:
         shapes = [file.get_slice(name).get_shape() for name in file.keys()]
     stored = sum(math.prod(shape) for shape in shapes)
+    with bounded(spec, len(shapes), stored), torch.device("meta"):
+        network = build_network(_innermost(spec))
+    wanted = sum(value.numel() for value in network.state_dict().values())
     if wanted > stored:
         raise ValueError(
             f"{folder / WEIGHTS} does not fit the network: by {CONFIG} that has {wanted} numbers, "
             f"the file has {stored}"
         )
+
+
+def _innermost(spec: Any) -> Any:
+    """The description of the network inside of conversions."""
+    for _ in range(MAX_CONVERSIONS + 1):
+        if not isinstance(spec, dict) or spec.get("class") != "Converted":
+            return spec
+        inner = spec.get("of")
+        spec = inner.get("network") if isinstance(inner, dict) else None
+    raise ValueError(f"a network is converted more than {MAX_CONVERSIONS} times; convert it once")
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -236,6 +280,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} does not describe a twosides model")
     if config.get("version") != 1:
         raise ValueError(f"{path} has version {config.get('version')!r}; this twosides reads 1")
+    with blame(path):
+        check_notes(config)
     return config
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from twosides.conditioning import flat
-from twosides.storage.files import read_json, write_file
+from twosides.storage.files import write_file
+from twosides.storage.reading import read_json
 
 
 def claim(path: Path, identity: Mapping[str, Any], holds: str = "") -> bool:

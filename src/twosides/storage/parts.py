@@ -18,6 +18,8 @@ from twosides.sampling.sampler import Sampler
 from twosides.sampling.solvers import Solver
 from twosides.schedules import Schedule
 
+MAX_COUNT = 1 << 20  # in the description of a part: a discrete schedule is a table of that length
+
 SCHEDULES: dict[str, type[Schedule]] = {
     kind.__name__: kind
     for kind in (
@@ -80,18 +82,22 @@ def restore(config: Any) -> Any:
     """The part back; ValueError for unknown classes or fields."""
     if isinstance(config, list):
         return tuple(restore(item) for item in config)
-    if config in ("inf", "-inf"):
+    if isinstance(config, str) and config in ("inf", "-inf"):
         return float(config)
+    if isinstance(config, int) and abs(config) > MAX_COUNT:
+        raise ValueError(
+            f"config.json counts {str(config)[:20]}; parts have tables of {MAX_COUNT} rows"
+        )
     if not isinstance(config, dict):
         return config
     config = _in_words_of_today(config)
     fields = {key: restore(value) for key, value in config.items() if key != "type"}
     name = config.get("type")
-    if name not in _KINDS:
+    if not isinstance(name, str) or name not in _KINDS:
         raise unknown("part in config.json", name, _KINDS)
     try:
         return _KINDS[name](**fields)
-    except TypeError as error:
+    except Exception as error:  # constructors check little, and fail in any way
         raise ValueError(f"config.json describes no {name}: {error}") from error
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -11,7 +10,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from twosides.storage.files import CorruptFolder, Tree, _write
+from twosides.storage.files import _write
+from twosides.storage.reading import CorruptFolder, Tree, open_file, unique
 
 MAX_HEADER = 8 << 20
 
@@ -119,22 +119,17 @@ def open_tensors(path: str | Path) -> Any:
 
 def _check_header(path: Path) -> None:
     """Parsing a header takes time and memory in proportion to the length that it claims."""
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         length = int.from_bytes(file.read(8), "little")
         size = os.fstat(file.fileno()).st_size
         if length > min(MAX_HEADER, size - 8):
             reason = f"of {size} bytes claims a header of {length}; at most {MAX_HEADER}"
             raise CorruptFolder(path.parent, path.name, f"{reason} are accepted")
         try:
-            json.loads(file.read(length), object_pairs_hook=_unique)
-        except (ValueError, RecursionError) as error:
+            header = json.loads(file.read(length), object_pairs_hook=unique)
+            entries = [header[name]["data_offsets"][1] for name in header if name != "__metadata__"]
+            if (whole := 8 + length + max(entries, default=0)) != size:  # before it is mapped
+                raise ValueError(f"it has {size} bytes, its header says {whole}")
+        except (ValueError, RecursionError, TypeError, LookupError) as error:
             reason = f"is not a safetensors file: {error}"
             raise CorruptFolder(path.parent, path.name, reason) from None
-
-
-def _unique(pairs: list[tuple[str, Tree]]) -> dict[str, Tree]:
-    """Of a name that is there twice, safetensors takes one in silence."""
-    names = Counter(name for name, _ in pairs)
-    if len(names) < len(pairs):
-        raise ValueError(f"{names.most_common(1)[0][0]!r} is there twice")
-    return dict(pairs)

@@ -10,18 +10,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from twosides.storage.files import (
-    MAX_DEPTH,
-    MAX_JSON,
-    TENSORS,
-    TREE,
-    CorruptFolder,
-    Records,
-    Tree,
-    _record,
-    _write,
-    read_json,
-)
+from twosides.storage.files import TENSORS, TREE, Records, _record, _write
+from twosides.storage.reading import MAX_DEPTH, MAX_JSON, CorruptFolder, Tree, read_json
 from twosides.storage.tensors import _DTYPES, load_tensors, open_tensors, save_tensors
 
 SHARDS = "shard-{:05}.safetensors"
@@ -113,7 +103,7 @@ def load_tree(folder: str | Path, *, copy: bool = True) -> Tree:
     are used: for a reader that takes small parts of them at once and lets go.
     """
     folder = Path(folder).absolute()
-    document = read_json(folder / TREE)
+    document = read_json(folder / TREE, MAX_JSON)
     if document.get("format") != "twosides tree" or document.get("version") != 1:
         found = (document.get("format"), document.get("version"))
         raise CorruptFolder(folder, TREE, f"is {found}, this is a reader of ('twosides tree', 1)")

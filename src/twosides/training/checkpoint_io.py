@@ -18,7 +18,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from twosides.storage.checkpoints import Checkpoints
-from twosides.storage.files import Tree, commit_folder, remove_folder, verify_folder
+from twosides.storage.files import commit_folder, remove_folder, verify_folder
+from twosides.storage.reading import Tree
 from twosides.storage.trees import load_tree, save_tree
 
 

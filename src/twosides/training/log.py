@@ -10,12 +10,15 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from twosides.storage.files import write_file
+from twosides.storage.reading import blame, read_file
 
+MAX_BYTES = 1 << 30  # of a table that is read whole
 METRICS, SPEED = "logs/metrics.csv", "logs/speed.csv"
 
 
@@ -52,9 +55,11 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     """The complete rows of a table; a kill may have left half of the last one."""
     if not path.exists():
         return []
-    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
-    rows = list(csv.DictReader(io.StringIO(whole)))
-    return [row for row in rows if None not in row.values() and row["step"].isdigit()]
+    with blame(path):
+        whole, _, _ = read_file(path, MAX_BYTES).decode("utf-8").rpartition("\n")
+        rows = list(csv.DictReader(io.StringIO(whole)))
+    complete = [row for row in rows if None not in row.values()]
+    return [row for row in complete if re.fullmatch("[0-9]{1,18}", row.get("step", ""))]
 
 
 class Log:

@@ -17,24 +17,25 @@ once per step, as they do, an average's weight of step s is the integral of its 
 
 from __future__ import annotations
 
-import json
+import os
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float64
-from safetensors import safe_open
 from torch import Tensor
 
 from twosides.denoiser import Denoiser
 from twosides.storage import models
-from twosides.storage.files import CorruptFolder, verify_folder
+from twosides.storage.files import MANIFEST, verify_folder
+from twosides.storage.reading import CorruptFolder, read_json
+from twosides.storage.tensors import open_tensors
 from twosides.training.ema import gamma_of
 
 FOLDER, ABOUT = "snapshots", "snapshot.json"
@@ -147,12 +148,21 @@ def read_snapshot(folder: Path) -> Snapshot:
     """Verify and describe one; `CorruptFolder` says what is wrong with it."""
     verify_folder(folder)
     try:
-        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        about = read_json(folder / ABOUT)
         if (about["format"], about["version"]) != ("twosides snapshot", 1):
             raise ValueError("it is not version 1 of a twosides snapshot")
-        sigma_rels = tuple(float(value) for value in about["sigma_rels"])
-        return Snapshot(folder, int(about["step"]), sigma_rels, str(about["run"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        step, sigma_rels = about["step"], about["sigma_rels"]
+        if type(step) is not int or not 0 < step < 2**53:
+            raise ValueError(f"{step!r:.40} is no number of updates")
+        for sigma_rel in sigma_rels:
+            gamma_of(sigma_rel)
+        files = {average_file(number) for number in range(len(sigma_rels))}
+        if not files or files | {ABOUT, MANIFEST} != set(os.listdir(folder)):
+            raise ValueError(f"there is not one file for each of {len(sigma_rels)} averages")
+        return Snapshot(folder, step, tuple(map(float, sigma_rels)), str(about["run"]))
+    except CorruptFolder:
+        raise
+    except (ValueError, KeyError, TypeError, ArithmeticError) as error:
         raise CorruptFolder(folder, ABOUT, f"describes no snapshot: {error!r}") from None
 
 
@@ -237,10 +247,7 @@ def _average_into(
     """Overwrite the parameters by the sum of x_i times those in the files, summed in float64."""
     targets: dict[str, Tensor] = dict(denoiser.named_parameters())
     with ExitStack() as stack:
-        opened = [
-            stack.enter_context(cast(Any, safe_open(file, framework="pt", device="cpu")))
-            for file in files
-        ]
+        opened = [stack.enter_context(open_tensors(file)) for file in files]
         for path, file in zip(files, opened, strict=True):
             if set(file.keys()) != targets.keys():
                 raise ValueError(f"{path} holds the weights of another network than the model's")

@@ -19,7 +19,8 @@ import lightning.pytorch as lightning
 import torch
 from torch import nn
 
-from twosides.storage.files import CorruptFolder, commit_folder
+from twosides.storage.files import commit_folder
+from twosides.storage.reading import CorruptFolder
 from twosides.storage.tensors import help_save_tensors, save_tensors, whole
 from twosides.training.ema import PowerEMA
 from twosides.training.posthoc import ABOUT, FOLDER, Snapshot, average_file, read_snapshot

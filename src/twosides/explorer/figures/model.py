@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ import numpy as np
 import twosides as ts
 from twosides.explorer.figure import Axis, Choice, Control, Figure, Mark, Number, Panel, Range, View
 from twosides.explorer.names import SAMPLERS
+from twosides.storage.limits import check_notes
+from twosides.storage.reading import read_json
 
 TEXT = r"""Your model, sampled with any sampler: trained as diffusion or as flow matching makes no
 difference. The panels start from the same noise and differ in the number of steps only; the last
@@ -59,7 +60,8 @@ def _about(folder: Path) -> tuple[tuple[int, ...], str]:
     if path is None:
         raise FileNotFoundError(f"{folder} holds no config.json: it is no model's or run's folder")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
+        check_notes(config)
         shape = tuple(int(size) for size in config["shape"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} does not say the shape of the model's samples") from error

@@ -16,6 +16,7 @@ from twosides.integrations.diffusers.networks import (
     parts_of,
     to_images,
 )
+from twosides.storage.reading import sha256
 
 AT_ONCE = 8  # images decoded together
 
@@ -65,8 +66,7 @@ def _digest(folder: Path, use: str) -> str:
     texts = sorted(parts.keys() - {network_name(parts), "scheduler", "vae"})
     for path in _files(folder, texts if use == "texts" else ["vae"]):
         digest.update(f"{path.parent.name}/{path.name}".encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(bytes.fromhex(sha256(path)))
     return digest.hexdigest()
 
 

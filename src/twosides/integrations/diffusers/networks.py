@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from twosides.denoiser import Denoiser
 from twosides.guidance import Guided
+from twosides.integrations.diffusers.folders import checked, reading
 from twosides.integrations.diffusers.notation import Notation
 from twosides.integrations.diffusers.scheduler import Scheduler
 from twosides.outputs import Estimate
@@ -271,7 +272,8 @@ def load_denoiser(
     Nothing is clipped, which a pipeline's scheduler may do (`clip_sample`). TypeError for networks
     that are not in ADAPTERS.
     """
-    network, told, vae = _parts(source, scheduler, dtype, allow_pickle)
+    with reading(source, pickles=allow_pickle):
+        network, told, vae = _parts(source, scheduler, dtype, allow_pickle)
     for part in (network, vae):
         if part is not None and (device is not None or dtype is not None):
             part.to(device=device, dtype=dtype)
@@ -340,7 +342,7 @@ def read_index(source: str | Path) -> dict[str, Any]:
             f"{folder} has no model_index.json, so it is no pipeline; of a bare network, say the "
             "scheduler's folder too: load_denoiser(folder, scheduler=...)"
         )
-    config: Any = _of_diffusers("DiffusionPipeline").load_config(str(source))
+    config: Any = _of_diffusers("DiffusionPipeline").load_config(checked(source))
     return dict(config)
 
 
@@ -376,23 +378,27 @@ def _model(
 ) -> Any:
     """A model of diffusers' by name, in a subfolder if it is a part."""
     if index is None or part is None:
-        config = _of_diffusers("UNet2DModel").load_config(str(source))
+        config = _of_diffusers("UNet2DModel").load_config(checked(source))
         kind = _checked(source, "diffusers", str(config.get("_class_name")))
     else:
         kind = model_class(source, part, index)
     try:
         with torch.random.fork_rng(devices=[]):  # some are built with random weights first
-            return kind.from_pretrained(str(source), subfolder=part, **options)
+            model = kind.from_pretrained(str(source), subfolder=part, **options)
     except OSError as error:
         raise OSError(
             f"{error} (only safetensors are read; weights of other kinds are unpickled, which you "
             "may ask for with allow_pickle=True if you trust them)"
         ) from error
+    if without := [name for name, value in model.named_parameters() if value.is_meta]:
+        raise ValueError(f"the weights of {Path(source) / (part or '')} lack {without[0]}")
+    return model
 
 
 def load_part(folder: str | Path, part: str) -> Any:
     """One model of a pipeline's folder, from safetensors, in float32."""
-    return _model(folder, part, {"use_safetensors": True}, parts_of(folder))
+    with reading(folder):
+        return _model(folder, part, {"use_safetensors": True}, parts_of(folder))
 
 
 def in_dtype(dtype: torch.dtype | None) -> dict[str, torch.dtype]:
@@ -408,5 +414,5 @@ def _of_diffusers(name: str) -> Any:
 
 def _scheduler(scheduler: Any) -> Scheduler:
     if isinstance(scheduler, str | Path):
-        return Scheduler.from_config(Scheduler.load_config(str(scheduler)))
+        return Scheduler.from_config(Scheduler.load_config(checked(scheduler)))
     return Scheduler.from_config({**scheduler.config, "_class_name": type(scheduler).__name__})

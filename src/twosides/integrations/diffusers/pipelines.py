@@ -10,6 +10,7 @@ import diffusers
 import torch
 from torch import nn
 
+from twosides.integrations.diffusers.folders import reading
 from twosides.integrations.diffusers.networks import (
     in_dtype,
     network_name,
@@ -24,19 +25,20 @@ def load_pipeline(folder: Path, *, network: nn.Module | bool = True) -> Any:
 
     Without its `network`, what is around that: the VAE, the text encoder; or with another.
     """
-    index = read_index(folder)
-    parts = {key: value for key, value in index.items() if isinstance(value, list | tuple)}
-    _refuse_strangers(str(index.get("_class_name")), parts)
-    # diffusers asks again for parts that were saved as absent.
-    absent: dict[str, Any] = {k: None for k, v in parts.items() if len(v) == 2 and not present(v)}
-    name = network_name({key: value for key, value in parts.items() if present(value)})
-    accelerator, dtype = placement(folder / name)
-    absent |= {} if network is True else {name: network or None}
-    pipeline: Any = getattr(diffusers, "DiffusionPipeline")  # noqa: B009 - exported lazily
-    with torch.random.fork_rng(devices=[]):  # some parts are built with random weights first
-        pipe = pipeline.from_pretrained(
-            str(folder), use_safetensors=True, local_files_only=True, **in_dtype(dtype), **absent
-        )
+    with reading(folder):
+        index = read_index(folder)
+        parts = {key: value for key, value in index.items() if isinstance(value, list | tuple)}
+        _refuse_strangers(str(index.get("_class_name")), parts)
+        # diffusers asks again for parts that were saved as absent.
+        absent: dict[str, Any] = {}
+        absent |= {k: None for k, v in parts.items() if len(v) == 2 and not present(v)}
+        name = network_name({key: value for key, value in parts.items() if present(value)})
+        accelerator, dtype = placement(folder / name)
+        absent |= {} if network is True else {name: network or None}
+        pipeline: Any = getattr(diffusers, "DiffusionPipeline")  # noqa: B009 - exported lazily
+        with torch.random.fork_rng(devices=[]):  # some parts are built with random weights first
+            options = {"use_safetensors": True, "local_files_only": True, **in_dtype(dtype)}
+            pipe = pipeline.from_pretrained(str(folder), **options, **absent)
     return pipe.to(accelerator) if accelerator else pipe
 
 

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from twosides.integrations.diffusers import notation as notations
@@ -33,6 +32,7 @@ from twosides.integrations.diffusers.networks import (
 )
 from twosides.integrations.diffusers.notation import Notation
 from twosides.integrations.diffusers.scheduler import Scheduler
+from twosides.storage.tensors import open_tensors
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ def _of_folder(source: str | Path) -> tuple[str, Any, torch.dtype | None, bool]:
 def stored_dtype(folder: Path) -> torch.dtype | None:
     """The dtype of the first weight in a model's folder."""
     for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
+        with open_tensors(path) as file:
             for name in file.keys():
                 return file.get_tensor(name).dtype
     return None
