@@ -28,6 +28,8 @@ def save(folder, **notes):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         denoiser = Denoiser(MLP(dim=2, width=8, depth=1, classes=3))
+        for parameter in denoiser.parameters():  # the last layer begins at zero
+            torch.nn.init.normal_(parameter, std=0.5)
     notes = {"shape": [2], "classes": "ab", "null": {"class_labels": 2}} | notes
     models.save(denoiser, folder, **notes)
     return folder
@@ -70,6 +72,7 @@ def test_arguments_become_options(said, wanted):
     assert in_options(said, ["--help"]) == said
 
 
+@pytest.mark.filterwarnings("ignore:the data do not say:UserWarning")
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -95,11 +98,11 @@ def test_errors_name_options(cli, words, message):
 
 def test_the_published_form_is_sampled_by_name(cli):
     save(Path("m"))
-    for name in ("unipc", "unipc-published"):
+    for name in ("dpmpp-3m", "dpmpp-3m-published"):
         words = ("--sampler", name, "--steps", 4, "--count", 2, "--out", f"{name}.npy")
         code, out, err = cli("sample", "m", *words)
         assert code == 0 and f"{name}, 4 steps" in out, err
-    assert np.abs(np.load("unipc.npy") - np.load("unipc-published.npy")).max() > 1e-4
+    assert np.abs(np.load("dpmpp-3m.npy") - np.load("dpmpp-3m-published.npy")).max() > 1e-4
 
 
 def test_labels_of_words_are_counted_in_folders_too(cli):
@@ -110,7 +113,7 @@ def test_labels_of_words_are_counted_in_folders_too(cli):
 
 # ---------------------------------------------------------------------------- broken models
 
-VALUES = (None, [], {}, "x", 3, -1.5, [None], {"a": 1}, [[1]], True, 1e300)
+VALUES = (None, [], "x", -1.5, {"a": 1}, [[1]])
 KEYS = ("network", "output", "schedule", "time", "data_mean", "data_std", "shape", "classes")
 KEYS += ("null", "pipeline", "recipe", "training", "logsnr_range", "version", "entropic")
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -156,7 +156,7 @@ def _npz_rows(path: Path) -> Rows:
     return _array_rows(file, archive.getinfo(name).file_size, read_at)
 
 
-def _array_rows(file: IO[bytes], size: int, read_at: Callable[[int, int], bytes]) -> Rows:
+def _array_rows(file: Any, size: int, read_at: Callable[[int, int], bytes]) -> Rows:
     """The rows of an array in NumPy's format.
 
     file: at its header.
