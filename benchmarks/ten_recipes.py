@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from twosides.data.named import task_named
+from twosides.generation.request import Request
 from twosides.reports.side_by_side import report
 from twosides.training.run import train_task
 
@@ -44,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--count", type=int, default=520, help="samples that are measured")
     asked: Any = parser.parse_args(arguments)
     folders = train(asked.data, asked.out, steps=asked.steps, batch=asked.batch)
-    report(folders, asked.out / "report.html", data=asked.data, count=asked.count)
+    report(folders, asked.out / "report.html", Request(count=asked.count), data=asked.data)
     print(asked.out / "report.html")
 
 

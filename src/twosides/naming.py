@@ -86,7 +86,7 @@ def import_object(path: str, what: str, *, trust_code: bool) -> Any:
     if not trust_code:
         raise ValueError(
             f"the {what} {path} is code outside this library; using it imports that module. If you "
-            "trust it, pass trust_code=True (--trust-code)"
+            "trust it, pass trust_code=True"
         )
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())

@@ -70,7 +70,10 @@ def test_compare_recipes_for_their_data_and_draw_them(cli, tmp_path):
         (("sample", "/nowhere"), "holds no config.json"),
         (("sample", "/nowhere", "--out", "x.gif"), "not '.gif'"),
         (("sample", "/nowhere", "--out", "x.npy", "--count", "0"), "--count must be at least 1"),
-        (("sample", "/nowhere", "--out", "x.npy", "--count", "200000"), "a folder as --out"),
+        (
+            ("sample", "/nowhere", "--out", "x.npy", "--count", "200000"),
+            "in a folder take any number: --out FOLDER",
+        ),
         (("train", "ring", "--out", "x", "--nodes", "2"), "no launcher has started this process"),
         (("train", "ring", "--out", "x", "--minutes", "0"), "minutes must be positive"),
         (("train", "json:nothing", "--out", "x"), "json has no function 'nothing'"),
@@ -94,7 +97,7 @@ def test_a_folder_is_of_one_run(cli, tmp_path, monkeypatch):
     code, _, err = cli("train", "ring", "--out", "photos", *words)
     assert code == 2 and "holds no run" in err
     (tmp_path / "data.py").write_text(
-        "from twosides.data.tasks import task_named\ndef again():\n    return task_named('ring')\n"
+        "from twosides.data.named import task_named\ndef again():\n    return task_named('ring')\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     assert cli("train", "ring", "--out", "run", *words)[0] == 0
@@ -205,21 +208,21 @@ def test_train_sample_convert(cli, tmp_path, monkeypatch):
 
 def test_only_a_grid_from_pure_noise_needs_another_schedule():
     import twosides as ts
-    from twosides.generation.samples import startable
+    from twosides.generation.samples import schedule_to_start_on
 
     network = torch.nn.Identity()
     score = ts.Denoiser(network, output="score", schedule=ts.FlowMatching(), time="logsnr")
     velocity = ts.Denoiser(network, output="u", schedule=ts.FlowMatching(), time="t")
-    assert startable(score, "ddim", 5) == ts.Cosine(-12.0, 12.0)
-    assert startable(score, "edm", 5) is None  # which begins at sigma = 80
-    assert startable(velocity, "ddim", 5) is None
+    assert schedule_to_start_on(score, "ddim", 5) == ts.Cosine(-12.0, 12.0)
+    assert schedule_to_start_on(score, "edm", 5) is None  # which begins at sigma = 80
+    assert schedule_to_start_on(velocity, "ddim", 5) is None
 
 
 def test_pictures_of_letters(cli, tmp_path, monkeypatch):
     from PIL import Image
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("twosides.data.tasks.Glyphs", _few_letters)
+    monkeypatch.setattr("twosides.data.named.Glyphs", _few_letters)
     code, _, err = cli(
         "train", "glyphs", "--out", "run", "--steps", 2, "--batch", 4, "--picture-every", 2
     )
@@ -283,7 +286,7 @@ def test_demo(cli, tmp_path, monkeypatch):
     from twosides.reports import demo
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("twosides.data.tasks.Glyphs", _few_letters)
+    monkeypatch.setattr("twosides.data.named.Glyphs", _few_letters)
     monkeypatch.setattr(demo, "COPIES", 1)
     monkeypatch.setattr(demo, "train_reader", _short_reader)
     monkeypatch.setattr(demo, "SETUPS", tuple(replace(s, steps=2) for s in demo.SETUPS[:3]))

@@ -18,8 +18,9 @@ import torch
 import twosides as ts
 from twosides.cli import main
 from twosides.denoiser import Denoiser
+from twosides.generation.request import Request
 from twosides.generation.shards import Job
-from twosides.generation.workers import Place, launched, sample_shards
+from twosides.generation.workers import Place, launcher_place, sample_shards
 from twosides.sampling.presets import samplers
 from twosides.storage import models
 from twosides.storage.networks import MLP
@@ -167,7 +168,8 @@ def test_labels_guidance_and_other_samplers(model, tmp_path):
 @pytest.mark.parametrize("name", samplers)
 def test_a_job_goes_to_another_process_unchanged(name):
     schedule = ts.Cosine(-9, 9)
-    job = Job(Path("/model"), Path("/out"), 10, samplers[name], schedule=schedule, labels="ab")
+    request = Request(name, schedule=schedule, labels="ab", count=10)
+    job = Job(request, Path("/model"), Path("/out"))
     assert Job.from_json(json.loads(json.dumps(job.to_json()))) == job
 
 
@@ -316,11 +318,11 @@ def test_samples_that_are_not_finite_are_told(model, tmp_path):
 
 def test_places_of_launchers():
     torchrun = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
-    assert launched(torchrun) == Place(3, 8, 1)
-    assert launched({**torchrun, "WORLD_SIZE": "1", "RANK": "0"}) is None
+    assert launcher_place(torchrun) == Place(3, 8, 1)
+    assert launcher_place({**torchrun, "WORLD_SIZE": "1", "RANK": "0"}) is None
     batch = {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0"}
-    assert launched(batch) is None  # the script of a job, which is one process
-    assert launched({**batch, "SLURM_STEP_NUM_TASKS": "8"}) == Place(0, 8, 0)
+    assert launcher_place(batch) is None  # the script of a job, which is one process
+    assert launcher_place({**batch, "SLURM_STEP_NUM_TASKS": "8"}) == Place(0, 8, 0)
 
 
 def test_under_a_launcher_each_process_makes_its_share(model, few, tmp_path, monkeypatch):

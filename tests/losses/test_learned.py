@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from twosides.denoiser import Denoiser
-from twosides.generation.samples import measured_grid, sample_model
+from twosides.generation.notes import measured_grid
+from twosides.generation.request import Request
+from twosides.generation.samples import sample_model
 from twosides.losses.densities import FromSchedule, Normal, Table, Uniform
 from twosides.losses.learned import LEARNERS, Adaptive, LevelBins, Uncertainty
 from twosides.losses.objective import Losses, Objective
@@ -481,15 +483,13 @@ def test_a_stored_grid_is_read_by_the_command_line(tmp_path):
     about = {"shape": [2], "classes": ""}
     models.save(denoiser, tmp_path / "with", **about, entropic=parts.describe(grid))
     assert measured_grid(tmp_path / "with") == grid
-    options = dict.fromkeys(("schedule", "noise", "compat", "labels"))
-    options |= {"sampler": "ddim", "steps": 4, "count": 3, "guidance": 1.0, "seed": 0}
-    options |= {"grid": "entropic", "trust_code": False, "out": tmp_path / "a.npy"}
-    drawn = sample_model(tmp_path / "with", **options)
+    request = Request.of(grid=measured_grid(tmp_path / "with"), steps=4, count=3)
+    drawn = sample_model(tmp_path / "with", request, tmp_path / "a.npy")
     own = sample(denoiser, (3, 2), sampler=Sampler(grid=grid), steps=4, seed=0)
     assert torch.equal(drawn, own)
     models.save(denoiser, tmp_path / "without", **about)
     with pytest.raises(ValueError, match="sd3.adaptive"):
-        sample_model(tmp_path / "without", **options)
+        measured_grid(tmp_path / "without")
     models.save(denoiser, tmp_path / "other", **about, entropic=[1, 2])
     with pytest.raises(ValueError, match="no grid"):
-        sample_model(tmp_path / "other", **options)
+        measured_grid(tmp_path / "other")

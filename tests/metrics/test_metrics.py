@@ -382,7 +382,7 @@ def _clean():
         (draw(50, 2, 0), draw(50, 2, 1), {"metrics": []}, ValueError, "list of names"),
         (draw(50, 2, 0), torch.ones(50, 2), {"metrics": ["mmd"]}, ValueError, "no bandwidth"),
         (draw(50, 2, 0), draw(50, 2, 1), {"extractor": "pixel"}, ValueError, "mean 'pixels'"),
-        (draw(50, 2, 0), draw(50, 2, 1), {"extractor": "m:f"}, ValueError, "--trust-code"),
+        (draw(50, 2, 0), draw(50, 2, 1), {"extractor": "m:f"}, ValueError, "trust_code=True"),
         (draw(50, 2, 0), draw(50, 2, 1), {"extractor": "reader"}, ValueError, "grey images"),
         (draw(50, 2, 0), draw(50, 2, 1), {"extractor": torch.sum}, ValueError, r"got \(\)"),
     ],

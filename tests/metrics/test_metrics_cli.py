@@ -17,8 +17,11 @@ from twosides import metrics
 from twosides.data.named import task_named
 from twosides.denoiser import Denoiser, convert
 from twosides.display import html
-from twosides.metrics import sources
-from twosides.metrics.sources import Yardstick, read_samples, samples_of
+from twosides.generation.request import Request
+from twosides.generation.samples import model_samples
+from twosides.metrics import command
+from twosides.metrics.sources import Yardstick
+from twosides.metrics.stored import Stored
 from twosides.oracle import GaussianMixture
 from twosides.reports.side_by_side import LEVELS, eps_errors
 from twosides.storage import models
@@ -147,17 +150,22 @@ def test_eps_errors_are_those_of_the_exact_denoiser():
 # ---------------------------------------------------------------------------- evaluate
 
 
+def everything(path):
+    stored = Stored(path)
+    return torch.stack([stored[number]["x"] for number in range(len(stored))])
+
+
 def test_evaluate_a_model(ten, tmp_path, cli, monkeypatch):
     words = ("--data", "ring", "--count", 60, "--steps", 3, "--json", tmp_path / "e.json")
     code, out, err = cli("evaluate", ten / "edm", *words)
     assert code == 0 and "features: pixels" in out, err
     assert [line.split()[0] for line in out.splitlines()[2:]] == list(metrics.METRICS)
     told = json.loads((tmp_path / "e.json").read_text())
-    x = samples_of(ten / "edm", 60, steps=3, seed=0)
+    x = model_samples(ten / "edm", Request(steps=3, count=60))
     exact = metrics.frechet(x, Yardstick.of("ring", 60).reference)
     assert told["metrics"]["frechet"]["value"] == exact
     assert told["metrics"]["frechet"]["samples"] == 60
-    monkeypatch.setattr(sources, "model_samples", None)  # nothing is drawn to be refused
+    monkeypatch.setattr(command, "sample_batches", None)  # nothing is drawn to be refused
     code, _, err = cli("evaluate", ten / "edm", "--data", "ring", "--count", 3)
     assert code == 2 and "3 samples and 3 of reference are too few" in err
     # Untrained samples are further from the data than data are.
@@ -165,10 +173,9 @@ def test_evaluate_a_model(ten, tmp_path, cli, monkeypatch):
 
 
 def test_batches_change_no_sample(ten):
-    from twosides.generation.samples import model_samples
-
-    whole = model_samples(ten / "edm", 7, steps=3)
-    parts = model_samples(ten / "edm", 7, steps=3, batch=3)
+    request = Request(steps=3, count=7)
+    whole = model_samples(ten / "edm", request)
+    parts = model_samples(ten / "edm", request, batch=3)
     torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-6)
 
 
@@ -180,7 +187,7 @@ def test_evaluate_files_of_exact_samples(tmp_path, cli):
     np.save(folder / "part-0.npy", x[:100].numpy())
     save_file({"x": x[100:200].clone(), "label": torch.zeros(1)}, folder / "part-1.safetensors")
     save_file({"only": x[200:].clone()}, folder / "part-2.safetensors")
-    assert torch.equal(read_samples(folder), x)
+    assert torch.equal(everything(folder), x)
     chosen = ("--metrics", "mmd", "density")
     code, out, err = cli(
         "evaluate", folder, "--data", "ring", *chosen, "--json", tmp_path / "e.json"
@@ -225,10 +232,10 @@ def test_evaluate_refuses(files, words, message, tmp_path, cli, monkeypatch):
 def test_of_several_tensors_one_must_be_called_x(tmp_path):
     save_file({"a": torch.ones(2, 1), "b": torch.ones(2, 1)}, tmp_path / "s.safetensors")
     with pytest.raises(ValueError, match="Call them x"):
-        read_samples(tmp_path / "s.safetensors")
+        Stored(tmp_path / "s.safetensors")
     (tmp_path / "s.txt").write_text("1")
     with pytest.raises(ValueError, match=r"read from \.npy"):
-        read_samples(tmp_path / "s.txt")
+        Stored(tmp_path / "s.txt")
 
 
 def test_a_yardstick_needs_enough_rows():
@@ -250,7 +257,7 @@ def test_letters_are_read_by_the_reader(monkeypatch):
 
     with torch.random.fork_rng(devices=[]):
         reader = Reader()
-    monkeypatch.setattr("twosides.data.tasks.Glyphs", lambda size: Glyphs(size, 104))
+    monkeypatch.setattr("twosides.data.named.Glyphs", lambda size: Glyphs(size, 104))
     monkeypatch.setattr("twosides.data.reader.train_reader", lambda: reader)
     stick = Yardstick.of("glyphs", 52)
     assert stick.name == "reader" and stick.reference.shape == (52, 128)
@@ -325,14 +332,14 @@ def test_a_transformers_folder(make, dims, tmp_path):
 def test_a_page_is_filled_once_and_escaped():
     made = html.page(
         "a < b",
-        "sidebyside.html",
+        "reports/side_by_side.html",
         dict.fromkeys(
             ("title", "lead", "table", "notes", "weightings", "losses", "errors"), "{{title}}"
         ),
     )
     assert "<title>a &lt; b</title>" in made and made.count("{{title}}") == 7
     with pytest.raises(KeyError, match="lead"):
-        html.page("a", "sidebyside.html", {"title": "a"})
+        html.page("a", "reports/side_by_side.html", {"title": "a"})
     rows = Table(html.table([("", "<b>"), ("c", "d & e")])).rows
     assert rows == [["", "<b>"], ["c", "d & e"]]
 

@@ -1,14 +1,17 @@
 """The command line: `twosides train | finetune | sample | samplers | recipes | convert | ...`.
 
-A command is a function of `twosides.commands`: its signature is the options and its docstring the
+A command is a function of this package: its signature is the options and its docstring the
 help. Nothing heavy is imported before one runs, so that `--help` answers at once.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 import sys
 import warnings
+from collections.abc import Sequence
 
 import tyro
 
@@ -17,6 +20,7 @@ from twosides.cli.knowledge import compare, demo, explore, recipes, samplers, ve
 from twosides.cli.models import convert, explain, export
 from twosides.cli.samples import evaluate, report, sample
 from twosides.cli.training import ema, finetune, train
+from twosides.display.terminal import complaint
 
 ABOUT = "Train, sample, convert and compare diffusion and flow-matching models."
 
@@ -47,15 +51,41 @@ def main() -> None:
     # modules in the current folder, which may be a stranger's.
     os.environ["PYTHONSAFEPATH"] = "1"
     # A line for those who use the program, not for those who write it.
-    warnings.formatwarning = lambda message, *_, **__: f"twosides: {message}\n"
+    warnings.formatwarning = lambda message, *_, **__: complaint(message) + "\n"
     app = tyro.extras.SubcommandApp()
     for command in COMMANDS:
         app.command(command)
     try:
         app.cli(prog="twosides", description=ABOUT, config=(tyro.conf.FlagCreatePairsOff,))
     except (ValueError, TypeError, OSError, ImportError) as error:
-        print(f"twosides: {error}", file=sys.stderr)
+        print(complaint(in_options(str(error), sys.argv[1:])), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("twosides: interrupted", file=sys.stderr)
+        print(complaint("interrupted"), file=sys.stderr)
         sys.exit(130)
+
+
+def in_options(message: str, words: Sequence[str]) -> str:
+    """An error of the library in the words of the command line.
+
+    The library speaks of arguments: "pass trust_code=True", "count must be at least 1", "leave
+    labels out". Where the command has an option of that name, this says "--trust-code",
+    "--count must be at least 1", "leave --labels out".
+
+    message: what the error says.
+    words: what the user typed after `twosides`; the first word is the command.
+    """
+    commands = {command.__name__.replace("_", "-"): command for command in COMMANDS}
+    if not words or words[0] not in commands:
+        return message
+    parameters = inspect.signature(commands[words[0]]).parameters.values()
+    options = "|".join(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+
+    def option(found: re.Match[str]) -> str:
+        name, value = found["name"].replace("_", "-"), found["value"]
+        given = "" if value in (None, "True") else f" {value}"
+        return f"{found['leave'] or ''}--{name}{given}"
+
+    value = r"""=(?P<value>'[^']*'|"[^"]*"|[^\s,;:)]+)"""
+    after = rf"(?:{value}|(?= must\b)|(?(leave)(?= out\b)|(?!)))"
+    return re.sub(rf"(?<![\w.(-])(?P<leave>leave )?(?P<name>{options})\b{after}", option, message)

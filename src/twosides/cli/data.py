@@ -6,6 +6,8 @@ from pathlib import Path
 
 import tyro
 
+from twosides.display.terminal import say
+
 Positional = tyro.conf.Positional
 
 
@@ -25,7 +27,7 @@ def data(
     """
     from twosides.data.summary import summary
 
-    print(summary(name, out, most))
+    say(summary(name, out, most))
 
 
 def encode_latents(
@@ -54,5 +56,5 @@ def encode_latents(
     images = task_named(data).data
     if not isinstance(images, Images):
         raise ValueError(f"{data} is no set of images that can be read by number")
-    print(f"{len(encode(images, data, pipeline, out, batch=batch, captions=captions))} latents")
-    print(f"{out} is ready: twosides train latents:{out}")
+    say(f"{len(encode(images, data, pipeline, out, batch=batch, captions=captions))} latents")
+    say(f"{out} is ready: twosides train latents:{out}")

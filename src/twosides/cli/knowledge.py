@@ -9,6 +9,8 @@ from typing import Annotated
 
 import tyro
 
+from twosides.display.terminal import say
+
 Positional = tyro.conf.Positional
 
 
@@ -24,7 +26,7 @@ def samplers(*, measure: bool = False, markdown: bool = False) -> None:
 
     with bar("measuring", 1) if measure else contextlib.nullcontext() as tell:
         table = list(orders.rows(measure, tell))
-    print((orders.markdown if markdown else orders.text)(table), end="")
+    say((orders.markdown if markdown else orders.text)(table), end="")
 
 
 def recipes(*, markdown: bool = False) -> None:
@@ -36,7 +38,7 @@ def recipes(*, markdown: bool = False) -> None:
     from twosides.reports import catalogue
 
     table = catalogue.rows()
-    print((catalogue.markdown if markdown else catalogue.text)(table), end="")
+    say((catalogue.markdown if markdown else catalogue.text)(table), end="")
 
 
 def compare(
@@ -77,18 +79,18 @@ def compare(
         if steps is not None or schedule is not None:
             raise ValueError("--steps and --schedule are for samplers; leave them out for recipes")
         first, second, stds = recipe_named(a), recipe_named(b), data_std or (1.0, 1.0)
-        print(f"{a} and {b}: {compared(first, second, data_std=stds)}")
+        say(f"{a} and {b}: {compared(first, second, data_std=stds)}")
         if plot is not None:
             from twosides.reports.catalogue import picture
 
             picture([(a, first), (b, second)], plot, stds)
-            print(plot)
+            say(plot)
     elif all(drawn):
         if plot is not None or data_std is not None:
             raise ValueError("--plot and --data-std are for recipes; leave them out for samplers")
         where, steps = schedule_named(schedule or "flow-matching"), 10 if steps is None else steps
         result = compared(plan(a, where, steps), plan(b, where, steps))
-        print(f"{a} and {b}, {steps} steps on {where}: {result}")
+        say(f"{a} and {b}, {steps} steps on {where}: {result}")
     else:
         raise ValueError(
             f"{a!r} and {b!r} are not of one kind: compare two samplers or two recipes"
@@ -99,9 +101,9 @@ def verify() -> None:
     """Check every claim of "Diffusion Meets Flow Matching", errata included; exit 1 on failure."""
     from twosides.reports.claims import verify as check
 
-    results = check(lambda number, result: print(f"{number:2d} {result}", flush=True))
+    results = check(lambda number, result: say(f"{number:2d} {result}"))
     failed = sum(not result.passed for result in results)
-    print(f"{len(results) - failed} of {len(results)} claims hold")
+    say(f"{len(results) - failed} of {len(results)} claims hold")
     if failed:
         sys.exit(1)
 
@@ -123,7 +125,7 @@ def demo(
     """
     from twosides.reports.demo import demo as run
 
-    print(run(out, steps=steps, minutes=minutes, seed=seed))
+    say(run(out, steps=steps, minutes=minutes, seed=seed))
 
 
 def explore(
@@ -153,7 +155,7 @@ def explore(
 
         with bar("computing", 1) as tell:
             size = write(export, figures, tell)
-        print(f"{export}: {size / 1e6:.1f} MB, {len(figures)} figures, no server needed")
+        say(f"{export}: {size / 1e6:.1f} MB, {len(figures)} figures, no server needed")
         return
     from twosides.explorer.server import explore as serve
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import tyro
 
+from twosides.display.terminal import say
+
 Positional = tyro.conf.Positional
 
 
@@ -32,6 +34,7 @@ def convert(
     """
     from twosides.denoiser import Denoiser
     from twosides.denoiser import convert as converted
+    from twosides.generation.notes import load_model, one_sentence
     from twosides.schedules import schedule_named
     from twosides.storage import models
 
@@ -40,15 +43,17 @@ def convert(
     if models.is_pipeline(model):
         from twosides.integrations.diffusers import load_denoiser
 
-        source: Any = load_denoiser(model)
+        with one_sentence(f"{model} cannot be read as a pipeline"):
+            source: Any = load_denoiser(model)
         about: dict[str, Any] = {}
     else:
-        source, about = models.load(model, trust_code=trust_code), models.read_notes(model)
+        source, about = load_model(model, trust_code=trust_code), models.read_notes(model)
     target = schedule_named(schedule)
-    network = converted(source, output, target, time)
     statistics = {"data_mean": source.data_mean, "data_std": source.data_std}
-    models.save(Denoiser(network, output, target, time, **statistics), out, **about)
-    print(f"{out}: {source.output.name} on {source.schedule} -> {output} on {target}, time {time}")
+    with one_sentence(f"{model} cannot be converted"):
+        network = converted(source, output, target, time)
+        models.save(Denoiser(network, output, target, time, **statistics), out, **about)
+    say(f"{out}: {source.output.name} on {source.schedule} -> {output} on {target}, time {time}")
 
 
 def export(
@@ -67,13 +72,16 @@ def export(
         sampler: run it with this one, by twosides; by default with diffusers' own of that path.
         trust_code: import the network's class from outside diffusers and twosides.
     """
+    from twosides.generation.notes import load_model, one_sentence
     from twosides.integrations.diffusers import save_as_pipeline
     from twosides.storage import models
 
-    save_as_pipeline(models.load(model, trust_code=trust_code), out, sampler)
-    print(f"{out}: a diffusers pipeline, DiffusionPipeline.from_pretrained({str(out)!r})")
+    denoiser = load_model(model, trust_code=trust_code)
+    with one_sentence(f"{model} cannot be written as a pipeline"):
+        save_as_pipeline(denoiser, out, sampler)
+    say(f"{out}: a diffusers pipeline, DiffusionPipeline.from_pretrained({str(out)!r})")
     if models.read_config(model).get("classes"):
-        print("diffusers' own pipeline takes no class labels; load_denoiser of twosides does")
+        say("diffusers' own pipeline takes no class labels; load_denoiser of twosides does")
 
 
 def explain(model: Positional[str], /, *, steps: int = 20, mu: float | None = None) -> None:
@@ -84,6 +92,9 @@ def explain(model: Positional[str], /, *, steps: int = 20, mu: float | None = No
         steps: of its own scheduler.
         mu: logarithm of the shift, where it depends on the resolution; by default the largest.
     """
+    from twosides.generation.notes import one_sentence
     from twosides.integrations.diffusers.report import explain as explained
 
-    print(explained(model, steps, mu=mu))
+    with one_sentence(f"{model} cannot be read as a pipeline"):
+        report = explained(model, steps, mu=mu)
+    say(report)

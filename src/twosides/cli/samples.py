@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
+
+from twosides.display.terminal import say
+
+if TYPE_CHECKING:
+    from twosides.generation.request import Request
+    from twosides.generation.shards import Shards
 
 Positional = tyro.conf.Positional
 
@@ -20,7 +26,6 @@ def sample(
     schedule: str | None = None,
     noise: str | None = None,
     grid: str | None = None,
-    compat: str | None = None,
     count: int | None = None,
     labels: str | None = None,
     prompt: str | None = None,
@@ -39,14 +44,14 @@ def sample(
         model: a model's or a run's folder, or a pipeline's (only safetensors are read).
         out: .png for a picture, .npy for the numbers, or a folder: of a model for any number of
             samples in .npy files, which the same command continues; of a pipeline for PNGs.
-        sampler: ddim, dpmpp-2m, unipc, kab2c, ddpm, ...: see `twosides samplers`.
+        sampler: ddim, dpmpp-2m, unipc, kab2c, ddpm, ...: see `twosides samplers`; unipc-published,
+            ... for one as its authors' code has it, known errors included.
         steps: of the sampler.
         schedule: where to sample, by default the model's own: cosine, "cosine(-15, 15)", ...
         noise: other noise for the sampler: "churn(0.3)", "eta(1)", "ddim-eta(0.5)", deterministic.
         grid: another grid: karras, "karras(5)", uniform-logsnr, beta, ays-sdxl, ...; "entropic" is
             the one measured in training with a recipe that learns. A pipeline's is its own, but
             with --noise the sampler's.
-        compat: "published" for the sampler as its authors' code has it, known errors included.
         count: number of samples, by default 26, or 1 of a pipeline or a prompt (with labels: their
             number).
         labels: classes to draw, one letter each, by default all in turn; of a pipeline 207,360.
@@ -63,83 +68,62 @@ def sample(
             decoded, those in a .npy only if this is given, and those in a folder are latents.
         trust_code: import the network's class from outside diffusers and twosides.
     """
+    from twosides.generation.notes import measured_grid
+    from twosides.generation.request import Request
     from twosides.storage.models import is_pipeline
 
-    if count is not None and count < 1:
-        raise ValueError(f"--count must be at least 1, got {count}")
-    many = {"devices": devices, "batch": batch, "shard": shard}
-    many = {name: value for name, value in many.items() if value is not None}
-    if many and (out.suffix or is_pipeline(model)):
-        raise ValueError(f"--{', --'.join(many)} are for a model's samples and a folder as --out")
-    if pipeline is not None and (is_pipeline(model) or not out.suffix):
+    piped = is_pipeline(model)
+    sizes = {"devices": devices, "batch": batch, "shard": shard}
+    sizes = {name: value for name, value in sizes.items() if value is not None}
+    if sizes and (out.suffix or piped):
+        raise ValueError(f"--{', --'.join(sizes)} are for a model's samples and a folder as --out")
+    if pipeline is not None and (piped or not out.suffix):
         raise ValueError(
             "--pipeline decodes a model's samples into a .png or .npy file; a pipeline decodes its "
             "own, and files in a folder are latents: leave it out"
         )
-    if is_pipeline(model):
-        from twosides.generation.pipelines import sample_pipeline
-
-        if schedule is not None:
-            raise ValueError("a pipeline is sampled on its own schedule; leave --schedule out")
-        numbers = sample_pipeline(
-            model,
-            out=out,
-            sampler=sampler,
-            steps=steps,
-            noise=noise,
-            grid=grid,
-            compat=compat,
-            count=1 if count is None else count,
-            labels=labels,
-            prompt=prompt,
-            negative_prompt=negative_prompt,
-            guidance=guidance,
-            seed=seed,
-        )
-        print(f"{out}: {tuple(numbers.shape)}, {sampler}, {steps} steps, seed {seed}")
-        return
-    from twosides.generation.samples import chosen_sampler, sample_model
-
-    if not out.suffix:
-        if prompt is not None or negative_prompt is not None:
-            raise ValueError("a model is prompted for a .png or .npy file; name one as --out")
-        from twosides.generation.workers import sample_shards
-
-        result = sample_shards(
-            model,
-            out,
-            count or len(labels or "") or 26,
-            sampler=chosen_sampler(sampler, noise, grid, compat, model),
-            steps=steps,
-            schedule=schedule,
-            guidance=1.0 if guidance is None else guidance,
-            labels=labels,
-            seed=seed,
-            trust_code=trust_code,
-            progress=True,
-            **many,
-        )
-        print(f"{result}; {sampler}, {steps} steps, seed {seed}")
-        return
-    numbers = sample_model(
-        model,
-        sampler=sampler,
-        steps=steps,
-        schedule=schedule,
+    request = Request.of(
+        sampler,
         noise=noise,
-        grid=grid,
-        compat=compat,
-        count=count,
+        grid=measured_grid(model) if grid == "entropic" and not piped else grid,
+        schedule=schedule,
+        steps=steps,
+        guidance=guidance,
         labels=labels,
-        guidance=1.0 if guidance is None else guidance,
-        seed=seed,
-        trust_code=trust_code,
-        out=out,
         prompt=prompt,
         negative_prompt=negative_prompt,
-        pipeline=pipeline,
+        seed=seed,
+        count=count,
     )
-    print(f"{out}: {tuple(numbers.shape)}, {sampler}, {steps} steps, seed {seed}")
+    if piped:
+        from twosides.generation.pipelines import sample_pipeline
+
+        numbers = sample_pipeline(model, request, out)
+    elif out.suffix:
+        from twosides.generation.samples import sample_model
+
+        numbers = sample_model(model, request, out, trust_code=trust_code, pipeline=pipeline)
+    else:
+        say(f"{_shards(model, request, out, sizes, trust_code)}; {request}")
+        return
+    say(f"{out}: {tuple(numbers.shape)}, {request}")
+
+
+def _shards(
+    model: Path, request: Request, out: Path, sizes: dict[str, int], trust_code: bool
+) -> Shards:
+    """The samples of a model in a folder of shards."""
+    from dataclasses import replace
+
+    from twosides.generation.notes import read_notes
+    from twosides.generation.samples import count_of
+    from twosides.generation.shards import Job
+    from twosides.generation.workers import make_shards
+
+    request = replace(request, count=count_of(request, read_notes(model)))
+    devices = sizes.pop("devices", None)
+    job = Job(request, model, out, trust_code=trust_code, **sizes)
+    return make_shards(job, devices=devices, progress=True)
 
 
 def evaluate(
@@ -153,7 +137,7 @@ def evaluate(
     sampler: str = "ddim",
     steps: int = 20,
     schedule: str | None = None,
-    guidance: float = 1.0,
+    guidance: float | None = None,
     seed: int = 0,
     json: Path | None = None,
     trust_code: bool = False,
@@ -170,28 +154,27 @@ def evaluate(
         sampler: of a model: ddim, dpmpp-2m, ...: see `twosides samplers`.
         steps: of the sampler.
         schedule: where to sample a model, by default its own.
-        guidance: classifier-free guidance scale of a model.
+        guidance: classifier-free guidance scale of a model, by default 1, which is none.
         seed: of the samples, the reference rows, and the groups that give the errors.
         json: a file to write the numbers to.
         trust_code: import a network's class, or an extractor, from outside diffusers and twosides.
     """
+    from twosides.generation.request import Request
     from twosides.metrics.command import evaluate as run
 
-    found = run(
+    request = Request.of(
+        sampler, schedule=schedule, steps=steps, guidance=guidance, seed=seed, count=count
+    )
+    table = run(
         source,
         data,
-        count=count,
+        request,
         metrics=metrics,
         extractor=extractor,
         json_file=json,
-        sampler=sampler,
-        steps=steps,
-        schedule=schedule,
-        guidance=guidance,
-        seed=seed,
         trust_code=trust_code,
     )
-    print(found, end="")
+    say(table, end="")
 
 
 def report(
@@ -205,7 +188,7 @@ def report(
     sampler: str = "ddim",
     steps: int = 20,
     schedule: str | None = None,
-    guidance: float = 1.0,
+    guidance: float | None = None,
     seed: int = 0,
     trust_code: bool = False,
 ) -> None:
@@ -220,23 +203,15 @@ def report(
         sampler: for all of them: ddim, dpmpp-2m, ...
         steps: of the sampler.
         schedule: where to sample, by default each run's own.
-        guidance: classifier-free guidance scale.
+        guidance: classifier-free guidance scale, by default 1, which is none.
         seed: of the samples, the same noise for all runs.
         trust_code: import networks' classes, or an extractor, from outside diffusers and twosides.
     """
+    from twosides.generation.request import Request
     from twosides.reports.side_by_side import report as run
 
-    made = run(
-        runs,
-        out,
-        data=data,
-        count=count,
-        extractor=extractor,
-        sampler=sampler,
-        steps=steps,
-        schedule=schedule,
-        guidance=guidance,
-        seed=seed,
-        trust_code=trust_code,
+    request = Request.of(
+        sampler, schedule=schedule, steps=steps, guidance=guidance, seed=seed, count=count
     )
-    print(f"{out}: {len(made)} run{'s' * (len(made) != 1)}")
+    made = run(runs, out, request, data=data, extractor=extractor, trust_code=trust_code)
+    say(f"{out}: {len(made)} run{'s' * (len(made) != 1)}")

@@ -15,19 +15,21 @@ WIDE, TALL = 7.0, 2.9  # inches
 
 
 def page(title: str, template: str, parts: Mapping[str, str]) -> str:
-    """A page whose body is a template of this package with its `{{names}}` replaced by HTML.
+    """Make a page of a template.
 
-    KeyError for a name without a part.
+    title: the page's, as text.
+    template: the file in this package that is the page's body, with names in double braces.
+    parts: the HTML in place of each name; KeyError for a name without one.
     """
-    body = _filled(_read(template), parts)
-    return _filled(_read("display/page.html"), {"title": html.escape(title), "body": body})
+    body = _fill(_read(template), parts)
+    return _fill(_read("display/page.html"), {"title": html.escape(title), "body": body})
 
 
 def _read(name: str) -> str:
     return resources.files("twosides").joinpath(name).read_text(encoding="utf-8")
 
 
-def _filled(template: str, parts: Mapping[str, str]) -> str:
+def _fill(template: str, parts: Mapping[str, str]) -> str:
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
 
 

@@ -10,7 +10,13 @@ from torch import Tensor
 
 
 def grid(images: Tensor, columns: int, *, zoom: int = 3, gap: int = 1) -> Any:
-    """A Pillow image of (B, C, H, W) values in [-1, 1], C in {1, 3}, in rows of `columns`."""
+    """Lay images out as one Pillow image.
+
+    images: (B, C, H, W) in [-1, 1], C 1 or 3; what is beyond is cut.
+    columns: images in a row.
+    zoom: how many times each pixel is repeated along both sides.
+    gap: grey pixels between images and around them, before the zoom.
+    """
     from PIL import Image
 
     values = images.detach().cpu().float().clamp(-1, 1).add(1).mul(127.5).round()

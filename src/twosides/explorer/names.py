@@ -16,7 +16,7 @@ _ROOT = Path(__file__).parents[1]
 def names(module: str, variable: str) -> tuple[str, ...]:
     """The keys of the dictionary that `variable` is made from in a module of this package.
 
-    >>> names("sampling/samplers.py", "samplers")[:2]
+    >>> names("sampling/presets.py", "samplers")[:2]
     ('ddim', 'flow-euler')
     """
     tree = ast.parse((_ROOT / module).read_text(encoding="utf-8"))
@@ -32,7 +32,7 @@ def options(module: str, variable: str) -> tuple[tuple[str, str], ...]:
     return tuple((name, name) for name in names(module, variable))
 
 
-SAMPLERS = options("sampling/samplers.py", "samplers")
+SAMPLERS = options("sampling/presets.py", "samplers")
 RECIPES = options("losses/recipes.py", "recipes")
 SCHEDULES: tuple[tuple[str, str], ...] = (
     ("flow-matching", "flow matching"),

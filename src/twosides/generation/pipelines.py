@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from pathlib import Path
 
@@ -11,46 +10,44 @@ import torch
 from torch import Tensor
 
 from twosides.display import pictures
-from twosides.generation.samples import chosen_sampler
+from twosides.generation.notes import one_sentence
+from twosides.generation.request import Request
 from twosides.integrations.diffusers.pipelines import inputs, load_pipeline
 from twosides.integrations.diffusers.scheduler import Scheduler
 from twosides.storage.files import write_file
 
 
-def sample_pipeline(
-    folder: str | Path,
-    *,
-    out: Path,
-    sampler: str,
-    steps: int,
-    noise: str | None,
-    grid: str | None,
-    compat: str | None,
-    count: int,
-    labels: str | None,
-    prompt: str | None,
-    negative_prompt: str | None,
-    guidance: float | None,
-    seed: int,
-) -> Tensor:
-    """Run a pipeline's folder with a sampler and write the pictures, (B, C, H, W) in [-1, 1].
+def sample_pipeline(folder: str | Path, request: Request, out: Path) -> Tensor:
+    """Run a pipeline with a sampler, write the pictures and return them, (B, C, H, W) in [-1, 1].
 
-    out: .png for one picture or all in one, .npy for the numbers, or a folder for a PNG of each.
-    Picture i depends on (seed, i) only. ValueError for what the pipeline does not take.
+    folder: the pipeline's; only safetensors are read, and no code of it is run.
+    request: how to sample. Picture i depends on (seed, i) only.
+    out: a .png for one picture or all in one, a .npy for the numbers, or a folder for a .png each.
+
+    ValueError for what the pipeline does not take.
     """
     if out.suffix not in ("", ".png", ".npy"):
         raise ValueError(
             f"{out}: pictures are written as .png, .npy or into a folder, not {out.suffix!r}"
         )
-    options = {"sampler": sampler, "compat": compat}
-    if noise is not None or grid is not None:
-        options = {"sampler": chosen_sampler(sampler, noise, grid, compat)}
+    if request.schedule is not None:
+        raise ValueError("a pipeline is sampled on its own schedule; leave schedule out")
     pipe = load_pipeline(Path(folder))
-    pipe.scheduler = Scheduler.from_pipeline(pipe, seed=seed, **options)
-    given = inputs(pipe, prompt, negative_prompt, guidance, labels, count)
+    pipe.scheduler = Scheduler.from_pipeline(pipe, request.sampler, seed=request.seed)
+    given = inputs(
+        pipe,
+        request.count or 1,
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
+        guidance_scale=request.guidance,
+        class_labels=request.labels,
+    )
     rows = given.get("batch_size") or len(given.get("class_labels") or given["prompt"])
-    generators = [_generator(seed, row) for row in range(rows)]
-    answer = pipe(**given, num_inference_steps=steps, generator=generators, output_type="np")
+    generators = [_generator(request.seed, row) for row in range(rows)]
+    with one_sentence(f"{folder} cannot be run"):
+        answer = pipe(
+            **given, num_inference_steps=request.steps, generator=generators, output_type="np"
+        )
     x = torch.from_numpy(np.asarray(answer.images)).permute(0, 3, 1, 2) * 2 - 1
     _write(x, out)
     return x
@@ -63,9 +60,7 @@ def _generator(seed: int, row: int) -> torch.Generator:
 
 def _write(x: Tensor, out: Path) -> None:
     if out.suffix == ".npy":
-        buffer = io.BytesIO()
-        np.save(buffer, x.numpy(), allow_pickle=False)
-        write_file(out, buffer.getvalue())
+        write_file(out, pictures.npy(x))
     elif out.suffix == ".png":
         columns = math.ceil(len(x) ** 0.5)
         gap = 0 if len(x) == 1 else 1

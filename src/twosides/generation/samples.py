@@ -1,10 +1,14 @@
-"""Samples of trained models by names, and pictures of them: what `twosides sample` runs."""
+"""Samples of trained models, and pictures of them: what `twosides sample` runs on a model.
+
+`drawer` makes of a model and a request a function that draws the samples of any numbers; samples in
+one file, in shards, and those that are measured all come from it.
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,310 +16,280 @@ import torch
 from torch import Tensor
 
 from twosides.conditioning import nested
-from twosides.denoiser import Denoiser, Denoises
+from twosides.denoiser import Denoiser, Denoises, describes
 from twosides.display import pictures
 from twosides.display.pictures import npy, sheet
 from twosides.display.progress import bar
+from twosides.generation.notes import Notes, load_model, one_sentence, read_notes
+from twosides.generation.request import Request
 from twosides.guidance import classifier_free
-from twosides.naming import named, unknown
-from twosides.sampling.grids import GRIDS, Grid
-from twosides.sampling.noise import STOCHASTICITIES
-from twosides.sampling.presets import sampler_named
+from twosides.naming import unknown
+from twosides.sampling.presets import plan, sampler_named
 from twosides.sampling.sample import sample
 from twosides.sampling.sampler import Sampler
-from twosides.schedules import Cosine, Schedule, schedule_named
-from twosides.storage import models, parts
+from twosides.schedules import Cosine, Schedule
 from twosides.storage.files import write_file
 
 BATCH = 250  # samples that are drawn at once
-
-
 ONE_FILE = 100_000  # samples that are kept in memory until their file is written
+IN_TURN = 26  # samples that are drawn of a model if nobody says how many
 
-
-def chosen_sampler(
-    sampler: str,
-    noise: str | None = None,
-    grid: str | None = None,
-    compat: str | None = None,
-    model: Path | None = None,
-) -> Sampler:
-    """A preset, with other noise or another grid if named: "churn(0.3)", "karras(7)".
-
-    The grid "entropic" is the one that the training of `model`, its folder, has measured.
-    """
-    chosen = sampler_named(sampler, compat)
-    if noise is not None:
-        chosen = replace(chosen, stochasticity=named("noise", noise, STOCHASTICITIES))
-    if grid is not None:
-        measured = measured_grid(model) if model is not None and grid == "entropic" else None
-        chosen = replace(chosen, grid=measured or named("grid", grid, GRIDS))
-    return chosen
-
-
-def measured_grid(folder: Path) -> Grid:
-    """The grid that a model's training has measured, "entropic" in its notes."""
-    notes = models.read_notes(folder)
-    if "entropic" not in notes:
-        raise ValueError(
-            f"{folder} holds no measured grid, because its training kept no errors by level; train "
-            "with a recipe that learns, such as sd3+adaptive, or measure one on data with "
-            "twosides.losses.learned.measure_entropic"
-        )
-    grid = parts.restore(notes["entropic"])
-    if not isinstance(grid, Grid):
-        raise ValueError(f'"entropic" in the notes of {folder} is no grid: {grid!r}')
-    return grid
-
-
-def label_tensor(labels: str | Sequence[str], classes: Sequence[str]) -> Tensor:
-    """Class numbers of letters, or of words with commas; ValueError for one that is not known."""
-    if isinstance(labels, str) and not isinstance(classes, str):
-        labels = labels.split(",")
-    wrong = [name for name in labels if name not in classes]
-    if wrong:
-        raise (
-            unknown("class", wrong[0], classes)
-            if classes
-            else ValueError("the model has no classes")
-        )
-    return torch.tensor([classes.index(name) for name in labels])
-
-
-def sample_model(
-    folder: Path,
-    *,
-    sampler: str,
-    steps: int,
-    schedule: str | None,
-    noise: str | None,
-    grid: str | None,
-    compat: str | None,
-    count: int | None,
-    labels: str | None,
-    guidance: float,
-    seed: int,
-    trust_code: bool,
-    out: Path,
-    prompt: str | None = None,
-    negative_prompt: str | None = None,
-    pipeline: Path | None = None,
-) -> Tensor:
-    """Sample a model folder and write the samples to a .png or .npy file.
-
-    Models of latents need the pipeline that encoded them, or another `pipeline`: a .png shows the
-    images that it decodes, a .npy only if `pipeline` is given; and it reads the prompts.
-    """
-    if out.suffix not in (".png", ".npy"):
-        raise ValueError(f"{out}: samples are written as .png or .npy, not {out.suffix!r}")
-    if count is not None and count > ONE_FILE:
-        raise ValueError(
-            f"{count} samples are too many for {out}, at most {ONE_FILE} go into one file; name a "
-            "folder as --out, which takes any number in shards"
-        )
-    chosen = chosen_sampler(sampler, noise, grid, compat, folder)
-    where = schedule_named(schedule) if schedule else None
-    said = encoded_by(models.read_config(folder))
-    decode = _decoding(said, sample_shape(folder), out, pipeline)
-    told = _told(said, prompt, negative_prompt, guidance, pipeline)
-    x = model_samples(
-        folder,
-        count,
-        sampler=chosen,
-        steps=steps,
-        schedule=where,
-        labels=labels,
-        guidance=guidance,
-        seed=seed,
-        trust_code=trust_code,
-        told=told,
-    )
-    x = decode(x) if decode else x
-    write_file(out, _encoded(x, out))
-    return x
-
-
-def _decoding(
-    said: Mapping[str, Any], shape: tuple[int, ...], out: Path, pipeline: Path | None
-) -> Callable[[Tensor], Tensor] | None:
-    """What makes of samples what is written, if anything does."""
-    if pipeline is not None or (said and out.suffix == ".png"):
-        return decoder(said, pipeline)
-    if out.suffix == ".png" and (len(shape) != 3 or shape[0] not in (1, 3)):
-        raise ValueError(
-            f"samples of shape {shape} are no pictures; write them as .npy, or decode them if they "
-            "are latents: --pipeline FOLDER"
-        )
-    return None
-
-
-def decoder(said: Mapping[str, Any], asked: Path | None = None) -> Callable[[Tensor], Tensor]:
-    """What makes images of latents: the VAE of "pipeline" in a model's notes, or of another.
-
-    ValueError, before anything is drawn, if it is not there.
-    """
-    from twosides.integrations.diffusers.encoders import decoded, found
-
-    folder = found(said, "vae", asked)
-    return lambda latents: decoded(latents, folder)
+Draw = Callable[..., Tensor]  # draw(rows: range, tell=None), the samples of these numbers
 
 
 @dataclass(frozen=True, eq=False)
-class Told:
-    """A row of conditioning for all samples, and that which guidance leads away from; flat."""
+class TextConditioning:
+    """What a network is told of a prompt.
+
+    row: tensors (1, ...) by flat names, for every sample.
+    null: the same for the other side of guidance.
+    """
 
     row: dict[str, Tensor]
     null: dict[str, Tensor]
 
 
-def _told(
-    said: Mapping[str, Any],
-    prompt: str | None,
-    negative_prompt: str | None,
-    guidance: float,
-    pipeline: Path | None,
-) -> Told | None:
-    """What prompts become in the pipeline; ValueError for those that would not be heard."""
-    if prompt is None and negative_prompt is None:
+# ---------------------------------------------------------------------------- to files
+
+
+def sample_model(
+    folder: Path,
+    request: Request,
+    out: Path,
+    *,
+    trust_code: bool = False,
+    pipeline: Path | None = None,
+) -> Tensor:
+    """Sample a model folder, write the samples to a .png or .npy file and return them.
+
+    folder: a model's or a training run's.
+    request: how to sample.
+    out: the file. A .png shows images; of a model of latents, what the pipeline that encoded its
+        data decodes. A .npy holds the samples as they are, decoded only if `pipeline` is given.
+    trust_code: whether the network's class may be imported from outside diffusers and twosides.
+    pipeline: another pipeline's folder to decode latents and read the prompts with.
+    """
+    if out.suffix not in (".png", ".npy"):
+        raise ValueError(f"{out}: samples are written as .png or .npy, not {out.suffix!r}")
+    if request.count is not None and request.count > ONE_FILE:
+        raise ValueError(
+            f"{request.count} samples are too many for {out}, at most {ONE_FILE} go into one file; "
+            "shards in a folder take any number: out=FOLDER"
+        )
+    notes = read_notes(folder)
+    decode = _decoder_for(notes, out, pipeline)
+    text = encode_prompts(notes, request, pipeline)
+    x = model_samples(folder, request, trust_code=trust_code, text=text)
+    x = decode(x) if decode else x
+    write_file(out, pictures.png(sheet(x)) if out.suffix == ".png" else npy(x))
+    return x
+
+
+def _decoder_for(
+    notes: Notes, out: Path, pipeline: Path | None
+) -> Callable[[Tensor], Tensor] | None:
+    """The function that makes of samples what `out` holds; None if they are written as they are."""
+    picture, shape = out.suffix == ".png", notes.shape
+    if pipeline is not None or (notes.pipeline and picture):
+        return decoder(notes.pipeline, pipeline)
+    if picture and (len(shape) != 3 or shape[0] not in (1, 3)):
+        raise ValueError(
+            f"samples of shape {shape} are no pictures; write them as .npy, or decode them if they "
+            "are latents: pipeline=FOLDER"
+        )
+    return None
+
+
+def decoder(
+    encoded_by: Mapping[str, Any], pipeline: Path | None = None
+) -> Callable[[Tensor], Tensor]:
+    """A function from latents to images.
+
+    encoded_by: "pipeline" in a model's notes, the pipeline whose VAE encoded its data.
+    pipeline: another one's folder, in its place.
+
+    ValueError, before anything is drawn, if the pipeline is not there.
+    """
+    from twosides.integrations.diffusers.encoders import decoded, found
+
+    folder = found(encoded_by, "vae", pipeline)
+    return lambda latents: decoded(latents, folder)
+
+
+def encode_prompts(
+    notes: Notes, request: Request, pipeline: Path | None = None
+) -> TextConditioning | None:
+    """What the request's prompts tell the network, by the pipeline that encoded its captions.
+
+    None if there is no prompt; ValueError for prompts that the network would not hear.
+    """
+    if request.prompt is None:
         return None
-    if not said.get("texts"):
+    if not notes.captioned:
         raise ValueError("this model takes no prompt: it was not trained on captions; leave it out")
-    if prompt is None or (negative_prompt is not None and guidance == 1):
-        raise ValueError("a negative prompt is what guidance leads away from: --prompt, --guidance")
+    if request.negative_prompt is not None and request.scale == 1:
+        raise ValueError(
+            "a negative prompt is what guidance leads away from, and there is no guidance; give it "
+            "a scale: guidance=3"
+        )
     from twosides.integrations.diffusers.encoders import found
     from twosides.integrations.diffusers.texts import Texts
 
-    texts = Texts(found(said, "texts", pipeline), int(said["size"]))
-    return Told(texts(prompt), texts.null if negative_prompt is None else texts(negative_prompt))
+    with one_sentence(f"the notes of {notes.folder} describe no pipeline that reads texts"):
+        texts = Texts(found(notes.pipeline, "texts", pipeline), int(notes.pipeline["size"]))
+        away = request.negative_prompt
+        return TextConditioning(texts(request.prompt), texts.null if away is None else texts(away))
 
 
-def encoded_by(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The pipeline that encoded what a model was trained on, by its notes; {} if none did."""
-    said = config.get("pipeline", {})
-    if not isinstance(said, Mapping):
-        raise ValueError(f'"pipeline" in config.json describes none: {said!r}')
-    return said
-
-
-def wordless(config: Mapping[str, Any]) -> None:
-    """ValueError for the notes of a model that was trained on captions."""
-    if encoded_by(config).get("texts"):
-        raise ValueError(
-            "this model was trained on captions: it draws what `twosides sample --prompt` says, "
-            "into a .png or .npy file"
-        )
-
-
-def sample_shape(folder: Path) -> tuple[int, ...]:
-    """Shape of one sample of a model folder; ValueError if it does not say."""
-    shape = models.read_config(folder).get("shape")
-    if not shape:
-        raise ValueError(f"{folder} does not say the shape of its samples; use twosides.sample")
-    return tuple(shape)
+# ---------------------------------------------------------------------------- in memory
 
 
 def model_samples(
     folder: Path,
-    count: int | None = None,
+    request: Request,
     *,
-    sampler: str | Sampler = "ddim",
-    steps: int = 20,
-    schedule: Schedule | None = None,
-    labels: str | None = None,
-    guidance: float = 1.0,
-    seed: int = 0,
     trust_code: bool = False,
     batch: int = BATCH,
-    told: Told | None = None,
+    text: TextConditioning | None = None,
 ) -> Tensor:
-    """Samples of a model folder, of the labels, by default all classes, in turn; shows a bar.
+    """Samples of a model's or a run's folder as one tensor; options as in `sample_batches`."""
+    return torch.cat(
+        list(sample_batches(folder, request, trust_code=trust_code, batch=batch, text=text))
+    )
 
-    count: by default one of each label, if they are given, one of a prompt, or 26.
-    schedule: by default the model's own, or `startable`'s.
 
-    Warns of samples that are not finite.
+def sample_batches(
+    folder: Path,
+    request: Request,
+    *,
+    trust_code: bool = False,
+    batch: int = BATCH,
+    text: TextConditioning | None = None,
+) -> Iterator[Tensor]:
+    """Draw samples of a model's or a run's folder, a batch at a time, and show a bar.
+
+    batch: samples per network call. Sample i depends on (seed, i) only, so batches change nothing
+        but the memory they need.
+    text: what prompts tell the network, for models trained on captions.
+
+    A warning says how many samples are not finite.
     """
-    denoiser = models.load(folder, trust_code=trust_code)
-    config, shape = models.read_config(folder), sample_shape(folder)
-    if told is None:
-        wordless(config)
-    classes = config.get("classes", "")
-    of = label_tensor(classes if labels is None else labels, classes)
-    if labels is not None and not len(of):
-        raise ValueError("no label was given; name some, or leave them out for all classes")
-    if count is None:
-        count = len(of) if labels is not None else 26 if told is None else 1
-    conditioning: dict[str, Tensor] = {}
-    if told is not None:
-        conditioning |= {k: row.expand(count, *row.shape[1:]) for k, row in told.row.items()}
-    if len(of):
-        conditioning["class_labels"] = of[torch.arange(count) % len(of)]
-    null = config.get("null", {}) if told is None else told.null
-    steered = guided(denoiser, guidance, null)
-    parts, schedule = list[Tensor](), schedule or startable(denoiser, sampler, steps)
-    # Sample i depends on (seed, i) only, so batches change nothing but the memory they need.
+    notes = read_notes(folder)
+    if text is None:
+        notes.refuse_captions()
+    count, bad = count_of(request, notes, text), 0
+    draw = drawer(load_model(folder, trust_code=trust_code), notes, request, text=text)
     with bar("sampling", count) as tell:
         for start in range(0, count, batch):
             rows = range(start, min(start + batch, count))
-            given = nested({name: value[start : rows.stop] for name, value in conditioning.items()})
-            x = sample(
-                steered,
-                (len(rows), *shape),
-                sampler=sampler,
-                steps=steps,
-                schedule=schedule,
-                seed=seed,
-                indices=rows,
-                progress=_part_of(tell, rows, count),
-                **given,
-            )
-            parts.append(x)
-    samples = torch.cat(parts)
-    if bad := int((~samples.isfinite()).flatten(1).any(1).sum()):
+            x = draw(rows, _part_of(tell, rows, count))
+            bad += int((~x.isfinite()).flatten(1).any(1).sum())
+            yield x
+    if bad:
         warnings.warn(
             f"{bad} of {count} samples of {folder} hold NaN or infinite numbers; its logs show "
             "when training went wrong",
             stacklevel=2,
         )
-    return samples
 
 
 def _part_of(
     tell: Callable[[int, int], None], rows: range, count: int
 ) -> Callable[[int, int], None]:
+    """A bar of steps as a part of the bar of all samples."""
     return lambda done, total: tell(rows.start + len(rows) * done // total, count)
 
 
-def guided(denoiser: Denoiser, scale: float, null: dict[str, Any]) -> Denoises:
-    """The denoiser under classifier-free guidance; itself at scale 1."""
+def count_of(request: Request, notes: Notes, text: TextConditioning | None = None) -> int:
+    """How many samples are wanted: by default one of each label given, one of a prompt, or 26."""
+    if request.count is not None:
+        return request.count
+    if request.labels is not None:
+        return len(label_tensor(request.labels, notes.classes))
+    return IN_TURN if text is None else 1
+
+
+def label_tensor(labels: str | Sequence[str], classes: Sequence[str]) -> Tensor:
+    """The numbers of classes, (N,), from their names; ValueError for one that is not known.
+
+    labels: a letter each, words with commas where `classes` are words, or a sequence of names.
+    classes: the names of the classes 0, 1, ...
+    """
+    if isinstance(labels, str) and not isinstance(classes, str):
+        labels = labels.split(",")
+    numbers = {name: number for number, name in reversed(list(enumerate(classes)))}
+    for name in labels:
+        if name not in numbers:
+            none = ValueError("the model has no classes; leave labels out")
+            raise unknown("class", name, classes) if classes else none
+    return torch.tensor([numbers[name] for name in labels], dtype=torch.long)
+
+
+# ---------------------------------------------------------------------------- a model and a request
+
+
+def drawer(
+    denoiser: Denoiser,
+    notes: Notes,
+    request: Request,
+    *,
+    text: TextConditioning | None = None,
+    device: str | None = None,
+) -> Draw:
+    """The function `draw(rows, tell=None)` that draws the samples of the numbers `rows`.
+
+    denoiser, notes: the model.
+    request: how to sample. Its labels, or else all classes, repeat over the numbers.
+    text: what prompts tell the network.
+    device: where the state is, by default where the network is.
+
+    The plan, a table of the sampler's coefficients, is made once. ValueError for labels that the
+    model does not know, and for guidance of a model that was not trained for it.
+    """
+    sampler = sampler_named(request.sampler)
+    where = request.schedule or schedule_to_start_on(denoiser, sampler, request.steps)
+    table = plan(sampler, where or describes(denoiser), request.steps)
+    network = guide(denoiser, request.scale, notes.null if text is None else text.null)
+    cycle = label_tensor(notes.classes if request.labels is None else request.labels, notes.classes)
+
+    def draw(rows: range, tell: Callable[[int, int], None] | None = None) -> Tensor:
+        given = dict[str, Tensor]()
+        if text is not None:
+            given |= {name: row.expand(len(rows), *row.shape[1:]) for name, row in text.row.items()}
+        if len(cycle):
+            given["class_labels"] = cycle[torch.tensor(rows) % len(cycle)].to(device or "cpu")
+        with one_sentence(f"{notes.folder} cannot be sampled in its shape, {notes.shape}"):
+            return sample(
+                network,
+                (len(rows), *notes.shape),
+                sampler=table,
+                seed=request.seed,
+                indices=rows,
+                device=device,
+                progress=tell or False,
+                **nested(given),
+            )
+
+    return draw
+
+
+def guide(denoiser: Denoiser, scale: float, null: Mapping[str, Any]) -> Denoises:
+    """The denoiser under classifier-free guidance; the denoiser itself at scale 1.
+
+    null: the conditioning that stands for none, by name; ValueError if guidance needs one.
+    """
     if scale == 1.0:
         return denoiser
     if not null:
         raise ValueError("guidance needs a model trained with dropped classes; this one was not")
-    return classifier_free(denoiser, scale, null=null)
+    return classifier_free(denoiser, scale, null=dict(null))
 
 
-def draw_classes(
-    denoiser: Denoiser,
-    shape: tuple[int, ...],
-    classes: Sequence[str],
-    *,
-    seed: int,
-    count: int = 26,
-    decode: Callable[[Tensor], Tensor] | None = None,
-) -> Any:
-    """A picture of one sample of each of the first 52 classes, or of `count`, 20 DDIM steps."""
-    count = min(len(classes), 52) or count
-    labels: dict[str, Any] = {"class_labels": torch.arange(count)} if classes else {}
-    where = startable(denoiser, "ddim", 20)
-    x = sample(denoiser, (count, *shape), steps=20, seed=seed, schedule=where, **labels)
-    return sheet(decode(x) if decode else x)
+def schedule_to_start_on(denoiser: Denoiser, sampler: str | Sampler, steps: int) -> Schedule | None:
+    """The schedule that a run should be on, None if that is the denoiser's own.
 
-
-def startable(denoiser: Denoiser, sampler: str | Sampler, steps: int) -> Schedule | None:
-    """None for the denoiser's own schedule, or cosine(-12, 12) if its output tells no x there.
-
-    That of eps or scores does not where the sampler begins at pure noise.
+    Where a sampler begins at pure noise, an output of eps or a score tells nothing of x; then it is
+    cosine(-12, 12), which begins a little below.
     """
     first = sampler_named(sampler).grid.logsnrs(denoiser.schedule, steps)[0]
     try:
@@ -325,7 +299,23 @@ def startable(denoiser: Denoiser, sampler: str | Sampler, steps: int) -> Schedul
     return None
 
 
-def _encoded(x: Tensor, out: Path) -> bytes:
-    if out.suffix == ".png":
-        return pictures.png(sheet(x))
-    return npy(x)
+def draw_classes(
+    denoiser: Denoiser,
+    shape: tuple[int, ...],
+    classes: Sequence[str],
+    *,
+    seed: int,
+    count: int = IN_TURN,
+    decode: Callable[[Tensor], Tensor] | None = None,
+) -> Any:
+    """A picture, by 20 DDIM steps, of one sample of each class.
+
+    shape: of one sample.
+    classes: their names, of which the first 52 are drawn; if there are none, `count` samples.
+    decode: the function that makes images of samples, for models of latents.
+    """
+    count = min(len(classes), 52) or count
+    labels: dict[str, Any] = {"class_labels": torch.arange(count)} if classes else {}
+    where = schedule_to_start_on(denoiser, "ddim", 20)
+    x = sample(denoiser, (count, *shape), steps=20, seed=seed, schedule=where, **labels)
+    return sheet(decode(x) if decode else x)

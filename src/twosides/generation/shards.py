@@ -18,22 +18,17 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from twosides.denoiser import Denoises, describes
 from twosides.display.pictures import npy
-from twosides.generation.samples import guided, label_tensor, startable, wordless
-from twosides.sampling.plan import Plan
-from twosides.sampling.presets import plan, sampler_named, samplers
-from twosides.sampling.sample import sample
-from twosides.sampling.sampler import Sampler
-from twosides.schedules import Schedule
+from twosides.generation.notes import load_model, read_notes
+from twosides.generation.request import Request
+from twosides.generation.samples import drawer, label_tensor
+from twosides.sampling.presets import sampler_named, samplers
 from twosides.storage import models, parts
 from twosides.storage.files import MANIFEST, verify_folder, write_file
 from twosides.storage.owner import claim
@@ -45,30 +40,40 @@ Tell = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Job:
-    """All that decides the samples, and where they go. `labels` repeat; None is all in turn."""
+    """All that decides the samples in a folder of shards, and where they go.
 
+    request: how to sample; its `count` says how many in all.
+    model: the folder of the model, or of the run that trained it.
+    out: the folder of the shards.
+    batch: samples per network call; batches do not cross shards.
+    shard: samples per file.
+    trust_code: whether the network's class may be imported from outside diffusers and twosides.
+    """
+
+    request: Request
     model: Path
     out: Path
-    count: int
-    sampler: Sampler
-    steps: int = 20
-    schedule: Schedule | None = None
-    guidance: float = 1.0
-    labels: str | None = None
-    seed: int = 0
     batch: int = 256
     shard: int = 1000
     trust_code: bool = False
 
     def __post_init__(self) -> None:
-        """ValueError for counts that make no sense."""
-        for name in ("count", "batch", "shard"):
+        """ValueError for sizes that make no sense, and for prompts."""
+        for name in ("batch", "shard"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.seed < 0:
-            raise ValueError(f"a seed is a non-negative integer, got {self.seed}")
-        if self.labels == "":
-            raise ValueError("labels are one letter or more; leave them out for all in turn")
+        if self.request.count is None:
+            raise ValueError("shards need the number of samples: count=50000")
+        if self.request.prompt is not None:
+            raise ValueError(
+                "a model is prompted for a .png or .npy file, not for a folder of shards; name one:"
+                " out=FILE"
+            )
+
+    @property
+    def count(self) -> int:
+        """How many samples there will be."""
+        return self.request.count or 0
 
     @property
     def shards(self) -> int:
@@ -87,18 +92,26 @@ class Job:
         """For another process."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         paths = {name: str(values[name].absolute()) for name in ("model", "out")}
-        names = [name for name, preset in samplers.items() if preset == self.sampler]
-        sampler = names[0] if names else parts.describe(self.sampler)
-        schedule = parts.describe(self.schedule)
-        return {**values, **paths, "sampler": sampler, "schedule": schedule}
+        return {**values, **paths, "request": self.request.to_json()}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Job:
-        """What `to_json` wrote."""
+        """The job that `to_json` wrote."""
         paths = {name: Path(values[name]) for name in ("model", "out")}
-        sampler = sampler_named(parts.restore(values["sampler"]))
-        schedule = parts.restore(values["schedule"])
-        return cls(**{**values, **paths, "sampler": sampler, "schedule": schedule})
+        return cls(**{**values, **paths, "request": Request.from_json(values["request"])})
+
+    def identity(self) -> dict[str, Any]:
+        """What run.json records of the options, in the words that it has always had.
+
+        The guidance scale is a number there, and a sampler that is a preset has the first of its
+        names, however it was asked for.
+        """
+        wanted, request = sampler_named(self.request.sampler), self.request
+        names = [name for name, preset in samplers.items() if preset == wanted]
+        options = {**request.to_json(), "guidance": request.scale}
+        options["sampler"] = names[0] if names else parts.describe(wanted)
+        options = {name: v for name, v in options.items() if "prompt" not in name}
+        return {**options, "batch": self.batch, "shard": self.shard}
 
 
 @dataclass(frozen=True)
@@ -136,38 +149,37 @@ class Shards:
 
 
 def prepare(job: Job, kind: str) -> tuple[int, ...]:
-    """Check model and options, and record in the folder what run it holds, or refuse another."""
+    """Check model and options, record in the folder what run it holds, and return the shape.
+
+    kind: of device, "cpu" or "cuda". ValueError if the folder holds another run.
+    """
     folder = models.model_folder(job.model)
     verify_folder(folder)
-    config = models.read_config(folder)
-    wordless(config)
-    shape, classes = config.get("shape"), config.get("classes", "")
-    if not shape:
-        raise ValueError(f"{folder} does not say the shape of its samples; use twosides.sample")
-    if job.labels is not None:
-        label_tensor(job.labels, classes)
-    if job.guidance != 1.0 and not config.get("null"):
+    notes = read_notes(folder)
+    notes.refuse_captions()
+    if job.request.labels is not None:
+        label_tensor(job.request.labels, notes.classes)
+    if job.request.scale != 1.0 and not notes.null:
         raise ValueError("guidance needs a model trained with dropped classes; this one was not")
     files = read_json(folder / MANIFEST)
-    elsewhere = ("model", "out", "trust_code")
     identity = {
         "format": "twosides samples",
         "version": 1,
         "model": {name: files[name]["sha256"] for name in (models.CONFIG, models.WEIGHTS)},
-        **{name: value for name, value in job.to_json().items() if name not in elsewhere},
-        "shape": shape,
+        **job.identity(),
+        "shape": notes.shape,
         "device": kind,
     }
     claim(job.out / RUN, identity, "samples")
-    return tuple(shape)
+    return notes.shape
 
 
-def missing(job: Job, numbers: Sequence[int]) -> list[int]:
-    """Those shards that are not there, checked; warns of damaged ones."""
-    return [number for number in numbers if not _good(job.path(number))]
+def missing_shards(job: Job, numbers: Sequence[int]) -> list[int]:
+    """The numbers of the shards that are still to be made; a warning tells of damaged ones."""
+    return [number for number in numbers if not _is_good(job.path(number))]
 
 
-def _good(path: Path) -> bool:
+def _is_good(path: Path) -> bool:
     if not checksum(path).exists():  # written last
         return False
     said = read_file(checksum(path), 4096).decode(errors="replace").split(" ")[0]
@@ -208,34 +220,15 @@ def make(job: Job, numbers: Sequence[int], device: str, tell: Tell) -> None:
     """Write these shards; `tell` hears of each batch how many samples it had."""
     if not numbers:
         return
-    denoiser = models.load(job.model, trust_code=job.trust_code).to(device)
-    config = models.read_config(job.model)
-    where = job.schedule or startable(denoiser, job.sampler, job.steps) or describes(denoiser)
-    table = plan(job.sampler, where, job.steps)
-    network = guided(denoiser, job.guidance, config.get("null", {}))
-    draw = partial(_draw, job, network, table, config, device)
+    denoiser = load_model(job.model, trust_code=job.trust_code).to(device)
+    draw = drawer(denoiser, read_notes(job.model), job.request, device=device)
     with _one_thread() if device == "cpu" else torch.cuda.device(device):
         for number in numbers:
             rows, parts = job.rows(number), []
             for first in range(0, len(rows), job.batch):
-                parts.append(draw(rows[first : first + job.batch]))
+                parts.append(draw(rows[first : first + job.batch]).cpu())
                 tell(len(parts[-1]))
             _write(job.path(number), npy(torch.cat(parts)))
-
-
-def _draw(
-    job: Job, network: Denoises, table: Plan, config: dict[str, Any], device: str, rows: range
-) -> Tensor:
-    classes = config.get("classes", "")
-    conditioning = {}
-    if classes:
-        cycle = label_tensor(job.labels or classes, classes)
-        conditioning["class_labels"] = cycle[torch.tensor(rows) % len(cycle)].to(device)
-    shape = (len(rows), *config["shape"])
-    x = sample(
-        network, shape, sampler=table, seed=job.seed, indices=rows, device=device, **conditioning
-    )
-    return x.cpu()
 
 
 @contextlib.contextmanager

@@ -23,20 +23,18 @@ from typing import IO, Any, cast
 import torch
 
 from twosides.display.progress import teller
+from twosides.generation.request import Request
 from twosides.generation.shards import (
     Job,
     Shards,
     Tell,
     checksum,
     make,
-    missing,
+    missing_shards,
     prepare,
     result,
     samples_in,
 )
-from twosides.sampling.presets import sampler_named
-from twosides.sampling.sampler import Sampler
-from twosides.schedules import Schedule, schedule_named
 
 # An interrupt goes to all processes of a terminal; the first one stops the others.
 _CODE = (
@@ -51,34 +49,44 @@ def sample_shards(
     out: str | Path,
     count: int,
     *,
-    sampler: str | Sampler = "ddim",
-    steps: int = 20,
-    schedule: str | Schedule | None = None,
-    guidance: float = 1.0,
-    labels: str | None = None,
-    seed: int = 0,
     batch: int = 256,
     shard: int = 1000,
     devices: int | None = None,
     trust_code: bool = False,
     progress: bool | Callable[[int, int], None] = False,
+    **how: Any,
 ) -> Shards:
-    """Draw `count` samples of a model folder into `out/shard-00000.npy`, ...: float32, (B, ...).
+    """Draw samples of a model folder into the files `out/shard-00000.npy`, ...: float32, (B, ...).
 
+    model: the folder of a model, or of the run that trained it.
+    out: the folder of the shards.
+    count: how many samples, at least 1.
+    batch: samples per network call. Batches do not cross shards.
+    shard: samples per file.
     devices: processes, one for each GPU or on the CPU of one thread each; by default all GPUs, or
         one process. Under torchrun or srun each of their processes makes its share instead.
-    labels: classes, one letter each, repeated over the samples; by default all in turn.
-    batch, shard: samples per network call and per file. Batches do not cross shards.
+    trust_code: whether the network's class may be imported from outside diffusers and twosides.
     progress: True for one bar for all processes, or a function (samples done, samples to make).
+    how: how to sample, as in `Request.of`: sampler="ddim", steps=20, schedule, noise, grid,
+        guidance=1.0, labels, seed=0.
 
     The same call continues after an interruption: shards are checked, what is damaged is made again
     with a warning. ValueError if the folder holds another run; ChildProcessError, after all others
     were stopped, if a process fails.
     """
-    where = schedule_named(schedule) if schedule is not None else None
-    options = (steps, where, guidance, labels, seed, batch, shard, trust_code)
-    job = Job(Path(model), Path(out), count, sampler_named(sampler), *options)
-    place, began = launched(), time.monotonic()
+    request = Request.of(count=count, **how)
+    job = Job(request, Path(model), Path(out), batch, shard, trust_code)
+    return make_shards(job, devices=devices, progress=progress)
+
+
+def make_shards(
+    job: Job,
+    *,
+    devices: int | None = None,
+    progress: bool | Callable[[int, int], None] = False,
+) -> Shards:
+    """Make the shards of a job that are not there yet; the options are `sample_shards`'."""
+    place, began = launcher_place(), time.monotonic()
     if place is not None and devices is not None:
         raise ValueError(
             f"{place.world} processes were started by a launcher; leave devices={devices} out"
@@ -87,7 +95,7 @@ def sample_shards(
     processes = 1 if place else _processes(devices, kind)
     shape = prepare(job, kind)
     rank, world = (place.rank, place.world) if place else (0, 1)
-    todo = missing(job, range(rank, job.shards, world))
+    todo = missing_shards(job, range(rank, job.shards, world))
     if place is not None:
         # Slurm may let each process see one GPU only.
         device = f"cuda:{place.local % torch.cuda.device_count()}" if kind == "cuda" else "cpu"
@@ -96,7 +104,7 @@ def sample_shards(
     else:
         total = samples_in(job, todo)
         with teller(progress if todo else False, total) as show:
-            share(job, todo, processes, kind, _adding(show, total))
+            share(job, todo, processes, kind, _sum_up(show, total))
     return result(job, len(todo), time.monotonic() - began, shape)
 
 
@@ -112,7 +120,7 @@ class Place:
     local: int
 
 
-def launched(environment: Mapping[str, str] = os.environ) -> Place | None:
+def launcher_place(environment: Mapping[str, str] = os.environ) -> Place | None:
     """The place that torchrun or srun gave to this process, None if it is alone.
 
     Of Slurm the variables of a job step are read, which srun sets for each process: the script
@@ -137,7 +145,8 @@ def _processes(devices: int | None, kind: str) -> int:
     return wanted
 
 
-def _adding(show: Callable[[int, int], None] | None, total: int) -> Tell:
+def _sum_up(show: Callable[[int, int], None] | None, total: int) -> Tell:
+    """Of a function (done in all, total) one that hears of every batch."""
     done = 0
 
     def tell(count: int) -> None:
@@ -259,7 +268,7 @@ def _listen(
             running -= 1
             status = workers[rank].process.wait()
             if status:
-                reason = reasons.get(rank) or _ended(status)
+                reason = reasons.get(rank) or _reason_of(status)
                 raise ChildProcessError(
                     f"process {rank} of {len(workers)} failed: {reason}. The others were stopped; "
                     "finished shards are kept, and the same command continues"
@@ -270,7 +279,7 @@ def _listen(
             tell(answer["done"])
 
 
-def _ended(status: int) -> str:
+def _reason_of(status: int) -> str:
     if status > 0:
         return f"it ended with status {status}; what it said stands above"
     hint = ", perhaps for want of memory" if status == -signal.SIGKILL else ""

@@ -6,13 +6,24 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from twosides.data.named import task_named
+from torch import Tensor
+
+from twosides.data.tasks import Task
 from twosides.display import tables
-from twosides.metrics.measures import METRICS, Measured, enough
-from twosides.metrics.sources import COUNT, Yardstick, is_model, samples_of
-from twosides.schedules import schedule_named
+from twosides.generation.notes import read_notes
+from twosides.generation.request import Request
+from twosides.generation.samples import sample_batches
+from twosides.metrics.measures import METRICS, Measured, check_counts, check_names
+from twosides.metrics.sources import (
+    COUNT,
+    Yardstick,
+    check_shape,
+    data_named,
+    is_model,
+    read_batches,
+)
+from twosides.metrics.stored import Stored
 from twosides.storage.files import write_file
 
 HEADS = ("metric", "value", "data against data", "best")
@@ -21,48 +32,77 @@ HEADS = ("metric", "value", "data against data", "best")
 def evaluate(
     source: Path,
     data: str,
+    request: Request,
     *,
-    count: int | None = None,
     metrics: Sequence[str] = (),
     extractor: str | None = None,
     json_file: Path | None = None,
-    schedule: str | None = None,
-    seed: int = 0,
     trust_code: bool = False,
-    **options: Any,
 ) -> str:
-    """Measure samples of a source against data; options are `draw.model_samples`'."""
-    if count is not None and count < 1:
-        raise ValueError(f"count must be at least 1, got {count}")
+    """Measure samples of a source against data, and return the table for a terminal.
+
+    source: a model's or a run's folder, or samples in a file or a folder of files.
+    data: a task's name, or also samples in a file or a folder.
+    request: how to sample a model. `count` is the number of samples and of rows of data, by default
+        1000 of a model, fewer of smaller data, and all samples of files; `seed` is also that of the
+        rows and of the groups that give the errors.
+    metrics: names of METRICS, by default all.
+    extractor: what features are measured, as in `Yardstick.of`.
+    json_file: a file to write the numbers to.
+    trust_code: whether a network's class or an extractor may be imported.
+    """
     chosen = tuple(metrics) or tuple(METRICS)
-    where = schedule_named(schedule) if schedule else None
-    options = {**options, "schedule": where, "seed": seed, "trust_code": trust_code}
-    task = task_named(data)
-    if is_model(source):
-        count = min(COUNT, task.size or COUNT) if count is None else count
-        enough(count, count)
-        enough(task.size or count, count)
-    x = samples_of(source, count, **options)
-    yardstick = Yardstick.of(task, len(x), extractor, seed=seed, trust_code=trust_code)
-    found = yardstick.measure(x, chosen, seed=seed)
+    check_names(chosen)
+    task, seed = data_named(data), request.seed
+    stored = None if is_model(source) else Stored(source)
+    count = _count(source, stored, task, request.count)
+    check_shape(read_notes(source).shape if stored is None else stored.shape, task.shape)
+    yardstick = Yardstick.of(task, count, extractor, seed=seed, trust_code=trust_code)
+    if stored is None:
+        features = model_features(source, request, yardstick, trust_code=trust_code)
+    else:
+        features = yardstick.features(read_batches(stored, count), count)
+    values = yardstick.measure(features, chosen, seed=seed)
     perfect = yardstick.perfect(chosen, seed=seed)
     if json_file is not None:
         numbers = {
             "source": str(source),
             "data": data,
             "extractor": yardstick.name,
-            "metrics": {name: asdict(one) for name, one in found.items()},
+            "metrics": {name: asdict(one) for name, one in values.items()},
             "data_against_data": {name: asdict(one) for name, one in perfect.items()},
         }
         write_file(json_file, json.dumps(numbers, indent=1).encode())
-    head = f"{len(x)} samples of {source}, {len(yardstick.reference)} rows of {data}"
-    return f"{head}, features: {yardstick.name}\n{text(found, perfect)}"
+    head = f"{count} samples of {source}, {len(yardstick.reference)} rows of {data}"
+    return f"{head}, features: {yardstick.name}\n{text(values, perfect)}"
 
 
-def text(found: Mapping[str, Measured], perfect: Mapping[str, Measured]) -> str:
+def _count(source: Path, stored: Stored | None, task: Task, asked: int | None) -> int:
+    """How many samples are measured; ValueError for too few, or more than there are."""
+    if stored is None:
+        count = min(COUNT, task.size or COUNT) if asked is None else asked
+    else:
+        count = len(stored) if asked is None else asked
+        if count > len(stored):
+            raise ValueError(f"{source} holds {len(stored)} samples, but {count} were asked for")
+    check_counts(count, count)
+    check_counts(task.size or count, count)
+    return count
+
+
+def model_features(
+    folder: Path, request: Request, yardstick: Yardstick, *, trust_code: bool = False
+) -> Tensor:
+    """Features of samples of a model, as many and of the same classes as data rows."""
+    request = yardstick.ask_alike(request, read_notes(folder))
+    batches = sample_batches(folder, request, trust_code=trust_code)
+    return yardstick.features(batches, len(yardstick.reference))
+
+
+def text(values: Mapping[str, Measured], perfect: Mapping[str, Measured]) -> str:
     """The table for a terminal."""
     lines = [
         (name, str(one), str(perfect.get(name, "")), METRICS[name].best)
-        for name, one in found.items()
+        for name, one in values.items()
     ]
     return tables.text([HEADS, *lines])

@@ -23,10 +23,16 @@ DIRECTIONS = 256
 MEDIAN_OF = 2000  # rows of the reference whose distances give the bandwidth
 
 
-def checked(
+def check_features(
     x: Float[Tensor, " n d"], y: Float[Tensor, " m d"], at_least: int
 ) -> tuple[Tensor, Tensor]:
-    """Both as finite float64 on the CPU; ValueError for too few rows, other dimensions, NaN."""
+    """Return both sets of features as finite float64 on the CPU.
+
+    x, y: samples and reference.
+    at_least: the number of rows that either must have.
+
+    ValueError for too few rows, for different numbers of features, and for NaN.
+    """
     sides: list[Tensor] = []
     for name, side in (("samples", x), ("reference", y)):
         if side.ndim != 2 or side.shape[1] == 0:
@@ -60,7 +66,7 @@ def frechet(x: Float[Tensor, " n d"], y: Float[Tensor, " m d"]) -> float:
     >>> frechet(torch.tensor([[0.0], [2.0]]), torch.tensor([[3.0], [5.0]]))
     9.0
     """
-    x, y = checked(x, y, 2)
+    x, y = check_features(x, y, 2)
     roots = []
     for side in (x, y):
         centred = (side - side.mean(0)) / math.sqrt(len(side) - 1)
@@ -104,7 +110,7 @@ def kernel_distance(x: Float[Tensor, " n d"], y: Float[Tensor, " m d"]) -> float
     Sees moments up to the third. Unbiased, so below zero now and then. torchmetrics' KID is its
     mean over random subsets. [Binkowski+ 2018]
     """
-    x, y = checked(x, y, 2)
+    x, y = check_features(x, y, 2)
     return _mmd(x, y, lambda a, b: (a @ b.mT / a.shape[1] + 1) ** 3)
 
 
@@ -115,7 +121,7 @@ def mmd(x: Float[Tensor, " n d"], y: Float[Tensor, " m d"]) -> float:
     reference alone, of which it takes 2,000 rows, so that models are measured with one kernel.
     [Gretton+ 2012]
     """
-    x, y = checked(x, y, 2)
+    x, y = check_features(x, y, 2)
     rows = torch.from_numpy(np.random.default_rng(0).permutation(len(y))[:MEDIAN_OF])
     width = float(np.median(torch.pdist(y[rows] if len(y) > MEDIAN_OF else y).numpy()))
     if width == 0:
@@ -153,7 +159,7 @@ def sliced_wasserstein(
     >>> sliced_wasserstein(torch.tensor([[0.0], [1.0]]), torch.tensor([[3.0], [4.0]]))
     3.0
     """
-    x, y = checked(x, y, 1)
+    x, y = check_features(x, y, 1)
     drawn = np.random.default_rng(seed).standard_normal((x.shape[1], DIRECTIONS))
     directions = torch.nn.functional.normalize(torch.from_numpy(drawn), dim=0)
     if x.shape[1] == 1:
@@ -177,5 +183,5 @@ def mode_masses(x: Float[Tensor, " n d"], mixture: GaussianMixture) -> Float[Ten
     >>> mode_masses(ring.means[:2].repeat(3, 1), ring).round(decimals=6).tolist()
     [0.5, 0.5, 0.0, 0.0]
     """
-    x, _ = checked(x, mixture.means, 1)
+    x, _ = check_features(x, mixture.means, 1)
     return mixture.responsibilities(x, Level(math.inf, 1.0, 0.0)).mean(0)

@@ -6,7 +6,7 @@ the folder of a transformers vision model (DINOv2, CLIP, ...); "package.module:f
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
+from twosides.data.decode import MAX_SIDE
 from twosides.naming import import_object, unknown
 from twosides.storage.reading import read_json, require_folder
 
@@ -42,8 +43,8 @@ def reader() -> Extractor:
                 f"the reader reads grey images (N, 1, S, S), got {tuple(x.shape)}; "
                 "use another extractor, such as pixels"
             )
-        found = network.features(x.float())
-        return normalize(found) * found.shape[1] ** 0.5
+        rows = network.features(x.float())
+        return normalize(rows) * rows.shape[1] ** 0.5
 
     return features
 
@@ -68,32 +69,48 @@ def extractor_named(name: str | Extractor, *, trust_code: bool = False) -> Extra
     if not colon:
         known = (*EXTRACTORS, "a folder with config.json", "package.module:function")
         raise unknown("extractor", name, known)
-    found = import_object(name, "extractor", trust_code=trust_code)
-    if not callable(found):
+    extractor = import_object(name, "extractor", trust_code=trust_code)
+    if not callable(extractor):
         raise ValueError(f"{module} has no function called {function!r}")
-    return cast(Extractor, found)
+    return cast(Extractor, extractor)
 
 
-@torch.no_grad()
 def extract(x: Tensor, extractor: Extractor, *, batch: int = BATCH) -> Float[Tensor, " n d"]:
     """Features of samples (N, ...) in float64 on the CPU, `batch` samples at a time.
 
     TypeError for samples that are not floating point; ValueError for features that are no rows.
     """
-    if not x.is_floating_point():
-        raise TypeError(f"samples must be floating point, got {x.dtype}; scale images to [-1, 1]")
-    if len(x) == 0:
-        raise ValueError("there are no samples to measure")
-    parts: list[Tensor] = []
-    for rows in x.split(batch):
-        features = extractor(rows)
-        if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(rows):  # pyright: ignore[reportUnnecessaryIsInstance]
+    return extract_batches(x.split(batch), extractor, len(x))
+
+
+@torch.no_grad()
+def extract_batches(
+    batches: Iterable[Tensor], extractor: Extractor, count: int
+) -> Float[Tensor, " n d"]:
+    """Features in float64 on the CPU of samples that come in batches, of which none is kept.
+
+    batches: samples (B, ...), in all `count` of them.
+    extractor: the function from (B, ...) to features (B, D).
+    """
+    found, done = torch.empty(0, 0, dtype=torch.float64), 0
+    for x in batches:
+        if not x.is_floating_point():
+            raise TypeError(
+                f"samples must be floating point, got {x.dtype}; scale images to [-1, 1]"
+            )
+        features = extractor(x)
+        if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(x):  # pyright: ignore[reportUnnecessaryIsInstance]
             got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(
-                f"an extractor gives features ({len(rows)}, D) for {len(rows)} samples, got {got}"
+                f"an extractor gives features ({len(x)}, D) for {len(x)} samples, got {got}"
             )
-        parts.append(features.to("cpu", torch.float64))
-    return torch.cat(parts)
+        if not done:
+            found = torch.empty(count, features.shape[1], dtype=torch.float64)
+        found[done : done + len(x)] = features
+        done += len(x)
+    if not done or done != count:
+        raise ValueError(f"there are {done} samples to measure, where {count} were expected")
+    return found
 
 
 # ---------------------------------------------------------------------------- transformers
@@ -134,11 +151,11 @@ def transformers_folder(folder: str | Path) -> Extractor:
 
 def _image_features(model: Any, images: Tensor) -> Tensor:
     if hasattr(model, "get_image_features"):  # CLIP and its kind also read text
-        found = model.get_image_features(pixel_values=images)
-        return found if isinstance(found, Tensor) else found.pooler_output
-    found = model(pixel_values=images)
-    pooled = getattr(found, "pooler_output", None)
-    return (found.last_hidden_state[:, 0] if pooled is None else pooled).flatten(1)
+        answer = model.get_image_features(pixel_values=images)
+        return answer if isinstance(answer, Tensor) else answer.pooler_output
+    answer = model(pixel_values=images)
+    pooled = getattr(answer, "pooler_output", None)
+    return (answer.last_hidden_state[:, 0] if pooled is None else pooled).flatten(1)
 
 
 def _preparation(folder: Path, config: Any) -> tuple[int, Tensor, Tensor]:
@@ -149,14 +166,20 @@ def _preparation(folder: Path, config: Any) -> tuple[int, Tensor, Tensor]:
             f"{folder} has no {path.name}, which says how its images are normalised; "
             "download it with the model"
         )
-    said = read_json(path, finite=False)
-    size = said.get("crop_size") or said.get("size") or getattr(config, "image_size", None)
+    notes = read_json(path, finite=False)
+    size = notes.get("crop_size") or notes.get("size") or getattr(config, "image_size", None)
     if isinstance(size, dict):
         size = size.get("height") or size.get("shortest_edge")
-    if not isinstance(size, int) or size < 1:
-        raise ValueError(f"{path} names no size of images: {said!r}")
-    mean, std = (
-        torch.tensor(said.get(key, [0.5] * 3)).reshape(-1, 1, 1)
-        for key in ("image_mean", "image_std")
-    )
+    if not isinstance(size, int) or not 1 <= size <= MAX_SIDE:
+        raise ValueError(f"{path} names no size of images: {size!r}")
+    mean, std = (_per_channel(path, key, notes.get(key)) for key in ("image_mean", "image_std"))
     return size, mean, std
+
+
+def _per_channel(path: Path, key: str, values: Any) -> Tensor:
+    """A number for each of three channels, (3, 1, 1); by default 0.5."""
+    values = [0.5] * 3 if values is None else values
+    listed = isinstance(values, list) and len(values) == 3
+    if not listed or not all(type(value) in (int, float) for value in values):
+        raise ValueError(f'"{key}" in {path} must be three numbers, and is {values!r}')
+    return torch.tensor(values, dtype=torch.float32).reshape(-1, 1, 1)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from twosides.metrics.distances import checked
+from twosides.metrics.distances import check_features
 
 BLOCK = 1024
 ROUNDING = 1e-12  # of squared distances by matrix products, over the largest squared norm
@@ -44,7 +44,7 @@ def neighbours(x: Float[Tensor, " n d"], y: Float[Tensor, " m d"], k: int = 5) -
     """
     if k < 1:
         raise ValueError(f"neighbours was asked for the k-th neighbour with k={k}; pass k >= 1")
-    x, y = checked(x, y, k + 1)
+    x, y = check_features(x, y, k + 1)
     centre = y.mean(0)  # distances come from squares, which lose digits far from the origin
     x, y = x - centre, y - centre
     rounding = ROUNDING * torch.stack([rows.square().sum(1).max() for rows in (x, y)]).max()

@@ -13,7 +13,7 @@ for equal distributions, about twice for nearest neighbours. [Quenouille 1956; S
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,9 +85,12 @@ def evaluate(
 ) -> dict[str, Measured]:
     """Metrics of samples (N, ...) against reference data (M, ...), seen through an extractor.
 
-    extractor: x -> features (N, D), or a name: "pixels", "reader" (letters), the folder of a
-        transformers model, or "package.module:function" with trust_code.
+    extractor: the function x -> features (N, D), or a name: "pixels", "reader" (letters), the
+        folder of a transformers model, or "package.module:function" with trust_code.
+    metrics: names of METRICS, by default all.
     seed: of the groups that the standard error leaves out.
+    trust_code: whether an extractor may be imported, which runs its module.
+    progress: a function (done, total) that hears how far the work is.
 
     >>> x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
     >>> found = evaluate(x[:100], x[100:] + 9, metrics=["frechet", "recall"])
@@ -114,25 +117,32 @@ def measure(
     progress: Progress | None = None,
 ) -> dict[str, Measured]:
     """Metrics of features x against y, each with its standard error; see `evaluate`."""
+    check_names(metrics)
+    check_counts(len(x), len(y))
+    # Several metrics are fields of one function's result.
+    functions = dict.fromkeys(METRICS[name].function for name in metrics)
+    results: dict[Any, list[Any]] = {function: [] for function in functions}
+    done, total = 0, len(functions) * (GROUPS + 1)
+    for function, values in results.items():
+        for pair in _whole_and_without_groups(x, y, seed):
+            values.append(function(*pair))
+            done += 1
+            if progress is not None:
+                progress(done, total)
+    return {name: _summary(METRICS[name], results, len(x), len(y)) for name in metrics}
+
+
+def check_names(metrics: Sequence[str]) -> None:
+    """ValueError for metrics that there are not."""
     if isinstance(metrics, str) or not metrics:
         raise ValueError(f"metrics are a list of names, got {metrics!r}")
     for name in metrics:
         if name not in METRICS:
             raise unknown("metric", name, METRICS)
-    enough(len(x), len(y))
-    subsets = [(x, y), *_without_groups(x, y, seed)]
-    # Several metrics are fields of one function's result.
-    functions = dict.fromkeys(METRICS[name].function for name in metrics)
-    results: dict[Any, list[Any]] = {function: [] for function in functions}
-    for done, (function, pair) in enumerate((f, p) for f in functions for p in subsets):
-        results[function].append(function(*pair))
-        if progress is not None:
-            progress(done + 1, len(functions) * len(subsets))
-    return {name: _measured(METRICS[name], results, len(x), len(y)) for name in metrics}
 
 
-def enough(samples: int, reference: int) -> None:
-    """ValueError for fewer than standard errors need."""
+def check_counts(samples: int, reference: int) -> None:
+    """ValueError for fewer samples or rows of reference than standard errors need."""
     if min(samples, reference) < 2 * GROUPS:
         raise ValueError(
             f"{samples} samples and {reference} of reference are too few for standard errors; "
@@ -140,14 +150,21 @@ def enough(samples: int, reference: int) -> None:
         )
 
 
-def _measured(metric: Metric, results: dict[Any, list[Any]], n: int, m: int) -> Measured:
-    found = results[metric.function]
-    values = [getattr(one, metric.field) if metric.field else one for one in found]
+def _summary(metric: Metric, results: dict[Any, list[Any]], n: int, m: int) -> Measured:
+    """A metric of n samples and m rows with its jackknife error, from the values of its function.
+
+    The first value is that of all samples and rows, the others leave a group out each.
+    """
+    each = results[metric.function]
+    values = [getattr(one, metric.field) if metric.field else one for one in each]
     error = np.std(values[1:]) * (GROUPS - 1) ** 0.5
     return Measured(float(values[0]), float(error), n, m)
 
 
-def _without_groups(x: Tensor, y: Tensor, seed: int) -> list[tuple[Tensor, Tensor]]:
+def _whole_and_without_groups(x: Tensor, y: Tensor, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Both sides whole, then without each of the groups; one pair at a time is in memory."""
+    yield x, y
     random = np.random.default_rng(seed)
     groups = [torch.from_numpy(random.permutation(len(side)) % GROUPS) for side in (x, y)]
-    return [(x[groups[0] != group], y[groups[1] != group]) for group in range(GROUPS)]
+    for group in range(GROUPS):
+        yield x[groups[0] != group], y[groups[1] != group]

@@ -1,9 +1,14 @@
-"""What is measured and against what: samples from files or a model, rows of a task's data."""
+"""What is measured and against what: samples from files or a model, rows of data as a yardstick.
+
+Samples are read or drawn a batch at a time, and only their features are kept.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import itertools
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +17,40 @@ import torch
 from torch import Tensor
 
 from twosides.data.glyphs import Glyphs
-from twosides.data.named import task_named
-from twosides.data.tasks import Task
+from twosides.data.named import TASKS, task_named
+from twosides.data.tasks import Stream, Task
 from twosides.display.progress import bar
-from twosides.generation.samples import model_samples
-from twosides.metrics.extractors import Extractor, extract, extractor_named
+from twosides.generation.notes import Notes
+from twosides.generation.request import Request
+from twosides.metrics.extractors import BATCH, Extractor, extract_batches, extractor_named
 from twosides.metrics.measures import METRICS, Measured, measure
+from twosides.metrics.stored import Stored
 from twosides.storage import models
-from twosides.storage.reading import require_file
-from twosides.storage.tensors import open_tensors
 
-KINDS = (".npy", ".safetensors")
-COUNT = 1000
+COUNT = 1000  # samples of a model that are measured if nobody says how many
+
+
+def data_named(data: str | Task) -> Task:
+    """A task by name, as in `twosides train`, or of samples in a file or a folder of files."""
+    if isinstance(data, Task):
+        return data
+    if data not in TASKS and ":" not in data and Path(data).exists():
+        stored = Stored(data)
+        return Task(stored, stored.shape, {})
+    return task_named(data)
 
 
 @dataclass(frozen=True, eq=False)
 class Yardstick:
     """Features of data to measure samples against.
 
-    `other` are as many rows of the same data, disjoint from the reference: what they measure is
-    what a perfect model would. None where the data have not so many.
+    extractor, name: the function from samples to features, and what it is called.
+    shape: of one row of data.
+    reference: the features of the rows that samples are compared with.
+    other: features of as many rows of the same data, disjoint from the reference: what they measure
+        is what a perfect model would. None where the data have not so many rows.
+    labels: the names of the classes of the other rows, or of the reference if there are none; empty
+        for data without classes.
     """
 
     extractor: Extractor
@@ -39,6 +58,7 @@ class Yardstick:
     shape: tuple[int, ...]
     reference: Tensor
     other: Tensor | None
+    labels: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -50,35 +70,50 @@ class Yardstick:
         seed: int = 0,
         trust_code: bool = False,
     ) -> Yardstick:
-        """From `count` rows of a task's data, drawn without replacement from the seed.
+        """The yardstick of `count` rows of data, drawn without replacement from the seed.
 
-        The extractor is "reader" for letters and "pixels" for all else, unless named.
+        data: a task, or its name as in `data_named`.
+        extractor: a name as in `extractor_named`, by default "reader" for letters and "pixels" for
+            all else.
+        trust_code: whether an extractor may be imported.
         """
-        task = task_named(data) if isinstance(data, str) else data
+        task = data_named(data)
         size = task.size or 2 * count
         if not 1 <= count <= size:
             raise ValueError(
                 f"{count} rows of reference were asked of data that have {size}; measure fewer "
-                "samples (--count)"
+                f"samples, count={size}"
             )
         name = extractor or ("reader" if isinstance(task.data, Glyphs) else "pixels")
         chosen = extractor_named(name, trust_code=trust_code)
         pick = np.random.default_rng(seed).permutation(size)[: 2 * count]
-        rows = extract(torch.stack([row["x"] for row in task.rows(pick.tolist())]), chosen)
+        # Rows are read in the data's order, since streams and archives go forwards only.
+        order = np.argsort(pick)
+        labels = list[str]()
+        sorted_rows = extract_batches(
+            _batches(task, pick[order].tolist(), labels), chosen, len(pick)
+        )
+        place = np.argsort(order)
+        rows = sorted_rows[torch.from_numpy(place)]
         other = rows[count:] if len(rows) == 2 * count else None
-        return cls(chosen, name, task.shape, rows[:count], other)
+        named = [labels[i] for i in place] if len(labels) == len(pick) else []
+        compared = named[:count] if other is None else named[count:]
+        return cls(chosen, name, task.shape, rows[:count], other, tuple(compared))
+
+    def features(self, batches: Iterable[Tensor], count: int) -> Tensor:
+        """The features of `count` samples that come in batches (B, *shape)."""
+        return extract_batches(self._alike(batches), self.extractor, count)
+
+    def _alike(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+        for x in batches:
+            check_shape(tuple(x.shape[1:]), self.shape)
+            yield x
 
     def measure(
-        self, x: Tensor, metrics: Sequence[str] = tuple(METRICS), *, seed: int = 0
+        self, features: Tensor, metrics: Sequence[str] = tuple(METRICS), *, seed: int = 0
     ) -> dict[str, Measured]:
-        """Metrics of samples (N, *shape), with a bar."""
-        if tuple(x.shape[1:]) != self.shape:
-            raise ValueError(
-                f"samples have shape {tuple(x.shape[1:])}, but the data {self.shape}; "
-                "name the data that they should look like"
-            )
+        """Metrics of samples, given as features, with a bar."""
         with bar("measuring", 1) as tell:
-            features = extract(x, self.extractor)
             return measure(features, self.reference, metrics, seed=seed, progress=tell)
 
     def perfect(
@@ -87,20 +122,68 @@ class Yardstick:
         """Metrics of other data against the reference; none where there are no other data."""
         return {} if self.other is None else measure(self.other, self.reference, metrics, seed=seed)
 
+    def ask_alike(self, request: Request, notes: Notes) -> Request:
+        """The request for samples of a model that are to data rows as one draw is to another.
 
-def samples_of(source: Path, count: int | None, **options: Any) -> Tensor:
-    """The first `count` samples of a file or a folder of files, or of a model.
+        There are as many samples as rows, and their classes are those of the other rows, so that
+        each class is as frequent as it is in the data. A warning says where the model's classes are
+        not the data's; then all of them are drawn equally often.
+        """
+        request = replace(request, count=len(self.reference))
+        if not notes.classes or request.labels is not None:
+            return request
+        if self.labels and set(self.labels) <= set(notes.classes):
+            return replace(request, labels=self.labels)
+        warnings.warn(
+            "the data do not say of which of the model's classes they are, so the model draws all "
+            "of its classes equally often",
+            stacklevel=2,
+        )
+        return request
 
-    source: .npy or .safetensors, a folder of such (read in the order of their names), or a model's
-        or a run's folder, from which `count` are drawn (default 1000); options are then
-        `draw.model_samples`'.
-    """
-    if is_model(source):
-        return model_samples(source, COUNT if count is None else count, **options)
-    x = read_samples(source)
-    if count is not None and len(x) < count:
-        raise ValueError(f"{source} holds {len(x)} samples, but {count} were asked for")
-    return x[:count]
+
+def check_shape(samples: tuple[int, ...], data: tuple[int, ...]) -> None:
+    """ValueError for samples that are not shaped like the data."""
+    if samples != tuple(data):
+        raise ValueError(
+            f"samples have shape {samples}, but the data {tuple(data)}; "
+            "name the data that they should look like"
+        )
+
+
+def _batches(task: Task, numbers: Sequence[int], labels: list[str]) -> Iterator[Tensor]:
+    """The rows of these rising numbers, in batches, with a bar; their classes go into `labels`."""
+    rows = _rows(task, numbers)
+    with bar("reading data", len(numbers)) as tell:
+        done = 0
+        while some := list(itertools.islice(rows, BATCH)):
+            if task.classes:
+                given = (row["class_labels"] for row in some if "class_labels" in row)
+                labels += [task.classes[int(label)] for label in given]
+            yield torch.stack([row["x"] for row in some])
+            done += len(some)
+            tell(done, len(numbers))
+
+
+def _rows(task: Task, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """The rows of these rising numbers, one after the other; a stream is read once."""
+    data: Any = task.data
+    if not isinstance(data, Stream):
+        yield from (data[number] for number in numbers)
+        return
+    wanted, last = set(numbers), max(numbers, default=-1)
+    for number, row in enumerate(itertools.islice(data.items(0), last + 1)):
+        if number in wanted:
+            yield row
+
+
+def read_batches(stored: Stored, count: int) -> Iterator[Tensor]:
+    """The first `count` samples of files, in batches, with a bar."""
+    with bar("reading samples", count) as tell:
+        for start in range(0, count, BATCH):
+            end = min(start + BATCH, count)
+            yield torch.stack([stored[number]["x"] for number in range(start, end)])
+            tell(end, count)
 
 
 def is_model(source: Path) -> bool:
@@ -110,50 +193,3 @@ def is_model(source: Path) -> bool:
     except FileNotFoundError:
         return False
     return True
-
-
-def read_samples(source: Path) -> Tensor:
-    """Samples (N, ...) of a file, or of a folder's files one after the other. Nothing is unpickled.
-
-    A .safetensors file holds one tensor, or one called "x" among others.
-    """
-    if source.is_file():
-        return _read_file(source)
-    files = sorted(path for path in source.glob("*") if path.suffix in KINDS)
-    if not files:
-        raise FileNotFoundError(
-            f"{source} is no model's folder and holds no samples ({', '.join(KINDS)})"
-        )
-    parts = [_read_file(path) for path in files]
-    for path, part in zip(files, parts, strict=True):
-        if part.shape[1:] != parts[0].shape[1:] or part.dtype != parts[0].dtype:
-            raise ValueError(
-                f"{path} holds {part.dtype} of shape {tuple(part.shape[1:])}, but {files[0].name} "
-                f"{parts[0].dtype} of {tuple(parts[0].shape[1:])}; keep one kind in a folder"
-            )
-    return torch.cat(parts)
-
-
-def _read_file(path: Path) -> Tensor:
-    if path.suffix not in KINDS:
-        raise ValueError(f"{path}: samples are read from {' or '.join(KINDS)}")
-    try:
-        x = _read_numpy(path) if path.suffix == ".npy" else _read_safetensors(path)
-    except Exception as error:  # of two parsers
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    if x.ndim == 0 or not len(x):
-        raise ValueError(f"{path} holds no samples: its shape is {tuple(x.shape)}")
-    return x
-
-
-def _read_numpy(path: Path) -> Tensor:
-    return torch.from_numpy(np.load(require_file(path), allow_pickle=False))
-
-
-def _read_safetensors(path: Path) -> Tensor:
-    with open_tensors(path) as file:
-        names = list(file.keys())
-        name = names[0] if len(names) == 1 else "x"
-        if name not in names:
-            raise ValueError(f"which of {', '.join(names)} are the samples? Call them x")
-        return file.get_tensor(name)

@@ -138,10 +138,10 @@ def picture(named: list[tuple[str, Recipe]], path: Path, data_std: tuple[float, 
     """w and p of recipes against logsnr, each divided by its largest value, as a PNG file."""
     if path.suffix != ".png":
         raise ValueError(f"{path}: a picture is written as .png, not {path.suffix!r}")
-    write_file(path, pictures.chart(drawn(named, data_std), dpi=130))
+    write_file(path, pictures.chart(draw_weightings(named, data_std), dpi=130))
 
 
-def drawn(named: list[tuple[str, Recipe]], data_std: tuple[float, ...]) -> Any:
+def draw_weightings(named: list[tuple[str, Recipe]], data_std: tuple[float, ...]) -> Any:
     """The picture as a matplotlib figure."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -24,7 +24,7 @@ from twosides.data.reader import accuracy, train_reader
 from twosides.denoiser import Denoises
 from twosides.display import html as pages
 from twosides.display import pictures
-from twosides.generation.samples import guided
+from twosides.generation.samples import guide
 from twosides.sampling.grids import UniformTime
 from twosides.sampling.noise import Churn, Eta
 from twosides.sampling.presets import samplers
@@ -88,8 +88,8 @@ def demo(folder: Path, *, steps: int, minutes: float, seed: int) -> str:
     """
     asked = {"steps": steps, "minutes": minutes, "seed": seed, "version": __version__}
     record = folder / "demo.json"
-    if record.exists() and (found := read_json(record)).get("asked") == asked:
-        return f"{found['headline']}\n(made before; remove {folder} to start afresh)"
+    if record.exists() and (made := read_json(record)).get("asked") == asked:
+        return f"{made['headline']}\n(made before; remove {folder} to start afresh)"
     task = task_named(TASK)
     print(f"training {task.network['class']} on {len(task.classes)} letters", flush=True)
     budget = {"steps": steps, "minutes": minutes, "seed": seed, "checkpoint_every": 150}
@@ -99,7 +99,7 @@ def demo(folder: Path, *, steps: int, minutes: float, seed: int) -> str:
     outcomes: list[Outcome] = []
     for setup in SETUPS:
         print(f"sampling: {setup.title}, {setup.steps} steps", flush=True)
-        steered = guided(denoiser, GUIDANCE, dict(task.null))
+        steered = guide(denoiser, GUIDANCE, dict(task.null))
         outcomes.append(_outcome(setup, steered, reader, outcomes))
     both = torch.cat([outcome.x[:26] for outcome in outcomes[:2]])
     write_file(folder / "letters.png", pictures.png(pictures.grid(both, columns=13, zoom=4)))
@@ -162,7 +162,7 @@ def _report(folder: Path, outcomes: list[Outcome]) -> str:
         "steps": f"{trained:,}",
         "flow": _picture(flow.x[:52]),
         "diffusion": _picture(diffusion.x[:52]),
-        "gap": _picture(_magnified(flow.x, diffusion.x)[:52]),
+        "gap": _picture(_difference(flow.x, diffusion.x)[:52]),
         "table": pages.table([HEADS, *map(_row, outcomes)]),
         "gallery": "\n".join(map(_figure, outcomes[2:])),
         "loss": _loss_chart(*loss_curve(folder)),
@@ -170,7 +170,7 @@ def _report(folder: Path, outcomes: list[Outcome]) -> str:
     return pages.page("twosides: one network, sampled both ways", "reports/demo.html", parts)
 
 
-def _magnified(a: Tensor, b: Tensor) -> Tensor:
+def _difference(a: Tensor, b: Tensor) -> Tensor:
     """|a - b| times 1e6, black where they agree."""
     return ((a - b).abs() * 1e6 - 1).clamp(max=1)
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import html
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -18,18 +18,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from twosides.data.named import task_named
 from twosides.data.tasks import Task
 from twosides.denoiser import Denoiser
 from twosides.display import html as pages
 from twosides.display import pictures
-from twosides.generation.samples import decoder, encoded_by, model_samples
-from twosides.losses.recipes import recipe_named
+from twosides.display.terminal import say
+from twosides.generation.notes import load_model, one_sentence, read_notes
+from twosides.generation.request import Request
+from twosides.generation.samples import decoder, sample_batches
+from twosides.losses.recipes import Recipe, recipe_named
 from twosides.metrics.measures import METRICS, Measured
-from twosides.metrics.sources import Yardstick
+from twosides.metrics.sources import COUNT, Yardstick, data_named
 from twosides.randomness import PerSample
 from twosides.reports import catalogue
-from twosides.schedules import schedule_named
 from twosides.storage import models, parts
 from twosides.storage.files import write_file
 from twosides.training.fit import loss_curve
@@ -67,38 +68,40 @@ class Run:
 def report(
     folders: Sequence[Path],
     out: Path,
+    request: Request,
     *,
     data: str | Task | None = None,
-    count: int = 520,
     extractor: str | None = None,
-    schedule: str | None = None,
-    seed: int = 0,
     trust_code: bool = False,
-    **options: Any,
 ) -> list[Run]:
-    """Sample every run from the same noise, measure, and write the page.
+    """Sample every run from the same noise, measure, write the page and return what it shows.
 
-    options: `draw.model_samples`' sampler, steps and guidance. Without data nothing is measured.
+    folders: of finished runs.
+    out: the page, an .html file.
+    request: how to sample all of them; `count` is also the number of rows of data.
+    data: what to measure against, as in `data_named`; by default (None) nothing is measured.
+    extractor: what features are measured, as in `Yardstick.of`.
+    trust_code: whether networks' classes and an extractor may be imported.
     """
     if not folders or out.suffix != ".html":
         raise ValueError(
             f"a report is made of one run or more, as .html; got {len(folders)}, {out}"
         )
-    task = task_named(data) if isinstance(data, str) else data
+    request = replace(request, count=request.count or COUNT)
+    task = None if data is None else data_named(data)
     yardstick = None
     if task is not None:
-        yardstick = Yardstick.of(task, count, extractor, seed=seed, trust_code=trust_code)
-    where = schedule_named(schedule) if schedule else None
-    how = {**options, "schedule": where, "seed": seed, "trust_code": trust_code}
+        size, seed = request.count or COUNT, request.seed
+        yardstick = Yardstick.of(task, size, extractor, seed=seed, trust_code=trust_code)
     runs, left_out = list[Run](), list[str]()
     for folder, title in zip(folders, _titles(folders), strict=True):
-        print(f"{title}: sampling", flush=True)
+        say(f"{title}: sampling")
         try:
-            x = model_samples(folder, count, **how)
-            run = Run(folder, title, models.read_config(folder), loss_curve(folder), x)
+            run = _sample_run(folder, title, request, yardstick, trust_code)
             if task is not None and yardstick is not None:
-                run.measured = yardstick.measure(x, seed=seed)
-                run.errors = eps_errors(models.load(folder, trust_code=trust_code), task, seed)
+                denoiser = load_model(folder, trust_code=trust_code)
+                with one_sentence(f"{folder} cannot be asked about these data"):
+                    run.errors = eps_errors(denoiser, task, request.seed)
         except ValueError as error:
             left_out.append(f"{title} is left out: {error}")
             continue
@@ -107,8 +110,39 @@ def report(
         warnings.warn(line, stacklevel=2)
     if not runs:
         raise ValueError("; ".join(left_out))
-    write_file(out, _page(runs, yardstick, _how(options, schedule, seed), left_out).encode())
+    write_file(out, _page(runs, yardstick, _how(request), left_out).encode())
     return runs
+
+
+def _sample_run(
+    folder: Path, title: str, request: Request, yardstick: Yardstick | None, trust_code: bool
+) -> Run:
+    """A run with the samples that the page shows, and with metrics if there is a yardstick."""
+    if yardstick is None:
+        request = replace(request, count=min(request.count or POINTS, POINTS))
+    else:
+        request = yardstick.ask_alike(request, read_notes(folder))
+    shown = list[Tensor]()
+    batches = _keep_first(sample_batches(folder, request, trust_code=trust_code), shown)
+    measured = dict[str, Measured]()
+    if yardstick is None:
+        for _ in batches:
+            pass
+    else:
+        features = yardstick.features(batches, len(yardstick.reference))
+        measured = yardstick.measure(features, seed=request.seed)
+    config = models.read_config(folder)
+    return Run(folder, title, config, loss_curve(folder), torch.cat(shown), measured)
+
+
+def _keep_first(batches: Iterable[Tensor], kept: list[Tensor]) -> Iterator[Tensor]:
+    """The batches as they are; the first POINTS of their samples go into `kept`."""
+    left = POINTS
+    for x in batches:
+        if left > 0:
+            kept.append(x[:left])
+            left -= len(kept[-1])
+        yield x
 
 
 def _titles(folders: Sequence[Path]) -> list[str]:
@@ -136,12 +170,9 @@ def eps_errors(denoiser: Denoiser, task: Task, seed: int, count: int = 256) -> l
     return errors
 
 
-def _how(options: dict[str, Any], schedule: str | None, seed: int) -> str:
-    sampler, steps = options.get("sampler", "ddim"), options.get("steps", 20)
-    guidance = options.get("guidance", 1.0)
-    guided = f", guidance {guidance:g}" if guidance != 1 else ""
-    where = f"on {schedule}" if schedule else "each on its own schedule"
-    return f"{sampler}, {steps} steps{guided}, {where}, the same noise for all (seed {seed})"
+def _how(request: Request) -> str:
+    where = "each on its own schedule" if request.schedule is None else f"on {request.schedule}"
+    return f"{request}, {where}, the same noise for all"
 
 
 # ---------------------------------------------------------------------------- the page
@@ -165,20 +196,24 @@ def _page(runs: list[Run], yardstick: Yardstick | None, how: str, left_out: list
         "lead": html.escape(" ".join([f"Samples: {how}. {shared}", *left_out])),
         "table": pages.table(rows, escape=False),
         "notes": html.escape(_notes(yardstick)),
-        "weightings": pages.chart(catalogue.drawn(named, (1.0,) * len(named)), "weightings")
-        if named
-        else "",
+        "weightings": _weightings(named),
         "losses": _lines([(run.title, _smooth(run.losses)) for run in runs], "step", "loss"),
         "errors": _errors(runs) if yardstick else "",
     }
     return pages.page(f"twosides: {title}", "reports/side_by_side.html", parts)
 
 
+def _weightings(named: list[tuple[str, Recipe]]) -> str:
+    if not named:
+        return ""
+    return pages.chart(catalogue.draw_weightings(named, (1.0,) * len(named)), "weightings")
+
+
 def _samples(run: Run) -> str:
     alt, x = f"samples of {run.title}", run.x[:SHOWN]
-    if said := encoded_by(run.config):
+    if encoded_by := read_notes(run.folder).pipeline:
         try:
-            x = decoder(said)(x)
+            x = decoder(encoded_by)(x)
         except ValueError as error:  # the pipeline is gone: the rest of the page stands
             return html.escape(str(error))
     shape = x.shape[1:]
@@ -244,10 +279,10 @@ def _settings(runs: list[Run]) -> tuple[str, list[tuple[str, ...]]]:
     each = [_training(run.config) for run in runs]
     names = dict.fromkeys(name for settings in each for name in settings)
     values = {name: [settings.get(name, "-") for settings in each] for name in names}
-    shared = {name: found[0] for name, found in values.items() if len(set(found)) == 1}
+    shared = {name: each[0] for name, each in values.items() if len(set(each)) == 1}
     rows = [
-        (html.escape(name), *map(html.escape, found))
-        for name, found in values.items()
+        (html.escape(name), *map(html.escape, each))
+        for name, each in values.items()
         if name not in shared
     ]
     common = ", ".join(f"{name} {value}" for name, value in shared.items())
@@ -255,11 +290,12 @@ def _settings(runs: list[Run]) -> tuple[str, list[tuple[str, ...]]]:
 
 
 def _training(config: dict[str, Any]) -> dict[str, str]:
-    told = {**config.get("training", {})}
+    training, network = config.get("training"), config["network"]
+    settings = dict(training) if isinstance(training, dict) else {}
     for name in ("asked", "null"):  # how long is in the steps, and what stands for no class
-        told.pop(name, None)
-    told = {name: str(value) for name, value in told.items() if value not in (None, {})}
-    return {"network": str(config["network"].get("class")), **told}
+        settings.pop(name, None)
+    settings = {name: str(value) for name, value in settings.items() if value not in (None, {})}
+    return {"network": str(network.get("class")), **settings}
 
 
 def _last(run: Run) -> str:

@@ -62,36 +62,31 @@ def _refuse_strangers(kind: str, parts: dict[str, Any]) -> None:
             )
 
 
-def inputs(
-    pipe: Any,
-    prompt: str | None,
-    negative_prompt: str | None,
-    guidance: float | None,
-    labels: str | None,
-    count: int,
-) -> dict[str, Any]:
-    """What the pipeline is called with."""
+def inputs(pipe: Any, count: int, **wishes: Any) -> dict[str, Any]:
+    """The keyword arguments that a pipeline is called with.
+
+    count: how many pictures, where that is not the number of class labels.
+    wishes: prompt, negative_prompt, guidance_scale, and class_labels as a text of numbers with
+        commas; None leaves the choice to the pipeline.
+
+    ValueError for what the pipeline does not take, or lacks.
+    """
     takes, name = inspect.signature(type(pipe).__call__).parameters, type(pipe).__name__
-    wishes = {
-        "prompt": prompt,
-        "negative_prompt": negative_prompt,
-        "guidance_scale": guidance,
-        "class_labels": labels,
-    }
     given = {key: value for key, value in wishes.items() if value is not None}
     if wrong := [key for key in given if key not in takes]:
         raise ValueError(f"{name} takes no {wrong[0].replace('_', ' ')}; leave it out")
     if {"image", "num_frames"} & takes.keys():
         raise ValueError(f"{name} makes or takes more than pictures from noise; run it in Python")
     if "prompt" in takes:
-        _check_text(pipe, prompt)
-        if negative_prompt is not None and guidance is not None and guidance <= 1:
+        _check_text(pipe, given.get("prompt"))
+        guidance = given.get("guidance_scale")
+        if "negative_prompt" in given and guidance is not None and guidance <= 1:
             raise ValueError(f"guidance {guidance} has no negative side; leave the prompt out")
         texts = {key: [given[key]] * count for key in ("prompt", "negative_prompt") if key in given}
         return given | texts
     if "class_labels" not in takes:
         return given | {"batch_size": count}
-    return given | {"class_labels": _numbers(labels, name)}
+    return given | {"class_labels": _numbers(given.get("class_labels"), name)}
 
 
 def _check_text(pipe: Any, prompt: str | None) -> None:
@@ -101,7 +96,7 @@ def _check_text(pipe: Any, prompt: str | None) -> None:
             "prompt_embeds"
         )
     if prompt is None:
-        raise ValueError(f"{type(pipe).__name__} needs a prompt: --prompt 'a lighthouse at dusk'")
+        raise ValueError(f"{type(pipe).__name__} needs a prompt: prompt='a lighthouse at dusk'")
 
 
 def _numbers(labels: str | None, name: str) -> list[int]:
@@ -109,5 +104,5 @@ def _numbers(labels: str | None, name: str) -> list[int]:
         return [int(label) for label in (labels or "").split(",")]
     except ValueError:
         raise ValueError(
-            f"{name} draws classes by number, --labels 207,360, but got {labels!r}"
+            f"{name} draws classes by number, labels=207,360, but got {labels!r}"
         ) from None

@@ -81,7 +81,7 @@ class Texts:
         takes = inspect.signature(kind.__call__).parameters
         options = {name: value for name, value in options.items() if name in takes}
         with contextlib.suppress(_Enough):
-            self.pipe(**inputs(self.pipe, text, None, None, None, 1), **options)
+            self.pipe(**inputs(self.pipe, 1, prompt=text), **options)
         calls = self.ear.calls
         found = {name: torch.cat([call[name] for call in calls]) for name in calls[0]}
         if not found or any(len(value) != rows for value in found.values()):

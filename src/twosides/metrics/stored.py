@@ -1,0 +1,222 @@
+"""Samples on disk as a data set that reads one sample at a time, so that it keeps none.
+
+    .npy, .npz       one array, or one called x or arr_0 among others; bytes of pictures are scaled
+    .safetensors     one tensor, or one called x among others
+    .png, .jpg, ...  a square picture each, grey or RGB, in [-1, 1]
+
+or a folder of such files, read in the order of their names. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import bisect
+import io
+import math
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.lib import format as numpy_format
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from twosides.data.decode import FORMATS, MAX_BYTES, SUFFIXES, Frame
+from twosides.data.images import read_capped
+from twosides.storage.tensors import open_tensors
+
+ARRAYS = (".npy", ".npz", ".safetensors")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The samples of one file.
+
+    count: how many there are.
+    shape, dtype: of each.
+    read: the sample of a number.
+    """
+
+    count: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    read: Callable[[int], Tensor]
+
+
+class Stored(Dataset[dict[str, Tensor]]):
+    """Samples of a file, or of a folder's files one after the other, as {"x": (...)}.
+
+    `shape` is that of one sample. Where a folder holds files of arrays, its pictures are left out.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """FileNotFoundError or ValueError for a path that holds no samples of one kind."""
+        self.path = Path(path)
+        self.files = _files(self.path)
+        pictures = self.files[0].suffix.lower() in SUFFIXES
+        # Of pictures the first tells the shape, and the others are compared when they are read.
+        first = self._rows(0)
+        self.shape, self.dtype = first.shape, first.dtype
+        counts = [1 if pictures else self._rows(n).count for n in range(len(self.files))]
+        self.ends = list(accumulate(counts))
+        self._last = (0, first)
+
+    def _rows(self, number: int) -> Rows:
+        """The samples of file `number`, which must be like those of the first one."""
+        path = self.files[number]
+        try:
+            rows = _open(path)
+        except Exception as error:  # of three parsers, which damaged files make raise anything
+            raise ValueError(f"{path} cannot be read: {error}") from error
+        if not rows.count:
+            raise ValueError(f"{path} holds no samples: its shape is {(0, *rows.shape)}")
+        if number and (rows.shape, rows.dtype) != (self.shape, self.dtype):
+            raise ValueError(
+                f"{path} holds {rows.dtype} of shape {rows.shape}, but {self.files[0].name} "
+                f"{self.dtype} of {self.shape}; keep one kind in a folder"
+            )
+        return rows
+
+    def __len__(self) -> int:
+        """The number of samples."""
+        return self.ends[-1]
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """One sample."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} was asked for, {self.path} holds {len(self)}")
+        number = bisect.bisect_right(self.ends, index)
+        if self._last[0] != number:
+            self._last = (number, self._rows(number))
+        rows = self._last[1]
+        try:
+            return {"x": rows.read(index - self.ends[number] + rows.count)}
+        except Exception as error:
+            raise ValueError(f"{self.files[number]} cannot be read: {error}") from error
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        if path.suffix.lower() not in (*ARRAYS, *SUFFIXES):
+            raise ValueError(f"{path}: samples are read from {', '.join(ARRAYS)} and pictures")
+        return [path]
+    there = sorted(found for found in path.glob("*") if found.is_file())
+    for suffixes in (ARRAYS, SUFFIXES):
+        if files := [file for file in there if file.suffix.lower() in suffixes]:
+            return files
+    raise FileNotFoundError(
+        f"{path} is no model's folder and holds no samples ({', '.join(ARRAYS)}, pictures)"
+    )
+
+
+def _open(path: Path) -> Rows:
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
+        return _npy_rows(path)
+    if suffix == ".npz":
+        return _npz_rows(path)
+    return _tensor_rows(path) if suffix == ".safetensors" else _picture_rows(path)
+
+
+def _the_one(names: Sequence[str], *wanted: str) -> str:
+    """The only name, or the first of the wanted ones that is among several."""
+    for name in names if len(names) == 1 else wanted:
+        if name in names:
+            return name
+    raise ValueError(f"which of {', '.join(names)} are the samples? Call them {wanted[0]}")
+
+
+# ---------------------------------------------------------------------------- arrays
+
+
+def _npy_rows(path: Path) -> Rows:
+    def read_at(start: int, length: int) -> bytes:
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read(length)
+
+    with path.open("rb") as file:
+        return _array_rows(file, path.stat().st_size, read_at)
+
+
+def _npz_rows(path: Path) -> Rows:
+    archive = zipfile.ZipFile(path)
+    named = {name.removesuffix(".npy"): name for name in archive.namelist()}
+    name = named[_the_one(list(named), "x", "arr_0")]
+    file = archive.open(name)  # stays open, since what is packed can only be read from its start
+
+    def read_at(start: int, length: int) -> bytes:
+        file.seek(start)
+        return file.read(length)
+
+    return _array_rows(file, archive.getinfo(name).file_size, read_at)
+
+
+def _array_rows(file: Any, size: int, read_at: Callable[[int, int], bytes]) -> Rows:
+    """The rows of an array in NumPy's format.
+
+    file: at its header.
+    size: of the file, in bytes.
+    read_at: the function from a place and a length to the bytes there.
+    """
+    version = numpy_format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"NumPy's format {version} holds no plain numbers")
+    old = version == (1, 0)
+    read = numpy_format.read_array_header_1_0 if old else numpy_format.read_array_header_2_0
+    sizes, fortran, dtype = read(file)
+    shape, start = list[int](sizes), file.tell()
+    if not shape:
+        raise ValueError("it holds no samples: its shape is ()")
+    if dtype.hasobject or (fortran and len(shape) > 1):
+        reason = "objects, which are not unpickled" if dtype.hasobject else "columns, not rows"
+        raise ValueError(f"it holds {reason}; save it again as an array of numbers, in C order")
+    wide, own = dtype.itemsize * math.prod(shape[1:]), dtype.newbyteorder("=")
+    if size - start != wide * shape[0]:
+        raise ValueError(f"it has {size - start} bytes of numbers, its header says {sizes} {dtype}")
+    tidy = _picture_of_bytes if dtype == np.uint8 else _same
+    example = tidy(torch.from_numpy(np.zeros(shape[1:] if shape[0] else 0, own)))
+
+    def row(number: int) -> Tensor:
+        values = np.frombuffer(read_at(start + number * wide, wide), dtype).reshape(shape[1:])
+        return tidy(torch.from_numpy(values.astype(own)))
+
+    return Rows(shape[0], tuple(example.shape), example.dtype, row)
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+def _picture_of_bytes(x: Tensor) -> Tensor:
+    """Bytes (H, W, C) or (C, H, W) as a picture (C, H, W) in [-1, 1]; other bytes as they are."""
+    if x.ndim != 3 or not {x.shape[0], x.shape[2]} & {1, 3}:
+        return x
+    x = x.permute(2, 0, 1) if x.shape[2] in (1, 3) else x
+    return x.float() / 127.5 - 1
+
+
+def _tensor_rows(path: Path) -> Rows:
+    file: Any = open_tensors(path)
+    rows = file.get_slice(_the_one(list(file.keys()), "x"))
+    shape = rows.get_shape()
+    if not shape:
+        raise ValueError("it holds no samples: its shape is ()")
+    dtype = rows[:1].dtype if shape[0] else torch.float32
+    return Rows(shape[0], tuple(shape[1:]), dtype, lambda number: rows[number : number + 1][0])
+
+
+def _picture_rows(path: Path) -> Rows:
+    from PIL import Image
+
+    data = read_capped(path, MAX_BYTES)
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        (width, height), grey = image.size, image.mode in ("1", "L", "LA", "I;16", "I", "F")
+    if width != height:
+        raise ValueError(f"it is {width} x {height}, and no square; cut it to the size of the data")
+    x = Frame(width, grey).read(data)
+    return Rows(1, tuple(x.shape), x.dtype, lambda number: x)
