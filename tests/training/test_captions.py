@@ -496,7 +496,7 @@ def test_a_prompt_is_drawn(cli, runs, made, name):
     [
         (("--out", "a.npy"), "trained on captions"),
         (("--out", "many"), "trained on captions"),
-        (("--out", "many", "--prompt", "a hat"), "name one as --out"),
+        (("--out", "many", "--prompt", "a hat"), "name one: --out FILE"),
         (("--out", "a.npy", "--negative-prompt", "a hat"), "what guidance leads away from"),
         (("--out", "a.npy", "--prompt", "a", "--negative-prompt", "b"), "--guidance"),
     ],
