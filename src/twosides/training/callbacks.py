@@ -17,7 +17,7 @@ from twosides.display.progress import bar
 from twosides.storage import models
 from twosides.storage.files import write_file
 from twosides.storage.tensors import whole
-from twosides.training.ema import PowerEMA
+from twosides.training.ema import PowerEMA, first_names
 from twosides.training.flops import flops_per_sample
 from twosides.training.log import Log
 from twosides.training.settings import Settings
@@ -70,8 +70,9 @@ class Averaging(lightning.Callback):
         All processes call this: sharded weights are gathered one at a time.
         """
         state: dict[str, Tensor] = {}
+        first_name = first_names(self.denoiser)
         for name, value in self.denoiser.state_dict().items():
-            average = self.ema.weights.get(name)
+            average = self.ema.weights.get(first_name.get(name, name))
             gathered = whole(value if average is None else average)
             if first:
                 state[name] = gathered.to("cpu", copy=True)

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from twosides.conditioning import flat, nested
 from twosides.data.tasks import Data
 from twosides.denoiser import Denoiser
-from twosides.losses.objective import Losses, Objective, Staged
+from twosides.losses.objective import Losses, Objective, Staged, exact
 from twosides.randomness import PerSample
 from twosides.training.batches import Batches
 from twosides.training.settings import Settings
@@ -43,7 +43,8 @@ class Module(lightning.LightningModule):
         self.denoiser, self.objective, self.settings = denoiser, objective, settings
         self.bins: nn.Module | None = getattr(objective, "bins", None)
         self.data, self.auxiliary = data, auxiliary
-        self.frozen = {name for name, p in self.named_parameters() if not p.requires_grad}
+        named = self.named_parameters(remove_duplicate=False)  # as state_dict has them
+        self.frozen = {name for name, p in named if not p.requires_grad}
         self.strict_loading = not self.frozen
         self.gradient_norm: Tensor = torch.zeros(())
         self.learning_rate = 0.0
@@ -71,7 +72,8 @@ class Module(lightning.LightningModule):
 
     def training_step(self, item: dict[str, Any]) -> Tensor:
         """The mean loss of one micro-batch."""
-        batch, step, places = item["batch"], item["step"], item["places"]
+        step, places = item["step"], item["places"]
+        batch = {**item["batch"], "x": exact(item["batch"]["x"])}
         seed = self.settings.seed
         # The network's own randomness (dropout) is a function of the place in the run too.
         torch.manual_seed(int(np.random.SeedSequence([seed, step, places[0]]).generate_state(1)[0]))
@@ -93,7 +95,9 @@ class Module(lightning.LightningModule):
         settings = self.settings
         modules = (self.denoiser, self.auxiliary)
         parts = [part for part in modules if isinstance(part, nn.Module)]
-        trained = [p for part in parts for p in part.parameters() if p.requires_grad]
+        # Once each: an auxiliary loss may hold a part of the network.
+        trained = list(dict.fromkeys(p for part in parts for p in part.parameters()))
+        trained = [p for p in trained if p.requires_grad]
         if not trained:
             raise ValueError("no parameter requires a gradient; unfreeze some, or add an adapter")
         optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate)
