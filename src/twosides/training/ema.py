@@ -104,13 +104,13 @@ class PowerEMA:
             self.copy_to(module)
             yield
         finally:
-            _let_go(module)
+            let_go(module)
             with torch.no_grad():
                 for name, value in kept.items():
                     targets[name].copy_(value)
 
 
-def _let_go(module: nn.Module) -> None:
+def let_go(module: nn.Module) -> None:
     """Free what FSDP2 keeps gathered after a pass without gradients: the next one would use it."""
     from torch.distributed.fsdp import FSDPModule
 

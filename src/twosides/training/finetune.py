@@ -27,11 +27,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import default_collate
 
-from twosides.conditioning import flat, moved
 from twosides.data.named import task_named
-from twosides.data.tasks import Data, Stream, Task
+from twosides.data.tasks import Task, dataset_of
 from twosides.denoiser import Denoiser, convert
 from twosides.losses.densities import Density, FromSchedule
 from twosides.losses.objective import Objective, Staged
@@ -40,6 +38,7 @@ from twosides.losses.truncation import Levels, Truncated
 from twosides.losses.weightings import OutputMSE
 from twosides.schedules import Betas, FlowMatching, ScaledLinear, Schedule, Tabulated
 from twosides.storage import models
+from twosides.training.checks import check_data
 from twosides.training.fit import Settings, fit
 
 OWN = "own"
@@ -162,7 +161,7 @@ def _to_zero(source: Denoiser) -> Schedule:
 
 def finetune(
     source: str | Path | Denoiser,
-    data: Data,
+    data: Any,
     folder: str | Path,
     tuning: Tuning | None = None,
     settings: Settings | None = None,
@@ -185,6 +184,7 @@ def finetune(
     original = load(source, trust_code=trust_code)
     denoiser = tuning.denoiser(original, settings.seed)
     objective = tuning.objective(original, settings.steps)
+    data = dataset_of(data)
     check_data(denoiser, data)
     notes = {**tuning.about(), "source": _name(source), **(about or {})}
     if tuning.lora is not None:  # its checkpoints hold the adapters only
@@ -259,43 +259,3 @@ def _hand_over(
 
         zero = tuning.zero_terminal_snr and not tuning.convert
         save_tuned(source, result.network, folder / "pipeline", zero_terminal_snr=zero)
-
-
-# ---------------------------------------------------------------------------- conditioning
-
-
-def check_data(denoiser: Denoiser, data: Data) -> None:
-    """Run the network once on two rows; ValueError that names what is missing or does not fit."""
-    first = next(data.items(0)) if isinstance(data, Stream) else data[0]
-    batch = default_collate([first, first])
-    if not isinstance(batch, dict) or not isinstance(batch.get("x"), torch.Tensor):
-        raise ValueError('a data set is of dictionaries with a tensor "x" and the conditioning')
-    x = batch.pop("x")
-    missing = [name for name in needed(denoiser.network) if name not in flat(batch)]
-    if missing:
-        raise ValueError(
-            f"the network needs {', '.join(missing)}, but a row of the data set has "
-            f"{', '.join(['x', *batch])}; add what is missing under these names"
-        )
-    level = denoiser.schedule.at(torch.tensor([0.5, 0.5], dtype=torch.float64))
-    time = denoiser.clock.read(level.logsnr, denoiser.schedule).to(denoiser.time_dtype(x.dtype))
-    device = next((p.device for p in denoiser.parameters()), x.device)
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            denoiser.predict(x.to(device), time.to(device), **moved(batch, device))
-    except (ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
-        raise ValueError(
-            f"the network cannot be run on the data set's rows, x {tuple(x.shape[1:])} with "
-            f"{', '.join(batch) or 'no conditioning'}: {error}"
-        ) from error
-
-
-def needed(network: Any) -> list[str]:
-    """The conditioning that a network of diffusers' cannot do without; [] of others."""
-    try:
-        from twosides.integrations.diffusers.lora import model_of
-        from twosides.integrations.diffusers.required import required
-
-        return required(model_of(network))
-    except (ImportError, TypeError):  # without diffusers there is no network of theirs
-        return []

@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as lightning
 import numpy as np
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.utils.data import DataLoader
@@ -18,6 +19,8 @@ from twosides.denoiser import Denoiser
 from twosides.losses.objective import Losses, Objective, Staged, exact
 from twosides.randomness import PerSample
 from twosides.training.batches import Batches
+from twosides.training.finite import infinite_on_purpose, require_finite
+from twosides.training.guard import deaf
 from twosides.training.settings import Settings
 
 Auxiliary = Callable[[Denoiser, dict[str, Any], Losses], Tensor]
@@ -47,8 +50,11 @@ class Module(lightning.LightningModule):
         self.frozen = {name for name, p in named if not p.requires_grad}
         self.strict_loading = not self.frozen
         self.gradient_norm: Tensor = torch.zeros(())
+        self.infinite = infinite_on_purpose(self)
         self.learning_rate = 0.0
         self._seen: list[tuple[Losses, Tensor | None]] = []
+        self._step_losses: list[Tensor] = []
+        self._begun = -1
 
     def configure_model(self) -> None:
         """Shard what is trained, under the strategy that does."""
@@ -68,7 +74,9 @@ class Module(lightning.LightningModule):
         steps = trainer.global_step
         batches = Batches(self.data, settings, steps, trainer.global_rank, trainer.world_size)
         order, workers = torch.Generator(), settings.workers
-        return DataLoader(batches, batch_size=None, generator=order, num_workers=workers)
+        return DataLoader(
+            batches, batch_size=None, generator=order, num_workers=workers, worker_init_fn=deaf
+        )
 
     def training_step(self, item: dict[str, Any]) -> Tensor:
         """The mean loss of one micro-batch."""
@@ -88,6 +96,7 @@ class Module(lightning.LightningModule):
             extra = extra.detach().expand(len(places))
         kept = (field if field is None else field.detach() for field in losses)
         self._seen.append((Losses._make(kept), extra))
+        self._step_losses.append(loss.detach())
         return loss
 
     def configure_optimizers(self) -> Any:
@@ -105,6 +114,38 @@ class Module(lightning.LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: min(1.0, (n + 1) / warm))
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
+    def on_after_backward(self) -> None:
+        """Refuse parameters that the loss does not depend on where that stops DDP, at step 1."""
+        if self.trainer.global_step == self._begun and isinstance(
+            self.trainer.strategy, DDPStrategy
+        ):
+            if error := self.unused_parameters():
+                raise error
+
+    def on_train_start(self) -> None:
+        """The step that this process begins with."""
+        self._begun = self.trainer.global_step
+
+    def unused_parameters(self) -> ValueError | None:
+        """Which parameters are trained and got no gradient, and what to do; None if all got one."""
+        modules = (("denoiser", self.denoiser), ("auxiliary", self.auxiliary))
+        parts = [(name, part) for name, part in modules if isinstance(part, nn.Module)]
+        names = [
+            f"{name}.{inner}"
+            for name, part in parts
+            for inner, value in part.named_parameters()
+            if value.requires_grad and value.grad is None
+        ]
+        if not names:
+            return None
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        return ValueError(
+            f"the loss does not depend on {', '.join(names[:5])}{more}, and DDP waits for the "
+            "gradient of every parameter that is trained. Freeze what is not used "
+            "(requires_grad_(False)), take it out of the network, or train with strategy 'fsdp' or "
+            "on one device"
+        )
+
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """Bound the norm of the whole gradient, over shards too."""
         trained = [p for group in optimizer.param_groups for p in group["params"]]
@@ -112,9 +153,13 @@ class Module(lightning.LightningModule):
         self.learning_rate = optimizer.param_groups[0]["lr"]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Only what is trained: adapters of a large network are small."""
+        """Only what is trained, as adapters of a large network are small, and is finite."""
         weights = checkpoint["state_dict"]
         checkpoint["state_dict"] = {k: v for k, v in weights.items() if k not in self.frozen}
+        kept = ("state_dict", "optimizer_states", "callbacks")
+        tree = {part: checkpoint[part] for part in kept if part in checkpoint}
+        step = checkpoint.get("global_step")
+        require_finite(tree, f"the checkpoint of step {step}", self.infinite)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Count the micro-batches of the steps made as this run makes them, not as the saved."""
@@ -123,6 +168,11 @@ class Module(lightning.LightningModule):
         for counts in (progress["total"], progress["current"]):
             behind = {name: counts["ready"] - count for name, count in counts.items()}
             counts.update({name: made - count for name, count in behind.items()})
+
+    def take_step_losses(self) -> list[Tensor]:
+        """The losses of this process's micro-batches of the last step, which are then forgotten."""
+        losses, self._step_losses = self._step_losses, []
+        return losses
 
     def take_losses(self, *, wanted: bool) -> tuple[Losses, Tensor | None] | None:
         """Losses and auxiliary losses of the whole batch of the last step, and forget them.

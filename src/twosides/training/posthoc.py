@@ -36,6 +36,7 @@ from twosides.denoiser import Denoiser
 from twosides.storage import models
 from twosides.storage.files import CorruptFolder, verify_folder
 from twosides.training.ema import first_names, gamma_of
+from twosides.training.finite import require_finite
 
 FOLDER, ABOUT = "snapshots", "snapshot.json"
 TOLERANCE = 0.01
@@ -225,6 +226,7 @@ def reconstruct(
         )
     denoiser = models.load(run, trust_code=trust_code)
     _average_into(denoiser, snapshots, found.x)
+    require_finite(dict(denoiser.named_parameters()), f"the average of {run}")
     notes = {
         "sigma_rel": sigma_rel,
         "step": end,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from twosides.data.named import task_named
@@ -82,13 +83,20 @@ def _unseen(task: Task, wanted: bool) -> Dataset[Any] | None:
 
 
 def _drawer(task: Task) -> Callable[[Denoiser], bytes] | None:
-    told = task.null.keys() - {"class_labels"}  # what a picture would have to be drawn of
+    # What a picture would have to be drawn of, besides a class.
+    told = {*task.null, *task.rows([0])[0]} - {"x", "class_labels"}
     if len(task.shape) != 3 or told or (task.shape[0] not in (1, 3) and not task.pipeline):
         return None
     try:
         decode = decoder(task.pipeline) if task.pipeline else None
     except ValueError:  # the pipeline is gone: there are no pictures
         return None
+
+    def shown(x: Tensor) -> Tensor:
+        if not bool(x.isfinite().all()):
+            raise ValueError("the samples hold NaN or infinite numbers")
+        return decode(x) if decode else x
+
     return lambda denoiser: png(
-        draw_classes(denoiser, task.shape, task.classes, seed=0, decode=decode)
+        draw_classes(denoiser, task.shape, task.classes, seed=0, decode=shown)
     )

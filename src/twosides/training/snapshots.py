@@ -22,6 +22,7 @@ from torch import nn
 from twosides.storage.files import CorruptFolder, commit_folder
 from twosides.storage.tensors import help_save_tensors, save_tensors, whole
 from twosides.training.ema import PowerEMA, first_names
+from twosides.training.finite import require_finite
 from twosides.training.posthoc import ABOUT, FOLDER, Snapshot, average_file, read_snapshot
 
 
@@ -107,6 +108,7 @@ class Snapshots(lightning.Callback):
         if trainer.strategy.broadcast(trainer.is_global_zero and self._there(folder, step)):
             return
         weights = [average.weights for average in self.averages]
+        require_finite(weights, f"the snapshot of step {step}")
         if not trainer.is_global_zero:
             return help_save_tensors(weights)
         about = {"format": "twosides snapshot", "version": 1, "step": step, "run": self.run}
