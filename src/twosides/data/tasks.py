@@ -113,7 +113,9 @@ def dataset_of(data: Any) -> Any:
             raise ValueError(f"the data are empty: {_kind(data)} of length 0")
         first = data[0]
         _check_first(first, data)
-        same = isinstance(first, dict) and isinstance(first["x"], Tensor)
+        same = (
+            isinstance(data, Dataset) and isinstance(first, dict) and isinstance(first["x"], Tensor)
+        )
         return data if same else Rows(data)
     if hasattr(data, "__next__"):
         raise TypeError(

@@ -21,6 +21,7 @@ from twosides.randomness import PerSample
 from twosides.training.batches import Batches
 from twosides.training.finite import infinite_on_purpose, require_finite
 from twosides.training.guard import deaf
+from twosides.training.optimizers import OPTIMIZERS, rate
 from twosides.training.settings import Settings
 
 Auxiliary = Callable[[Denoiser, dict[str, Any], Losses], Tensor]
@@ -100,7 +101,7 @@ class Module(lightning.LightningModule):
         return loss
 
     def configure_optimizers(self) -> Any:
-        """AdamW with a linear warm-up."""
+        """The optimizer, with a linear warm-up and the decay after it."""
         settings = self.settings
         modules = (self.denoiser, self.auxiliary)
         parts = [part for part in modules if isinstance(part, nn.Module)]
@@ -109,9 +110,12 @@ class Module(lightning.LightningModule):
         trained = [p for p in trained if p.requires_grad]
         if not trained:
             raise ValueError("no parameter requires a gradient; unfreeze some, or add an adapter")
-        optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate)
-        warm = max(settings.warmup, 1)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: min(1.0, (n + 1) / warm))
+        chosen = settings.optimizer
+        make = OPTIMIZERS[chosen] if isinstance(chosen, str) else chosen
+        optimizer = make(trained, lr=settings.learning_rate)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda n: rate(n, settings.warmup, settings.steps, settings.decay)
+        )
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
     def on_after_backward(self) -> None:

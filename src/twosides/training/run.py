@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -18,7 +17,10 @@ from twosides.generation.samples import decoder, draw_classes
 from twosides.losses.recipes import Recipe, recipe_named
 from twosides.storage import models
 from twosides.storage.files import read_json
-from twosides.training.fit import Settings, fit
+from twosides.training.fit import Settings, fit, is_first
+from twosides.training.optimizers import optimizer_named
+
+__all__ = ["Settings", "is_first", "settings_named", "train_task", "unseen"]
 
 
 def train_task(
@@ -43,7 +45,7 @@ def train_task(
     if not spec:
         told = ", ".join(task.null)
         raise ValueError(f"no small network is told {told}: name one, --network, or fine-tune one")
-    wanted = Settings(null=task.null, **settings)
+    wanted = settings_named(task, trust_code=trust_code, **settings)
     network = models.build_network(spec, trust_code=trust_code, seed=wanted.seed)
     # A recipe on the clock of time is told it in the units that suit the network's embedding.
     clock = time or (task.time if chosen.time == "t" else chosen.time)
@@ -54,11 +56,19 @@ def train_task(
         folder,
         wanted,
         draw=_drawer(task),
-        validation=_unseen(task, validate),
+        validation=unseen(task, validate),
         about={"recipe": recipe, **named, **task.notes},
         time=clock,
         **_units(task, chosen),
     )
+
+
+def settings_named(task: Task, *, trust_code: bool = False, **settings: Any) -> Settings:
+    """`Settings` for a task, with an optimizer by name or import path."""
+    chosen = settings.get("optimizer")
+    if isinstance(chosen, str):
+        settings["optimizer"] = optimizer_named(chosen, trust_code=trust_code)
+    return Settings(null=task.null, **settings)
 
 
 def _units(task: Task, recipe: Recipe) -> dict[str, Any]:
@@ -69,12 +79,8 @@ def _units(task: Task, recipe: Recipe) -> dict[str, Any]:
     return {"data_mean": mean, "data_std": std / recipe.data_std}
 
 
-def is_first() -> bool:
-    """Whether this is the process that speaks for all."""
-    return not getattr(rank_zero_only, "rank", 0)
-
-
-def _unseen(task: Task, wanted: bool) -> Dataset[Any] | None:
+def unseen(task: Task, wanted: bool) -> Dataset[Any] | None:
+    """The task's data for validation, if they are wanted; ValueError if it has none."""
     if not wanted:
         return None
     if task.validation is None:
