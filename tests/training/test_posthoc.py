@@ -433,7 +433,7 @@ class KeepsState(Snapshots):
 
 test_posthoc.Walk = ShardedWalk
 test_posthoc.SaveCheckpoints = lambda *_, **__: test_posthoc.lightning.Callback()
-test_posthoc.checkpoint.save = lambda *_, **__: None
+test_posthoc.models.save = lambda *_, **__: None
 strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
 train(Path(sys.argv[1]), 12, 5, snapshots=KeepsState(sys.argv[1], 5), strategy=strategy,
       devices=2, use_distributed_sampler=False)

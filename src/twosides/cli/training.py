@@ -33,6 +33,8 @@ def train(
     strategy: str = "auto",
     accumulate: int = 1,
     workers: int = 0,
+    optimizer: str = "adamw",
+    decay: str = "constant",
     trust_code: bool = False,
 ) -> None:
     """Train a network; the same command continues after an interruption.
@@ -47,7 +49,7 @@ def train(
         time: how the network is told the level: t, 1000t, 1-t, index, c_noise, logsnr.
         steps: optimizer steps.
         batch: samples per step, over all devices and micro-batches.
-        learning_rate: AdamW's.
+        learning_rate: the optimizer's, after the warm-up.
         sigma_rel: relative width of the weights' power-function average.
         seed: of the initial weights, the order of the data, the noise and its levels.
         minutes: stop training after so long.
@@ -62,6 +64,8 @@ def train(
         strategy: ddp (a copy of the network per device), fsdp (shards of it), or auto.
         accumulate: micro-batches per step and device, one after another.
         workers: processes that read data, for each device.
+        optimizer: adamw, adam, sgd, or package.module:Class with --trust-code.
+        decay: of the learning rate to the last step, after the warm-up: constant, cosine, linear.
         trust_code: import the network's class from outside diffusers and twosides.
     """
     from twosides.training.run import is_first, train_task
@@ -90,6 +94,8 @@ def train(
         strategy=strategy,
         accumulate=accumulate,
         workers=workers,
+        optimizer=optimizer,
+        decay=decay,
     )
     if is_first():
         print(f"{out / 'model'} is ready: twosides sample {out}")
@@ -114,7 +120,16 @@ def finetune(
     seed: int = 0,
     minutes: float | None = None,
     checkpoint_every: int = 200,
+    validate_every: int | None = None,
+    snapshot_every: int | None = None,
     precision: str = "32-true",
+    devices: str = "auto",
+    nodes: int = 1,
+    strategy: str = "auto",
+    accumulate: int = 1,
+    workers: int = 0,
+    optimizer: str = "adamw",
+    decay: str = "constant",
     trust_code: bool = False,
 ) -> None:
     """Train a network further: as it is, as a flow model, or by LoRA; the same command continues.
@@ -133,16 +148,27 @@ def finetune(
         lora: train low-rank adapters of this rank.
         lora_target: the layers that get them, by default to_q to_k to_v to_out.0.
         steps: optimizer steps.
-        batch: samples per step.
-        learning_rate: AdamW's, by default 1e-5, or 1e-4 with LoRA.
+        batch: samples per step, over all devices and micro-batches.
+        learning_rate: the optimizer's, by default 1e-5, or 1e-4 with LoRA.
         sigma_rel: relative width of the weights' power-function average.
         seed: of the adapters, the order of the data, the noise and its levels.
         minutes: stop training after so long.
         checkpoint_every: steps between checkpoints.
+        validate_every: steps between measurements of the error by noise level, on data that are
+            not trained on; by default none.
+        snapshot_every: steps between snapshots of averages, for `twosides ema`; by default none.
         precision: Lightning's: 32-true, bf16-mixed, 16-mixed.
+        devices: processes on each machine, one for each GPU, or auto: what there is.
+        nodes: machines; each needs the command, by torchrun or SLURM.
+        strategy: ddp (a copy of the network per device), fsdp (shards of it), or auto.
+        accumulate: micro-batches per step and device, one after another.
+        workers: processes that read data, for each device.
+        optimizer: adamw, adam, sgd, or package.module:Class with --trust-code.
+        decay: of the learning rate to the last step, after the warm-up: constant, cosine, linear.
         trust_code: import the network's class from outside diffusers and twosides.
     """
     from twosides.training.finetune import Tuning, finetune_task
+    from twosides.training.run import is_first
 
     finetune_task(
         model,
@@ -157,10 +183,20 @@ def finetune(
         seed=seed,
         minutes=minutes,
         checkpoint_every=checkpoint_every,
+        validate=validate_every is not None,
+        validate_every=steps if validate_every is None else validate_every,
+        snapshot_every=snapshot_every,
         precision=precision,
+        devices=int(devices) if devices.isdigit() else devices,
+        nodes=nodes,
+        strategy=strategy,
+        accumulate=accumulate,
+        workers=workers,
+        optimizer=optimizer,
+        decay=decay,
     )
     for name in ("model", "pipeline", "lora"):
-        if (out / name).is_dir():
+        if is_first() and (out / name).is_dir():
             print(f"{out / name} is ready")
 
 

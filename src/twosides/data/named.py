@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -208,11 +209,20 @@ def task_named(name: str) -> Task:
         return TASKS[name]()
     if name.partition(":")[0] in SOURCES:
         return source_named(name)
-    if ":" not in name:
-        raise unknown("data set", name, [*TASKS, *(f"{kind}:..." for kind in SOURCES)])
-    make = import_object(name, "data set", trust_code=True)  # the user has typed it
+    kinds = [*TASKS, *(f"{kind}:..." for kind in SOURCES)]
+    module, _, function = name.partition(":")
+    path = all(part.isidentifier() for part in [*module.split("."), function])
+    if not path or module.split(".")[0] in sys.stdlib_module_names:
+        kinds.append("package.module:function")
+        raise unknown("data set" if ":" not in name else "kind of data", name, kinds)
+    try:
+        make = import_object(name, "data set", trust_code=True)  # the user has typed it
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise
+        known = unknown("kind of data", name, kinds)
+        raise ValueError(f"{known}; and there is no module {error.name} here") from None
     if make is None:
-        module, _, function = name.partition(":")
         raise ValueError(f"{module} has no function {function!r} that returns a Task")
     task = make()
     if not isinstance(task, Task):

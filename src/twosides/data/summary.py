@@ -14,7 +14,7 @@ from torch import Tensor
 from twosides.data.images import Images
 from twosides.data.latents import Latents
 from twosides.data.named import task_named
-from twosides.data.tasks import Stream, Task
+from twosides.data.tasks import Task, is_stream
 from twosides.display.pictures import grid, png
 from twosides.display.progress import bar
 from twosides.storage.files import write_file
@@ -89,14 +89,14 @@ class _Moments:
 
 
 def _samples(task: Task, count: int, read: int) -> Iterator[dict[str, Any]]:
-    if isinstance(task.data, Stream):
+    if is_stream(task.data):
         return itertools.islice(task.data.items(0), read)
     data: Any = task.data
     return (data[number * count // read] for number in range(read))
 
 
 def _count(task: Task, count: int, read: int) -> str:
-    if isinstance(task.data, Stream):
+    if is_stream(task.data):
         return f"an endless stream, of which {read} samples were read"
     return f"{count} samples" + (f", of which {read} were read" if read < count else "")
 

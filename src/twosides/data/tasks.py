@@ -8,12 +8,16 @@ Task.
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
+import numpy as np
+import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 
 @runtime_checkable
@@ -26,6 +30,11 @@ class Stream(Protocol):
 
 
 Data = Dataset[Any] | Stream
+
+
+def is_stream(data: Any) -> TypeGuard[Stream]:
+    """Whether data are a `Stream`: what has a length is none, whatever attributes it has."""
+    return callable(getattr(data, "items", None)) and not hasattr(data, "__len__")
 
 
 @dataclass(frozen=True)
@@ -59,16 +68,212 @@ class Task:
 
     def rows(self, indices: Iterable[int]) -> list[dict[str, Any]]:
         """Some samples by their numbers; of an endless stream it reads all up to the last."""
-        if isinstance(self.data, Stream):
+        if is_stream(self.data):
             wanted = list(indices)
             first = list(itertools.islice(self.data.items(0), max(wanted, default=-1) + 1))
             return [first[i] for i in wanted]
-        return [self.data[i] for i in indices]
+        return [self.data[i] for i in indices]  # pyright: ignore[reportIndexIssue]
 
     @property
     def size(self) -> int | None:
         """The number of samples; None of an endless stream."""
-        return None if isinstance(self.data, Stream) else len(self.data)  # pyright: ignore[reportArgumentType]
+        return None if is_stream(self.data) else len(self.data)  # pyright: ignore[reportArgumentType]
+
+
+# ---------------------------------------------------------------------------- what people have
+
+
+def dataset_of(data: Any) -> Any:
+    """Data as they are trained on, out of what people have.
+
+    - a tensor or an array (N, ...), or a dictionary or tuple of them, row by row
+    - a data set with a length: of dictionaries, of tensors, or of tuples (x,) and (x, class label)
+    - a DataLoader, of which only the data set is used
+    - a `Stream`, or anything that can be iterated over again and again, such as an IterableDataset
+
+    ValueError or TypeError names what was given, and what it would have to be.
+    """
+    if isinstance(data, Task):
+        return dataset_of(data.data)
+    if isinstance(data, DataLoader):
+        return dataset_of(_without_loader(data))
+    if isinstance(data, str | Path):
+        raise TypeError(f"{str(data)!r} is a name, not data; pass task_named({str(data)!r}).data")
+    if isinstance(data, Tensor | np.ndarray):
+        data = Columns({"x": data})
+    elif isinstance(data, Mapping) and data:
+        data = Columns(data)
+    elif isinstance(data, tuple) and data and all(isinstance(c, Tensor | np.ndarray) for c in data):
+        data = Columns(dict(enumerate(data)))
+    if is_stream(data):
+        _check_first(next(iter(data.items(0)), None), data)
+        return data
+    if hasattr(data, "__len__") and hasattr(data, "__getitem__"):
+        if not len(data):
+            raise ValueError(f"the data are empty: {_kind(data)} of length 0")
+        first = data[0]
+        _check_first(first, data)
+        same = (
+            isinstance(data, Dataset) and isinstance(first, dict) and isinstance(first["x"], Tensor)
+        )
+        return data if same else Rows(data)
+    if hasattr(data, "__next__"):
+        raise TypeError(
+            f"{_kind(data)} can be read only once, and training reads data again and again; pass "
+            "a list, a Dataset or an IterableDataset"
+        )
+    if not hasattr(data, "__iter__"):
+        raise TypeError(
+            f"{_kind(data)} is no data: pass a Dataset, a tensor or an array, or a Stream with "
+            "`items(start)`"
+        )
+    data = Endless(data)
+    first_row(data)
+    return data
+
+
+def first_row(data: Data) -> dict[str, Any]:
+    """The first sample."""
+    if is_stream(data):
+        return next(iter(data.items(0)))
+    return data[0]  # pyright: ignore[reportIndexIssue]
+
+
+def as_row(item: Any) -> dict[str, Any]:
+    """One sample as a dictionary with "x", a floating-point tensor; ValueError for what is none."""
+    if isinstance(item, Tensor | np.ndarray):
+        item = {"x": item}
+    elif isinstance(item, tuple | list):
+        item = _named(item)
+    if not isinstance(item, Mapping):
+        raise TypeError(
+            f'a row of the data is {_kind(item)}; it must be a dictionary with a tensor "x" and '
+            "the conditioning that the network takes"
+        )
+    if "x" not in item:
+        names = ", ".join(map(str, item)) or "nothing"
+        raise ValueError(
+            f'a row of the data has {names}, but no "x", which is what a model is trained on: '
+            'rename the column, or map rows to {"x": tensor, ...}'
+        )
+    row = {str(name): _tensor(value) for name, value in item.items()}
+    x = row["x"]
+    if not isinstance(x, Tensor):
+        raise TypeError(f'"x" of the data is {_kind(x)}; it must be a tensor or an array')
+    if not x.is_floating_point():
+        raise ValueError(f'"x" of the data has dtype {x.dtype}; scale it to floats, as [-1, 1]')
+    return row
+
+
+def _check_first(item: Any, data: Any) -> None:
+    if item is None:
+        raise ValueError(f"the data are empty: {_kind(data)} has no first row")
+    try:
+        default_collate([as_row(item)] * 2)
+    except (TypeError, RuntimeError) as error:
+        raise TypeError(f"the rows of {_kind(data)} make no batch: {error}") from None
+
+
+def _without_loader(loader: DataLoader[Any]) -> Any:
+    warnings.warn(
+        "of a DataLoader only its data set is used: batches, order and workers are those of "
+        "Settings (batch, seed, workers), and its sampler and collate_fn are not called",
+        stacklevel=4,
+    )
+    return loader.dataset
+
+
+def _named(item: tuple[Any, ...] | list[Any]) -> dict[str, Any]:
+    """(x,) or (x, label) by names."""
+    whole = len(item) == 2 and not np.ndim(item[1])
+    if len(item) == 1 or (whole and float(item[1]) == int(item[1])):
+        label = {} if len(item) == 1 else {"class_labels": int(item[1])}
+        return {"x": item[0], **label}
+    kinds = ", ".join(_kind(value) for value in item)
+    raise ValueError(
+        f'a row of the data is ({kinds}); rows are dictionaries with "x", or tuples (x,) and '
+        "(x, class label)"
+    )
+
+
+def _tensor(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(np.ascontiguousarray(value))
+    if isinstance(value, list):  # as a table of a file has them
+        return torch.tensor(value)
+    return value
+
+
+def _kind(value: Any) -> str:
+    kind = type(value)
+    shape = getattr(value, "shape", None)
+    shown = f" of shape {tuple(shape)}" if isinstance(shape, tuple) else ""
+    return f"{kind.__module__.split('.')[0]}.{kind.__qualname__}{shown}"
+
+
+class Rows(Dataset[dict[str, Any]]):
+    """A data set of anything as one of dictionaries."""
+
+    def __init__(self, data: Any) -> None:
+        """What has a length and items."""
+        self.data = data
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One row."""
+        return as_row(self.data[index])
+
+
+class Columns(Dataset[dict[str, Any]]):
+    """Arrays of one length by names, or by the numbers 0 and 1 for x and class labels."""
+
+    def __init__(self, columns: Mapping[Any, Any]) -> None:
+        """ValueError for lengths that differ."""
+        self.columns = {name: _tensor(column) for name, column in columns.items()}
+        bad = [name for name, column in self.columns.items() if not np.ndim(column)]
+        if bad:
+            raise ValueError(f"the data are columns of rows, but {bad[0]!r} has no rows")
+        self.lengths = {name: len(column) for name, column in self.columns.items()}
+        if len(set(self.lengths.values())) > 1:
+            counts = ", ".join(f"{name}: {count}" for name, count in self.lengths.items())
+            raise ValueError(f"the columns of the data have different lengths: {counts}")
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return next(iter(self.lengths.values()))
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One row."""
+        row = {name: column[index] for name, column in self.columns.items()}
+        return as_row(tuple(row.values()) if 0 in row else row)
+
+
+class Endless:
+    """What can only be iterated over, as a `Stream`: after its end it begins again."""
+
+    def __init__(self, data: Any) -> None:
+        """The same samples in the same order come each time."""
+        self.data = data
+
+    def items(self, start: int) -> Iterator[dict[str, Any]]:
+        """Samples `start`, `start + 1`, ...; those before are read, too, and left out."""
+        if get_worker_info() is not None:
+            raise ValueError(
+                f"{_kind(self.data)} would be split among processes that read: use workers=0, or "
+                "give a Stream, whose items(start) begins anywhere"
+            )
+        number = 0
+        while True:
+            before = number
+            for item in self.data:
+                if number >= start:
+                    yield as_row(item)
+                number += 1
+            if number == before:
+                raise ValueError(f"the data are empty: {_kind(self.data)} has no rows")
 
 
 class Points(Dataset[dict[str, Tensor]]):

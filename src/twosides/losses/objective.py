@@ -107,8 +107,7 @@ class Objective:
         **conditioning: Any,
     ) -> Losses:
         """The losses with the levels they were measured at."""
-        if not x.is_floating_point():
-            raise TypeError(f"data must be floating point, got {x.dtype}; scale images to [-1, 1]")
+        x = exact(x)
         draw = _randomness(generator, x)
         u = draw.strata() if self.stratified else draw.uniform()
         logsnr = self.density.logsnr(u)
@@ -171,6 +170,17 @@ class Staged:
     def density(self) -> Density:
         """Where, in the end."""
         return self.then.density
+
+
+def exact(x: Tensor) -> Tensor:
+    """The data in float32 at least: the dtype of z, of the target and of the loss.
+
+    In float16 and bfloat16, in which latents are often kept, the noisy z and the target would be
+    rounded, and near convergence the gradient is smaller than that rounding.
+    """
+    if not x.is_floating_point():
+        raise TypeError(f"data must be floating point, got {x.dtype}; scale images to [-1, 1]")
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _bins(part: Any) -> Iterator[LevelBins]:

@@ -45,9 +45,18 @@ class Checkpoints:
         """The newest good checkpoint as (step, tree), or None if there is none at all."""
         return self._first_good(load_tree)
 
-    def newest_folder(self) -> Path | None:
-        """The folder of the newest good checkpoint, or None if there is none at all."""
-        found = self._first_good(lambda folder: folder)
+    def newest_folder(self, check: Callable[[Path], None] | None = None) -> Path | None:
+        """The folder of the newest good checkpoint, or None if there is none at all.
+
+        check: raises CorruptFolder for one that must not be gone on from; it counts as damaged.
+        """
+
+        def read(folder: Path) -> Path:
+            if check is not None:
+                check(folder)
+            return folder
+
+        found = self._first_good(read)
         return found and found[1]
 
     def prune(self, step: int) -> None:

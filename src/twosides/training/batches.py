@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset, IterableDataset, default_collate, get_worker_info
 
-from twosides.data.tasks import Data, Stream
+from twosides.data.tasks import Data, Endless, Stream, is_stream
 from twosides.training.settings import Settings
 
 
@@ -29,6 +29,11 @@ class Batches(IterableDataset):
         self, data: Data, settings: Settings, start: int, rank: int = 0, world: int = 1
     ) -> None:
         """Rank r of `world` gets its share of each global batch."""
+        if settings.workers and isinstance(data, Endless):
+            raise ValueError(
+                f"workers={settings.workers} was asked, but data that can only be iterated over "
+                "are read by one process; use workers=0, or give a Dataset or a Stream"
+            )
         self.data, self.settings, self.start = data, settings, start
         self.rank, self.world, self.micro = rank, world, settings.micro_batch(world)
 
@@ -47,9 +52,9 @@ class Batches(IterableDataset):
 
     def _read(self) -> Callable[[int], Any]:
         """The sample at a position; positions are asked in rising order."""
-        if isinstance(self.data, Stream):
+        if is_stream(self.data):
             return _along(self.data, self.start * self.settings.batch)
-        return _shuffled(self.data, self.settings.seed)
+        return _shuffled(self.data, self.settings.seed)  # pyright: ignore[reportArgumentType]
 
 
 def _shuffled(data: Dataset[Any], seed: int) -> Callable[[int], Any]:

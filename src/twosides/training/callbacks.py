@@ -17,7 +17,7 @@ from twosides.display.progress import bar
 from twosides.storage import models
 from twosides.storage.files import write_file
 from twosides.storage.tensors import whole
-from twosides.training.ema import PowerEMA
+from twosides.training.ema import PowerEMA, first_names
 from twosides.training.flops import flops_per_sample
 from twosides.training.log import Log
 from twosides.training.settings import Settings
@@ -70,8 +70,9 @@ class Averaging(lightning.Callback):
         All processes call this: sharded weights are gathered one at a time.
         """
         state: dict[str, Tensor] = {}
+        first_name = first_names(self.denoiser)
         for name, value in self.denoiser.state_dict().items():
-            average = self.ema.weights.get(name)
+            average = self.ema.weights.get(first_name.get(name, name))
             gathered = whole(value if average is None else average)
             if first:
                 state[name] = gathered.to("cpu", copy=True)
@@ -112,12 +113,6 @@ class Recording(lightning.Callback):
         if taken is None:
             return
         losses, extra = taken
-        if not bool(losses.loss.isfinite().all()):
-            raise ValueError(
-                f"the loss of step {step} is not finite ({float(losses.loss.mean())}); the last "
-                "checkpoint stays. Lower the learning rate, or look for NaN in the data with "
-                "`twosides data`"
-            )
         if adapts:
             pl_module.objective.observe(losses)  # pyright: ignore[reportAttributeAccessIssue]
         if logs:
@@ -142,7 +137,7 @@ class Recording(lightning.Callback):
 
 
 class Watching(lightning.Callback):
-    """Progress with the time left, an optional time limit, and pictures on the way."""
+    """Progress with the time left, and pictures on the way."""
 
     def __init__(
         self,
@@ -153,19 +148,19 @@ class Watching(lightning.Callback):
     ) -> None:
         """`draw(denoiser) -> PNG bytes` makes the pictures."""
         self.folder, self.settings, self.average, self.draw = folder, settings, average, draw
-        self.began, self.open, self.seen = time.monotonic(), contextlib.ExitStack(), 0
+        self.open, self.seen = contextlib.ExitStack(), 0
         self.tell: Callable[[int, int], None] = lambda done, total: None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Start the clock."""
-        self.began, self.seen = time.monotonic(), trainer.global_step
+        """Open the bar."""
+        self.seen = trainer.global_step
         if trainer.is_global_zero:
             self.tell = self.open.enter_context(bar("training", self.settings.steps))
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Show, draw, stop: after the last micro-batch of a step."""
+        """Show and draw, after the last micro-batch of a step."""
         step, settings = trainer.global_step, self.settings
         if step == self.seen:
             return
@@ -175,17 +170,13 @@ class Watching(lightning.Callback):
             averaged = self.average.averaged(first=trainer.is_global_zero)
             if averaged is not None:
                 self._show(averaged.to(pl_module.device), step)
-        if settings.minutes is not None:
-            late = time.monotonic() - self.began > 60 * settings.minutes
-            # The clocks of the processes differ, but all must stop at the same step.
-            trainer.should_stop = trainer.should_stop or trainer.strategy.broadcast(late)
 
     def _show(self, averaged: Denoiser, step: int) -> None:
         """A picture, or why there is none: training goes on."""
         assert self.draw is not None
         try:
             write_file(self.folder / f"samples/step-{step:08d}.png", self.draw(averaged))
-        except ValueError as error:
+        except (ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
             warnings.warn(f"no picture at step {step}: {error}", stacklevel=2)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:

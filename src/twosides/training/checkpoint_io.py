@@ -56,7 +56,7 @@ class TreeCheckpointIO(CheckpointIO):
 
 
 class SaveCheckpoints(Checkpoint):
-    """Save the Trainer's whole state every so many optimizer steps, and prune older checkpoints.
+    """Save the Trainer's whole state every so many optimizer steps and at the end; prune older.
 
     It replaces ModelCheckpoint and like it runs after all other callbacks, so that what they
     change at the end of a step is stored. What the LightningModule changes in its own
@@ -81,9 +81,13 @@ class SaveCheckpoints(Checkpoint):
         batch: Tree,
         batch_idx: int,
     ) -> None:
-        """Save after an optimizer step, not again after the batches that it accumulates next."""
+        """Save after an optimizer step, not again after the batches that it accumulates next.
+
+        The last step is saved, too: that of `max_steps`, or the one after which training stops.
+        """
         step = trainer.global_step
-        if step == self._last or step % self.every:
+        last = trainer.should_stop or step == trainer.max_steps
+        if step == self._last or (step % self.every and not last):
             return
         if not isinstance(trainer.strategy.checkpoint_io, TreeCheckpointIO):
             raise ValueError("SaveCheckpoints needs Trainer(plugins=[TreeCheckpointIO()])")

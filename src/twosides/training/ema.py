@@ -34,10 +34,22 @@ def gamma_of(sigma_rel: float) -> float:
     return float(np.roots([1.0, 7.0, 16.0 - inverse, 12.0 - inverse]).real.max())
 
 
+def first_names(module: nn.Module) -> dict[str, str]:
+    """Every name of every parameter, with the first name that the same parameter has.
+
+    A parameter that is shared, as tied embeddings and `ModuleList([block] * 4)` are, has several
+    names: `state_dict` lists them all, and `named_parameters` the first alone.
+    """
+    first: dict[int, str] = {}
+    named = module.named_parameters(remove_duplicate=False)
+    return {name: first.setdefault(id(value), name) for name, value in named}
+
+
 class PowerEMA:
     """One averaged copy of a module's trained parameters, in float32 or wider.
 
-    Of sharded parameters (DTensors) each process averages its own shard, without communication.
+    A shared parameter is averaged once, under the first of its names (`first_names`). Of sharded
+    parameters (DTensors) each process averages its own shard, without communication.
     """
 
     def __init__(self, module: nn.Module, sigma_rel: float = 0.1) -> None:
@@ -92,13 +104,13 @@ class PowerEMA:
             self.copy_to(module)
             yield
         finally:
-            _let_go(module)
+            let_go(module)
             with torch.no_grad():
                 for name, value in kept.items():
                     targets[name].copy_(value)
 
 
-def _let_go(module: nn.Module) -> None:
+def let_go(module: nn.Module) -> None:
     """Free what FSDP2 keeps gathered after a pass without gradients: the next one would use it."""
     from torch.distributed.fsdp import FSDPModule
 

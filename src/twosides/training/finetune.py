@@ -27,11 +27,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import default_collate
 
-from twosides.conditioning import flat, moved
 from twosides.data.named import task_named
-from twosides.data.tasks import Data, Stream, Task
+from twosides.data.tasks import Task, dataset_of
 from twosides.denoiser import Denoiser, convert
 from twosides.losses.densities import Density, FromSchedule
 from twosides.losses.objective import Objective, Staged
@@ -40,7 +38,9 @@ from twosides.losses.truncation import Levels, Truncated
 from twosides.losses.weightings import OutputMSE
 from twosides.schedules import Betas, FlowMatching, ScaledLinear, Schedule, Tabulated
 from twosides.storage import models
-from twosides.training.fit import Settings, fit
+from twosides.training.checks import check_data
+from twosides.training.fit import Settings, fit, is_first
+from twosides.training.run import settings_named, unseen
 
 OWN = "own"
 _UNKNOWABLE = ("eps", "-eps", "score", "-score")  # z and these are the same thing at pure noise
@@ -95,7 +95,16 @@ class Tuning:
         network, schedule = source.network, source.schedule
         if self.zero_terminal_snr and not self.convert:
             schedule = _to_zero(source)
-        if self.lora is not None:
+        adapted = _adapted(source)
+        if adapted is not None and self.lora is not None:
+            # Its adapters are trained on; diffusers holds one set of a name at a time.
+            if (self.lora, self.target or adapted.target) != (adapted.rank, adapted.target):
+                raise ValueError(
+                    f"lora={self.lora} of layers {self.target or 'by default'} was asked of a "
+                    f"model that has adapters of rank {adapted.rank} of layers {adapted.target}; "
+                    "leave lora and target out, or give the same, to go on with those"
+                )
+        elif self.lora is not None:
             from twosides.integrations.diffusers.lora import ATTENTION, Adapted
 
             assert isinstance(network, nn.Module)
@@ -162,12 +171,13 @@ def _to_zero(source: Denoiser) -> Schedule:
 
 def finetune(
     source: str | Path | Denoiser,
-    data: Data,
+    data: Any,
     folder: str | Path,
     tuning: Tuning | None = None,
     settings: Settings | None = None,
     *,
     about: dict[str, Any] | None = None,
+    validation: Any = None,
     trust_code: bool = False,
 ) -> Denoiser:
     """Fine-tune a network and return the averaged denoiser, which is also in the folder.
@@ -176,6 +186,7 @@ def finetune(
     data: dictionaries of "x", in the network's own units (latents, for most pipelines), and of the
         conditioning that it takes, under its own keywords. What is missing is a ValueError before
         the first step.
+    validation: data of the same kind, measured level by level every `validate_every` steps.
 
     The folder holds what `fit` writes; of a pipeline also `pipeline/`, the same with the trained
     network in place of its own, or with LoRA `lora/`, for `pipe.load_lora_weights`. The same call
@@ -185,9 +196,10 @@ def finetune(
     original = load(source, trust_code=trust_code)
     denoiser = tuning.denoiser(original, settings.seed)
     objective = tuning.objective(original, settings.steps)
+    data = dataset_of(data)
     check_data(denoiser, data)
     notes = {**tuning.about(), "source": _name(source), **(about or {})}
-    if tuning.lora is not None:  # its checkpoints hold the adapters only
+    if tuning.lora is not None or _adapted(denoiser):  # its checkpoints hold the adapters only
         notes["frozen"] = _digest(denoiser)
     result = fit(
         None,
@@ -197,8 +209,10 @@ def finetune(
         settings,
         denoiser=denoiser.train(),
         about=notes,
+        validation=validation,
     )
-    _hand_over(source, result, Path(folder), tuning)
+    if is_first():
+        _hand_over(source, result, Path(folder), tuning)
     return result
 
 
@@ -209,14 +223,26 @@ def finetune_task(
     tuning: Tuning,
     *,
     trust_code: bool = False,
+    validate: bool = False,
     **settings: Any,
 ) -> Denoiser:
-    """`finetune` on a task by name; `settings` are `Settings`' fields."""
+    """`finetune` on a task by name; `settings` are `Settings`' fields.
+
+    validate: measure the error by noise level, too, on data of the task that are not trained on.
+    """
     named = {"data": task} if isinstance(task, str) else {}
     task = task if isinstance(task, Task) else task_named(task)
-    wanted = Settings(null=task.null, **settings)
-    about = {**named, **task.notes}
-    return finetune(source, task.data, folder, tuning, wanted, about=about, trust_code=trust_code)
+    wanted = settings_named(task, trust_code=trust_code, **settings)
+    return finetune(
+        source,
+        task.data,
+        folder,
+        tuning,
+        wanted,
+        about={**named, **task.notes},
+        validation=unseen(task, validate),
+        trust_code=trust_code,
+    )
 
 
 def load(source: str | Path | Denoiser, *, trust_code: bool = False) -> Denoiser:
@@ -230,6 +256,12 @@ def load(source: str | Path | Denoiser, *, trust_code: bool = False) -> Denoiser
         assert isinstance(found, Denoiser)
         return found
     return models.load(source, trust_code=trust_code)
+
+
+def _adapted(denoiser: Denoiser) -> Any:
+    """The network with adapters inside of a denoiser, or None."""
+    adapted = (part for part in denoiser.modules() if type(part).__name__ == "Adapted")
+    return next(adapted, None)
 
 
 def _digest(denoiser: Denoiser) -> str:
@@ -249,8 +281,8 @@ def _name(source: str | Path | Denoiser) -> str:
 def _hand_over(
     source: str | Path | Denoiser, result: Denoiser, folder: Path, tuning: Tuning
 ) -> None:
-    """What diffusers reads: adapters, or the pipeline with another network."""
-    if tuning.lora is not None:
+    """What diffusers reads: adapters, also those that a run goes on with, or the pipeline."""
+    if tuning.lora is not None or _adapted(result):
         from twosides.integrations.diffusers.lora import save_lora
 
         save_lora(result.network, folder / "lora")
@@ -259,43 +291,3 @@ def _hand_over(
 
         zero = tuning.zero_terminal_snr and not tuning.convert
         save_tuned(source, result.network, folder / "pipeline", zero_terminal_snr=zero)
-
-
-# ---------------------------------------------------------------------------- conditioning
-
-
-def check_data(denoiser: Denoiser, data: Data) -> None:
-    """Run the network once on two rows; ValueError that names what is missing or does not fit."""
-    first = next(data.items(0)) if isinstance(data, Stream) else data[0]
-    batch = default_collate([first, first])
-    if not isinstance(batch, dict) or not isinstance(batch.get("x"), torch.Tensor):
-        raise ValueError('a data set is of dictionaries with a tensor "x" and the conditioning')
-    x = batch.pop("x")
-    missing = [name for name in needed(denoiser.network) if name not in flat(batch)]
-    if missing:
-        raise ValueError(
-            f"the network needs {', '.join(missing)}, but a row of the data set has "
-            f"{', '.join(['x', *batch])}; add what is missing under these names"
-        )
-    level = denoiser.schedule.at(torch.tensor([0.5, 0.5], dtype=torch.float64))
-    time = denoiser.clock.read(level.logsnr, denoiser.schedule).to(denoiser.time_dtype(x.dtype))
-    device = next((p.device for p in denoiser.parameters()), x.device)
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            denoiser.predict(x.to(device), time.to(device), **moved(batch, device))
-    except (ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
-        raise ValueError(
-            f"the network cannot be run on the data set's rows, x {tuple(x.shape[1:])} with "
-            f"{', '.join(batch) or 'no conditioning'}: {error}"
-        ) from error
-
-
-def needed(network: Any) -> list[str]:
-    """The conditioning that a network of diffusers' cannot do without; [] of others."""
-    try:
-        from twosides.integrations.diffusers.lora import model_of
-        from twosides.integrations.diffusers.required import required
-
-        return required(model_of(network))
-    except (ImportError, TypeError):  # without diffusers there is no network of theirs
-        return []

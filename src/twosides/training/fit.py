@@ -16,10 +16,13 @@ torchrun and SLURM say.
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import logging
 import os
 import shutil
 import signal
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -31,7 +34,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 from torch.utils.data import Dataset
 
-from twosides.data.tasks import Data, Stream
+from twosides.data.tasks import Stream, dataset_of
 from twosides.denoiser import Denoiser
 from twosides.losses.learned import LevelBins
 from twosides.losses.objective import Objective, Staged
@@ -39,12 +42,17 @@ from twosides.losses.recipes import Recipe, recipe_named
 from twosides.storage import models, parts
 from twosides.storage.checkpoints import Checkpoints
 from twosides.storage.files import CorruptFolder
-from twosides.storage.owner import claim
+from twosides.storage.owner import claim, held
 from twosides.training.batches import Batches
 from twosides.training.callbacks import Averaging, Recording, Watching
 from twosides.training.checkpoint_io import SaveCheckpoints, TreeCheckpointIO
+from twosides.training.checks import check_data
+from twosides.training.compiled import plain_names
+from twosides.training.finite import require_finite, require_finite_folder
+from twosides.training.guard import Guard
 from twosides.training.log import METRICS, Log, loss_curve, read_rows
 from twosides.training.module import Auxiliary, Module
+from twosides.training.rehearsal import Rehearsal, warn_of_classes
 from twosides.training.settings import Settings
 
 RUN = "run.json"
@@ -55,7 +63,7 @@ __all__ = ["Batches", "Module", "Settings", "Stream", "fit", "loss_curve"]
 
 def fit(
     network: nn.Module | None,
-    data: Data,
+    data: Any,
     recipe: str | Recipe | Objective | Staged,
     folder: str | Path,
     settings: Settings | None = None,
@@ -71,8 +79,8 @@ def fit(
 ) -> Denoiser:
     """Train a network by a recipe and return the averaged denoiser, which is also in the folder.
 
-    data: dictionaries, "x" and whatever the network takes as conditioning: a map-style dataset, or
-        a `Stream`.
+    data: dictionaries, "x" and whatever the network takes as conditioning: a map-style dataset, a
+        `Stream`, or whatever else `dataset_of` takes: arrays, tuples, loaders, endless datasets.
     denoiser: trained in the place of a network and the recipe's notation (then network is None),
         by a recipe's objective, any other, or a `Staged` one. Parameters that require no gradient
         stay as they are.
@@ -100,44 +108,120 @@ def fit(
                 return -0.5 * cosine_similarity(ours, self.features(batch["x"]), dim=-1).mean()
 
     The same call continues after an interruption, and returns the model at once when it is
-    finished; more `steps` train on. Other settings in the same folder are a ValueError.
+    finished; more `steps` train on. Other settings in the same folder are a ValueError, and so is
+    a second call while the first one trains. Stopped by `minutes`, SIGTERM or Ctrl-C it saves a
+    checkpoint where it stops (`training.guard`). Nothing that is not finite is kept
+    (`training.finite`). What the end needs is tried before step 1 (`training.rehearsal`).
     """
     folder, settings = Path(folder), settings or Settings()
+    data, unseen = dataset_of(data), None if validation is None else dataset_of(validation)
     denoiser, objective = _subject(network, denoiser, recipe, options)
     _reaches(denoiser, objective)
-    average = Averaging(denoiser, settings.sigma_rel)
-    identity = {"denoiser": average.description, "settings": settings.lasting()}
-    new = claim(folder / RUN, {**identity, "about": dict(about or {})}, holds="run")
-    asked = {"steps": settings.steps, "minutes": settings.minutes}
-    try:
-        if _finished(folder, asked):
-            return models.load(folder, like=denoiser)
-    except CorruptFolder as error:
-        warnings.warn(f"the model is damaged and is made again: {error}", stacklevel=2)
-    module = Module(denoiser, objective, settings, data, auxiliary)
-    checkpoints = Checkpoints(folder / "checkpoints")
-    with _quiet(), _given_up(folder, new):
-        log = _log(folder, loggers, auxiliary, validation)
-        around = [average, *_snapshots(folder, settings), *callbacks]
-        if validation is not None:
-            around.append(_validating(validation, folder, average, log))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(plain_names(denoiser))
+        average = Averaging(denoiser, settings.sigma_rel)
+        identity = {"denoiser": average.description, "settings": settings.lasting()}
+        identity["about"] = dict(about or {})
+        if is_first():
+            stack.enter_context(held(folder, "run"))
+            stack.enter_context(_given_up(folder, _claimed(folder, identity)))
+        try:
+            if _finished(folder, settings.steps):
+                return models.load(folder, like=denoiser)
+        except CorruptFolder as error:
+            warnings.warn(f"the model is damaged and is made again: {error}", stacklevel=2)
+        module = Module(denoiser, objective, settings, data, auxiliary)
+        guard = Guard(settings)
+        log = _log(folder, loggers, auxiliary, unseen)
+        checks: list[Callable[[Any], None]] = [lambda module: check_data(module.denoiser, data)]
+        around: list[lightning.Callback] = [*_snapshots(folder, settings), *callbacks]
+        if unseen is not None:
+            validating = _validating(unseen, folder, average, log)
+            checks.append(validating.rehearse)
+            around.append(validating)
+        notes = {"ema": {"sigma_rel": settings.sigma_rel}, **(about or {})}
+        rehearsal = Rehearsal(folder, average, notes, checks, draw)
+        checkpoints = Checkpoints(folder / "checkpoints")
+        around = [guard, average, rehearsal, *around]
         around += [Recording(log, settings, average.description)]
         around += [Watching(folder, settings, average, draw)]
         around += [SaveCheckpoints(checkpoints, every=settings.checkpoint_every)]
+        stack.enter_context(_quiet())
+        warn_of_classes(average.description)
         trainer = _trainer(folder, settings, log.loggers, around)
         settings.micro_batch(trainer.world_size)
-        with torch.random.fork_rng(devices=_own_gpu()):
-            with _ended(trainer):
-                trainer.fit(module, ckpt_path=checkpoints.newest_folder(), weights_only=True)
-    if average.result is not None:
-        training = {"asked": asked, "steps": trainer.global_step, **settings.lasting()}
-        notes = {"training": training, "ema": {"sigma_rel": settings.sigma_rel}, **(about or {})}
-        bins = getattr(objective, "bins", None)
-        if isinstance(bins, LevelBins) and bins.ready:
-            notes["entropic"] = parts.describe(bins.grid())
-        models.save(average.result, folder / "model", **notes)
-    trainer.strategy.barrier()
-    return average.result or models.load(folder, like=denoiser)
+        newest = checkpoints.newest_folder(
+            functools.partial(require_finite_folder, allowed=module.infinite)
+        )
+        with torch.random.fork_rng(devices=_own_gpu()), _ended(trainer), _unused(module):
+            trainer.fit(module, ckpt_path=newest, weights_only=True)
+        _say_stopped(guard, checkpoints, trainer)
+        if average.result is not None:
+            _save_model(
+                average.result,
+                folder,
+                module,
+                {
+                    **notes,
+                    "training": {
+                        "asked": {"steps": settings.steps},
+                        "steps": trainer.global_step,
+                        "stopped": guard.stopped,
+                        **settings.lasting(),
+                    },
+                },
+            )
+        trainer.strategy.barrier()
+        return average.result or models.load(folder, like=denoiser)
+
+
+def _save_model(result: Denoiser, folder: Path, module: Module, notes: dict[str, Any]) -> None:
+    """The averaged model, and what the run learned beside it."""
+    require_finite(result.state_dict(), "the model", module.infinite)
+    bins = module.bins
+    if isinstance(bins, LevelBins) and bins.ready:
+        notes["entropic"] = parts.describe(bins.grid())
+    models.save(result, folder / "model", **notes)
+
+
+def _say_stopped(guard: Guard, checkpoints: Checkpoints, trainer: lightning.Trainer) -> None:
+    """One line on a run that ended before its last step; after a signal the program ends, too."""
+    if not guard.stopped:
+        return
+    if trainer.is_global_zero:
+        print(
+            f"stopped by {guard.stopped} at step {trainer.global_step}, which is saved in "
+            f"{checkpoints.folder(trainer.global_step)}; the same command goes on from there",
+            file=sys.stderr,
+        )
+    if guard.stopped == "SIGTERM":
+        raise SystemExit(128 + signal.SIGTERM)
+    if guard.stopped == "SIGINT":
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _unused(module: Module) -> Iterator[None]:
+    """Say which parameters a loss leaves out, where torch only says that there are some."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "not used in producing" not in str(error):
+            raise
+        raise module.unused_parameters() or error from error
+
+
+def _claimed(folder: Path, identity: dict[str, Any]) -> bool:
+    """Claim the folder; one whose run has trained nothing yet is free for a corrected command."""
+    if (folder / RUN).is_file() and not _trained(folder):
+        (folder / RUN).unlink()
+    return claim(folder / RUN, identity, holds="run")
+
+
+def _trained(folder: Path) -> bool:
+    """Whether a run has left anything that would be lost."""
+    kept = itertools.chain(folder.glob("checkpoints/*step-*"), folder.glob("model/*"))
+    return bool(read_rows(folder / METRICS)) or any(True for _ in kept)
 
 
 def _subject(
@@ -197,7 +281,7 @@ def _given_up(folder: Path, new: bool) -> Iterator[None]:
     try:
         yield
     except Exception:
-        if new and not (read_rows(folder / METRICS) or any(folder.glob("checkpoints/step-*"))):
+        if new and not _trained(folder):
             for name in ("logs", "tensorboard", "samples"):
                 shutil.rmtree(folder / name, ignore_errors=True)
             (folder / RUN).unlink(missing_ok=True)
@@ -231,7 +315,7 @@ def _snapshots(folder: Path, settings: Settings) -> list[lightning.Callback]:
     return [Snapshots(folder, settings.snapshot_every)] if settings.snapshot_every else []
 
 
-def _validating(data: Dataset[Any], folder: Path, average: Averaging, log: Log) -> Any:
+def _validating(data: Any, folder: Path, average: Averaging, log: Log) -> Any:
     from twosides.training.validation import Validating
 
     return Validating(data, folder, average, log)
@@ -276,20 +360,28 @@ def _launched(settings: Settings) -> tuple[int | str, int]:
     return settings.devices, settings.nodes
 
 
+def is_first() -> bool:
+    """Whether this process is the first of all of a run, by what launchers say."""
+    ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+    return not any(int(os.environ.get(name) or 0) for name in ranks)
+
+
 def _own_gpu() -> list[int]:
     """Whose generator training uses."""
     return [int(os.environ.get("LOCAL_RANK", 0))] if torch.cuda.is_available() else []
 
 
-def _finished(folder: Path, asked: dict[str, Any]) -> bool:
+def _finished(folder: Path, steps: int) -> bool:
+    """Whether there is a model of so many steps; one that a limit stopped goes on."""
     try:
         training = models.read_notes(folder / "model")["training"]
-        made = training["steps"]
+        made, asked = training["steps"], training["asked"]
     except (FileNotFoundError, KeyError):
         return False
-    if made > asked["steps"]:
+    if made > steps:
         raise ValueError(
-            f"{folder} has a model of {made} steps, more than the {asked['steps']} that were "
-            "asked; choose another folder"
+            f"{folder} has a model of {made} steps, more than the {steps} that were asked; choose "
+            "another folder"
         )
-    return training["asked"] == asked
+    by_callback = asked["steps"] == steps and not (training.get("stopped") or asked.get("minutes"))
+    return made == steps or by_callback

@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as lightning
 import numpy as np
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.utils.data import DataLoader
@@ -15,9 +16,12 @@ from torch.utils.data import DataLoader
 from twosides.conditioning import flat, nested
 from twosides.data.tasks import Data
 from twosides.denoiser import Denoiser
-from twosides.losses.objective import Losses, Objective, Staged
+from twosides.losses.objective import Losses, Objective, Staged, exact
 from twosides.randomness import PerSample
 from twosides.training.batches import Batches
+from twosides.training.finite import infinite_on_purpose, require_finite
+from twosides.training.guard import deaf
+from twosides.training.optimizers import OPTIMIZERS, rate
 from twosides.training.settings import Settings
 
 Auxiliary = Callable[[Denoiser, dict[str, Any], Losses], Tensor]
@@ -43,11 +47,15 @@ class Module(lightning.LightningModule):
         self.denoiser, self.objective, self.settings = denoiser, objective, settings
         self.bins: nn.Module | None = getattr(objective, "bins", None)
         self.data, self.auxiliary = data, auxiliary
-        self.frozen = {name for name, p in self.named_parameters() if not p.requires_grad}
+        named = self.named_parameters(remove_duplicate=False)  # as state_dict has them
+        self.frozen = {name for name, p in named if not p.requires_grad}
         self.strict_loading = not self.frozen
         self.gradient_norm: Tensor = torch.zeros(())
+        self.infinite = infinite_on_purpose(self)
         self.learning_rate = 0.0
         self._seen: list[tuple[Losses, Tensor | None]] = []
+        self._step_losses: list[Tensor] = []
+        self._begun = -1
 
     def configure_model(self) -> None:
         """Shard what is trained, under the strategy that does."""
@@ -67,11 +75,14 @@ class Module(lightning.LightningModule):
         steps = trainer.global_step
         batches = Batches(self.data, settings, steps, trainer.global_rank, trainer.world_size)
         order, workers = torch.Generator(), settings.workers
-        return DataLoader(batches, batch_size=None, generator=order, num_workers=workers)
+        return DataLoader(
+            batches, batch_size=None, generator=order, num_workers=workers, worker_init_fn=deaf
+        )
 
     def training_step(self, item: dict[str, Any]) -> Tensor:
         """The mean loss of one micro-batch."""
-        batch, step, places = item["batch"], item["step"], item["places"]
+        step, places = item["step"], item["places"]
+        batch = {**item["batch"], "x": exact(item["batch"]["x"])}
         seed = self.settings.seed
         # The network's own randomness (dropout) is a function of the place in the run too.
         torch.manual_seed(int(np.random.SeedSequence([seed, step, places[0]]).generate_state(1)[0]))
@@ -86,20 +97,58 @@ class Module(lightning.LightningModule):
             extra = extra.detach().expand(len(places))
         kept = (field if field is None else field.detach() for field in losses)
         self._seen.append((Losses._make(kept), extra))
+        self._step_losses.append(loss.detach())
         return loss
 
     def configure_optimizers(self) -> Any:
-        """AdamW with a linear warm-up."""
+        """The optimizer, with a linear warm-up and the decay after it."""
         settings = self.settings
         modules = (self.denoiser, self.auxiliary)
         parts = [part for part in modules if isinstance(part, nn.Module)]
-        trained = [p for part in parts for p in part.parameters() if p.requires_grad]
+        # Once each: an auxiliary loss may hold a part of the network.
+        trained = list(dict.fromkeys(p for part in parts for p in part.parameters()))
+        trained = [p for p in trained if p.requires_grad]
         if not trained:
             raise ValueError("no parameter requires a gradient; unfreeze some, or add an adapter")
-        optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate)
-        warm = max(settings.warmup, 1)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: min(1.0, (n + 1) / warm))
+        chosen = settings.optimizer
+        make = OPTIMIZERS[chosen] if isinstance(chosen, str) else chosen
+        optimizer = make(trained, lr=settings.learning_rate)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda n: rate(n, settings.warmup, settings.steps, settings.decay)
+        )
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+    def on_after_backward(self) -> None:
+        """Refuse parameters that the loss does not depend on where that stops DDP, at step 1."""
+        if self.trainer.global_step == self._begun and isinstance(
+            self.trainer.strategy, DDPStrategy
+        ):
+            if error := self.unused_parameters():
+                raise error
+
+    def on_train_start(self) -> None:
+        """The step that this process begins with."""
+        self._begun = self.trainer.global_step
+
+    def unused_parameters(self) -> ValueError | None:
+        """Which parameters are trained and got no gradient, and what to do; None if all got one."""
+        modules = (("denoiser", self.denoiser), ("auxiliary", self.auxiliary))
+        parts = [(name, part) for name, part in modules if isinstance(part, nn.Module)]
+        names = [
+            f"{name}.{inner}"
+            for name, part in parts
+            for inner, value in part.named_parameters()
+            if value.requires_grad and value.grad is None
+        ]
+        if not names:
+            return None
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        return ValueError(
+            f"the loss does not depend on {', '.join(names[:5])}{more}, and DDP waits for the "
+            "gradient of every parameter that is trained. Freeze what is not used "
+            "(requires_grad_(False)), take it out of the network, or train with strategy 'fsdp' or "
+            "on one device"
+        )
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """Bound the norm of the whole gradient, over shards too."""
@@ -108,9 +157,13 @@ class Module(lightning.LightningModule):
         self.learning_rate = optimizer.param_groups[0]["lr"]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Only what is trained: adapters of a large network are small."""
+        """Only what is trained, as adapters of a large network are small, and is finite."""
         weights = checkpoint["state_dict"]
         checkpoint["state_dict"] = {k: v for k, v in weights.items() if k not in self.frozen}
+        kept = ("state_dict", "optimizer_states", "callbacks")
+        tree = {part: checkpoint[part] for part in kept if part in checkpoint}
+        step = checkpoint.get("global_step")
+        require_finite(tree, f"the checkpoint of step {step}", self.infinite)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Count the micro-batches of the steps made as this run makes them, not as the saved."""
@@ -119,6 +172,11 @@ class Module(lightning.LightningModule):
         for counts in (progress["total"], progress["current"]):
             behind = {name: counts["ready"] - count for name, count in counts.items()}
             counts.update({name: made - count for name, count in behind.items()})
+
+    def take_step_losses(self) -> list[Tensor]:
+        """The losses of this process's micro-batches of the last step, which are then forgotten."""
+        losses, self._step_losses = self._step_losses, []
+        return losses
 
     def take_losses(self, *, wanted: bool) -> tuple[Losses, Tensor | None] | None:
         """Losses and auxiliary losses of the whole batch of the last step, and forget them.

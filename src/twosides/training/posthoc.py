@@ -19,9 +19,9 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,8 @@ from twosides.storage import models
 from twosides.storage.files import MANIFEST, verify_folder
 from twosides.storage.reading import CorruptFolder, read_json
 from twosides.storage.tensors import open_tensors
-from twosides.training.ema import gamma_of
+from twosides.training.ema import first_names, gamma_of
+from twosides.training.finite import require_finite
 
 FOLDER, ABOUT = "snapshots", "snapshot.json"
 TOLERANCE = 0.01
@@ -122,13 +123,17 @@ def combine(stored: Sequence[Profile], wanted: Profile) -> Combination:
 class Snapshot:
     """A folder with one file of averaged weights for each sigma_rel, after `step` updates.
 
-    `run` is the fingerprint of the weights that training started from.
+    `run` is the fingerprint of the weights that training started from. `shared` maps the other
+    names of parameters that have several to the one under which they are stored; parameters in
+    `frozen` were not trained and are not stored.
     """
 
     folder: Path
     step: int
     sigma_rels: tuple[float, ...]
     run: str
+    shared: Mapping[str, str] = field(default_factory=dict, compare=False)
+    frozen: frozenset[str] = field(default=frozenset(), compare=False)
 
     def profiles(self) -> list[Profile]:
         """Those of its files, in order."""
@@ -159,10 +164,13 @@ def read_snapshot(folder: Path) -> Snapshot:
         files = {average_file(number) for number in range(len(sigma_rels))}
         if not files or files | {ABOUT, MANIFEST} != set(os.listdir(folder)):
             raise ValueError(f"there is not one file for each of {len(sigma_rels)} averages")
-        return Snapshot(folder, step, tuple(map(float, sigma_rels)), str(about["run"]))
+        shared = {str(name): str(first) for name, first in about.get("shared", {}).items()}
+        frozen = frozenset(map(str, about.get("frozen", ())))
+        widths = tuple(map(float, sigma_rels))
+        return Snapshot(folder, step, widths, str(about["run"]), shared, frozen)
     except CorruptFolder:
         raise
-    except (ValueError, KeyError, TypeError, ArithmeticError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise CorruptFolder(folder, ABOUT, f"describes no snapshot: {error!r}") from None
 
 
@@ -227,7 +235,8 @@ def reconstruct(
             stacklevel=2,
         )
     denoiser = models.load(run, trust_code=trust_code)
-    _average_into(denoiser, [file for snapshot in snapshots for file in snapshot.files()], found.x)
+    _average_into(denoiser, snapshots, found.x)
+    require_finite(dict(denoiser.named_parameters()), f"the average of {run}")
     notes = {
         "sigma_rel": sigma_rel,
         "step": end,
@@ -242,19 +251,22 @@ def reconstruct(
 
 @torch.no_grad()
 def _average_into(
-    denoiser: Denoiser, files: Sequence[Path], x: Float64[np.ndarray, " snapshots"]
+    denoiser: Denoiser, snapshots: Sequence[Snapshot], x: Float64[np.ndarray, " snapshots"]
 ) -> None:
-    """Overwrite the parameters by the sum of x_i times those in the files, summed in float64."""
-    targets: dict[str, Tensor] = dict(denoiser.named_parameters())
+    """Overwrite what was trained by the sum of x_i times the snapshots' files, in float64."""
+    files = [file for snapshot in snapshots for file in snapshot.files()]
+    frozen, stored = snapshots[0].frozen, {**first_names(denoiser), **snapshots[0].shared}
+    named = denoiser.named_parameters(remove_duplicate=False)
+    targets: dict[str, Tensor] = {name: value for name, value in named if name not in frozen}
     with ExitStack() as stack:
         opened = [stack.enter_context(open_tensors(file)) for file in files]
         for path, file in zip(files, opened, strict=True):
-            if set(file.keys()) != targets.keys():
+            if set(file.keys()) != {stored[name] for name in targets}:
                 raise ValueError(f"{path} holds the weights of another network than the model's")
         for name, target in targets.items():
             total = torch.zeros(target.shape, dtype=torch.float64)
             for factor, path, file in zip(x.tolist(), files, opened, strict=True):
-                value = file.get_tensor(name)
+                value = file.get_tensor(stored[name])
                 if value.shape != total.shape:
                     raise ValueError(
                         f"{path}: {name} has shape {tuple(value.shape)}, not the model's"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from twosides.data.named import task_named
@@ -17,7 +17,10 @@ from twosides.generation.samples import decoder, draw_classes
 from twosides.losses.recipes import Recipe, recipe_named
 from twosides.storage import models
 from twosides.storage.files import read_json
-from twosides.training.fit import Settings, fit
+from twosides.training.fit import Settings, fit, is_first
+from twosides.training.optimizers import optimizer_named
+
+__all__ = ["Settings", "is_first", "settings_named", "train_task", "unseen"]
 
 
 def train_task(
@@ -42,7 +45,7 @@ def train_task(
     if not spec:
         told = ", ".join(task.null)
         raise ValueError(f"no small network is told {told}: name one, --network, or fine-tune one")
-    wanted = Settings(null=task.null, **settings)
+    wanted = settings_named(task, trust_code=trust_code, **settings)
     network = models.build_network(spec, trust_code=trust_code, seed=wanted.seed)
     # A recipe on the clock of time is told it in the units that suit the network's embedding.
     clock = time or (task.time if chosen.time == "t" else chosen.time)
@@ -53,11 +56,19 @@ def train_task(
         folder,
         wanted,
         draw=_drawer(task),
-        validation=_unseen(task, validate),
+        validation=unseen(task, validate),
         about={"recipe": recipe, **named, **task.notes},
         time=clock,
         **_units(task, chosen),
     )
+
+
+def settings_named(task: Task, *, trust_code: bool = False, **settings: Any) -> Settings:
+    """`Settings` for a task, with an optimizer by name or import path."""
+    chosen = settings.get("optimizer")
+    if isinstance(chosen, str):
+        settings["optimizer"] = optimizer_named(chosen, trust_code=trust_code)
+    return Settings(null=task.null, **settings)
 
 
 def _units(task: Task, recipe: Recipe) -> dict[str, Any]:
@@ -68,12 +79,8 @@ def _units(task: Task, recipe: Recipe) -> dict[str, Any]:
     return {"data_mean": mean, "data_std": std / recipe.data_std}
 
 
-def is_first() -> bool:
-    """Whether this is the process that speaks for all."""
-    return not getattr(rank_zero_only, "rank", 0)
-
-
-def _unseen(task: Task, wanted: bool) -> Dataset[Any] | None:
+def unseen(task: Task, wanted: bool) -> Dataset[Any] | None:
+    """The task's data for validation, if they are wanted; ValueError if it has none."""
     if not wanted:
         return None
     if task.validation is None:
@@ -82,13 +89,20 @@ def _unseen(task: Task, wanted: bool) -> Dataset[Any] | None:
 
 
 def _drawer(task: Task) -> Callable[[Denoiser], bytes] | None:
-    told = task.null.keys() - {"class_labels"}  # what a picture would have to be drawn of
+    # What a picture would have to be drawn of, besides a class.
+    told = {*task.null, *task.rows([0])[0]} - {"x", "class_labels"}
     if len(task.shape) != 3 or told or (task.shape[0] not in (1, 3) and not task.pipeline):
         return None
     try:
         decode = decoder(task.pipeline) if task.pipeline else None
     except ValueError:  # the pipeline is gone: there are no pictures
         return None
+
+    def shown(x: Tensor) -> Tensor:
+        if not bool(x.isfinite().all()):
+            raise ValueError("the samples hold NaN or infinite numbers")
+        return decode(x) if decode else x
+
     return lambda denoiser: png(
-        draw_classes(denoiser, task.shape, task.classes, seed=0, decode=decode)
+        draw_classes(denoiser, task.shape, task.classes, seed=0, decode=shown)
     )

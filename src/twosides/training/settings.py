@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from twosides.naming import unknown
 from twosides.training.ema import gamma_of
+from twosides.training.optimizers import DECAYS, OPTIMIZERS
 
 STRATEGIES = ("auto", "ddp", "fsdp")
 # Settings that decide nothing about the run: it may go on for longer, or elsewhere.
@@ -29,6 +30,8 @@ _FREE = (
     "workers",
     "peak_tflops",
 )
+# Settings that came later: runs from before them have these, and do not say so.
+_LATER = {"optimizer": "adamw", "decay": "constant"}
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,10 @@ class Settings:
     takes, for classifier-free guidance. `minutes` ends training early. `sigma_rel` is the relative
     width of the average whose weights become the model; every `snapshot_every` steps two averages
     are stored, of which `twosides ema` makes those of other widths. `clip_gradients` bounds the
-    norm of the whole gradient (infinity: never). `peak_tflops` is what one device could do, for the
-    log's mfu.
+    norm of the whole gradient (infinity: never). `optimizer` is "adamw", "adam", "sgd" (momentum
+    0.9), or a class that is called with the parameters and lr=; after `warmup` steps the learning
+    rate follows `decay` to the last step: "constant", "linear" or "cosine", both down to 0.
+    `peak_tflops` is what one device could do, for the log's mfu.
     """
 
     steps: int = 1000
@@ -70,6 +75,8 @@ class Settings:
     accumulate: int = 1
     workers: int = 0
     peak_tflops: float | None = None
+    optimizer: str | Callable[..., Any] = "adamw"
+    decay: str = "constant"
 
     def __post_init__(self) -> None:
         """ValueError for counts and rates that make no sense."""
@@ -95,6 +102,12 @@ class Settings:
             raise ValueError(f"devices must be 'auto' or at least 1, got {self.devices!r}")
         if self.strategy not in STRATEGIES:
             raise unknown("strategy", self.strategy, STRATEGIES)
+        if self.decay not in DECAYS:
+            raise unknown("decay of the learning rate", self.decay, DECAYS)
+        if isinstance(self.optimizer, str) and self.optimizer not in OPTIMIZERS:
+            raise ValueError(
+                f"{unknown('optimizer', self.optimizer, OPTIMIZERS)}; for any other pass its class"
+            )
         self.micro_batch(1)
 
     def micro_batch(self, world: int) -> int:
@@ -110,6 +123,14 @@ class Settings:
     def lasting(self) -> dict[str, Any]:
         """What a continued run must share."""
         lasting = {name: value for name, value in asdict(self).items() if name not in _FREE}
+        if not isinstance(self.optimizer, str):
+            kind: Any = self.optimizer
+            lasting["optimizer"] = f"{kind.__module__}:{kind.__qualname__}"
+        if self.decay != "constant":  # which ends at the last step
+            lasting["steps"] = self.steps
+        for name, usual in _LATER.items():
+            if lasting[name] == usual:
+                del lasting[name]
         return {**lasting, "null": {name: _noted(value) for name, value in self.null.items()}}
 
 

@@ -22,7 +22,8 @@ from torch import nn
 from twosides.storage.files import commit_folder
 from twosides.storage.reading import CorruptFolder
 from twosides.storage.tensors import help_save_tensors, save_tensors, whole
-from twosides.training.ema import PowerEMA
+from twosides.training.ema import PowerEMA, first_names
+from twosides.training.finite import require_finite
 from twosides.training.posthoc import ABOUT, FOLDER, Snapshot, average_file, read_snapshot
 
 
@@ -45,6 +46,7 @@ class Snapshots(lightning.Callback):
             raise ValueError(f"different values of sigma_rel are needed, got {sigma_rels}")
         self.root, self.every, self.sigma_rels = Path(folder) / FOLDER, every, tuple(sigma_rels)
         self.averages: list[PowerEMA] = []
+        self.names: dict[str, Any] = {}
         self.run, self._seen = "", 0
         self._restored: Mapping[str, Any] | None = None
 
@@ -52,6 +54,7 @@ class Snapshots(lightning.Callback):
         """Begin, or go on from the checkpoint; only now the weights are where they are trained."""
         module = _averaged(pl_module)
         self.averages = [PowerEMA(module, sigma_rel) for sigma_rel in self.sigma_rels]
+        self.names = _special_names(module)
         self._seen = trainer.global_step
         if self._restored is not None:
             self._restore(self._restored)
@@ -106,10 +109,11 @@ class Snapshots(lightning.Callback):
         if trainer.strategy.broadcast(trainer.is_global_zero and self._there(folder, step)):
             return
         weights = [average.weights for average in self.averages]
+        require_finite(weights, f"the snapshot of step {step}")
         if not trainer.is_global_zero:
             return help_save_tensors(weights)
         about = {"format": "twosides snapshot", "version": 1, "step": step, "run": self.run}
-        text = json.dumps({**about, "sigma_rels": list(self.sigma_rels)}, indent=1)
+        text = json.dumps({**about, "sigma_rels": list(self.sigma_rels), **self.names}, indent=1)
 
         def write(target: Path) -> None:
             for number, tensors in enumerate(weights):
@@ -135,6 +139,17 @@ class Snapshots(lightning.Callback):
 
 def _averaged(pl_module: Any) -> nn.Module:
     return cast(nn.Module, getattr(pl_module, "denoiser", pl_module))
+
+
+def _special_names(module: nn.Module) -> dict[str, Any]:
+    """For snapshot.json, the names of parameters that are not stored under their own name."""
+    stored = first_names(module)
+    named = module.named_parameters(remove_duplicate=False)
+    found = {
+        "shared": {name: first for name, first in stored.items() if name != first},
+        "frozen": [name for name, value in named if not value.requires_grad],
+    }
+    return {kind: names for kind, names in found.items() if names}
 
 
 def _fingerprint(module: nn.Module) -> str:

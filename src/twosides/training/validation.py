@@ -16,7 +16,7 @@ from typing import Any
 import lightning.pytorch as lightning
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import default_collate
 
 from twosides.conditioning import moved
 from twosides.display import pictures
@@ -46,10 +46,12 @@ class InBins(PerSample):
 class Validating(lightning.Callback):
     """Measure every so many optimizer steps, with the average in the network's place."""
 
-    def __init__(self, data: Dataset[Any], folder: Path, average: Averaging, log: Log) -> None:
+    def __init__(self, data: Any, folder: Path, average: Averaging, log: Log) -> None:
         """`data` is map-style; its last samples are not left out."""
         if not hasattr(data, "__len__"):
-            raise TypeError(f"validation data have a length and an order, {data!r} has none")
+            raise TypeError(
+                f"validation data have a length and an order, {type(data).__name__} has none"
+            )
         self.data, self.folder, self.average, self.journal = data, folder, average, log
         columns = ("bin", "logsnr_low", "logsnr_high", "error", "loss")
         self.rows, self.seen = Rows(folder / VALIDATION, columns), 0
@@ -88,9 +90,18 @@ class Validating(lightning.Callback):
         self.journal.write(step, {"validation": float(losses.mean())})
         write_file(self.folder / "validation.png", picture(self.folder))
 
+    def rehearse(self, module: Module) -> None:
+        """Measure one micro-batch; ValueError for data that cannot be measured."""
+        count: int = len(self.data)
+        size = module.settings.micro_batch(module.trainer.world_size)
+        try:
+            self._measured(module, [number % count for number in range(size)])
+        except (ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
+            raise ValueError(f"the validation data cannot be measured: {error}") from error
+
     def measure(self, module: Module, rank: int, world: int) -> tuple[Tensor, Tensor]:
         """The error of eps and the loss of every sample, on every process, in float64."""
-        count: int = len(self.data)  # pyright: ignore[reportArgumentType]
+        count: int = len(self.data)
         size, training = module.settings.micro_batch(world), module.denoiser.training
         module.denoiser.eval()
         parts = [

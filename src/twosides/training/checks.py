@@ -1,0 +1,48 @@
+"""Whether a network can be trained on data, found out by one call on two rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils.data import default_collate
+
+from twosides.conditioning import flat, moved
+from twosides.data.tasks import Data, first_row
+from twosides.denoiser import Denoiser
+from twosides.losses.objective import exact
+
+
+def check_data(denoiser: Denoiser, data: Data) -> None:
+    """Run the network once on two rows; ValueError that names what is missing or does not fit."""
+    first = first_row(data)
+    batch = default_collate([first, first])
+    x = exact(batch.pop("x"))
+    missing = [name for name in needed(denoiser.network) if name not in flat(batch)]
+    if missing:
+        raise ValueError(
+            f"the network needs {', '.join(missing)}, but a row of the data set has "
+            f"{', '.join(['x', *batch])}; add what is missing under these names"
+        )
+    level = denoiser.schedule.at(torch.tensor([0.5, 0.5], dtype=torch.float64))
+    time = denoiser.clock.read(level.logsnr, denoiser.schedule).to(denoiser.time_dtype(x.dtype))
+    device = next((p.device for p in denoiser.parameters()), x.device)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            denoiser.predict(x.to(device), time.to(device), **moved(batch, device))
+    except (ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"the network cannot be run on the data set's rows, x {tuple(x.shape[1:])} with "
+            f"{', '.join(batch) or 'no conditioning'}: {error}"
+        ) from error
+
+
+def needed(network: Any) -> list[str]:
+    """The conditioning that a network of diffusers' cannot do without; [] of others."""
+    try:
+        from twosides.integrations.diffusers.lora import model_of
+        from twosides.integrations.diffusers.required import required
+
+        return required(model_of(network))
+    except (ImportError, TypeError):  # without diffusers there is no network of theirs
+        return []
