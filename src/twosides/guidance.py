@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from twosides.conditioning import flat, nested
-from twosides.denoiser import Denoises, describes
+from twosides.conditioning import nullified
+from twosides.denoiser import BaseDenoiser, Denoises, as_denoiser
 from twosides.outputs import Estimate
+from twosides.placement import device_of
 from twosides.schedules import Level, along_batch
 
 
-class Guided(nn.Module):
+class Guided(nn.Module, BaseDenoiser):
     """`weak + scale (strong - weak)` inside an interval of logsnr, `strong` outside."""
 
     def __init__(
@@ -42,9 +43,9 @@ class Guided(nn.Module):
             raise ValueError(f"interval is (logsnr_low, logsnr_high), got {interval}")
         if not 0 <= rescale <= 1:
             raise ValueError(f"rescale is a fraction in [0, 1], got {rescale}")
-        self.strong, self.weak, self.scale = strong, weak, scale
-        self.null, self.interval, self.rescale = null, interval, rescale
-        self.schedule = describes(strong)
+        self.strong, self.weak = as_denoiser(strong), as_denoiser(weak)
+        self.scale, self.interval, self.rescale = scale, interval, rescale
+        self.null, self.schedule = null, self.strong.schedule
 
     def forward(self, z: Tensor, level: Level, **conditioning: Any) -> Estimate:
         """The guided (x, eps)."""
@@ -52,7 +53,7 @@ class Guided(nn.Module):
         scale = self._scale(level, z)
         if isinstance(scale, float) and scale == 1.0:
             return strong
-        weak = self.weak(z, level, **self._nullified(conditioning, z))
+        weak = self.weak(z, level, **nullified(conditioning, self.null))
         x = weak.x + scale * (strong.x - weak.x)
         eps = weak.eps + scale * (strong.eps - weak.eps)
         guided = Estimate(x, eps)
@@ -60,13 +61,16 @@ class Guided(nn.Module):
 
     def standardise(self, data: Tensor) -> Tensor:
         """The strong denoiser's."""
-        apply = getattr(self.strong, "standardise", None)
-        return apply(data) if apply else data
+        return self.strong.standardise(data)
 
     def unstandardise(self, x: Tensor) -> Tensor:
         """The strong denoiser's."""
-        restore = getattr(self.strong, "unstandardise", None)
-        return restore(x) if restore else x
+        return self.strong.unstandardise(x)
+
+    @property
+    def device(self) -> torch.device:
+        """The device on which the strong denoiser wants its input."""
+        return device_of(self.strong)
 
     def _scale(self, level: Level, z: Tensor) -> float | Tensor:
         low, high = self.interval
@@ -74,16 +78,6 @@ class Guided(nn.Module):
             inside = (level.logsnr >= low) & (level.logsnr <= high)
             return along_batch(torch.where(inside, self.scale, 1.0), z)
         return self.scale if low <= float(level.logsnr) <= high else 1.0
-
-    def _nullified(self, conditioning: dict[str, Any], z: Tensor) -> dict[str, Any]:
-        given, null = flat(conditioning), flat(self.null)
-        missing = sorted(set(null) - set(given))
-        if missing:
-            raise ValueError(
-                f"guidance replaces {', '.join(missing)} by its null value, but the call has no "
-                f"such conditioning (it has: {', '.join(sorted(given)) or 'none'})"
-            )
-        return nested(given | {name: _filled(given[name], null[name]) for name in null})
 
     def _rescaled(self, guided: Estimate, target: Tensor, z: Tensor, level: Level) -> Estimate:
         """Each sample's x with part of its spread taken back, eps moved so that z stays."""
@@ -94,17 +88,6 @@ class Guided(nn.Module):
         if ratio.device.type == "cpu" and not bool(torch.isfinite(ratio).all()):
             raise ValueError("rescale moves x, and at sigma = 0 there is no eps to make up for it")
         return Estimate(guided.x + change, guided.eps - along_batch(ratio, z) * change)
-
-
-def _filled(given: Any, null: Any) -> Any:
-    """A null value in the place of what is given: a number everywhere, one row for each of many."""
-    if not isinstance(given, Tensor):
-        return null
-    if isinstance(null, int | float) and not isinstance(null, bool):
-        return torch.full_like(given, null)
-    if isinstance(null, Tensor) and null.ndim and len(null) == 1 and given.ndim:
-        return null.expand(len(given), *null.shape[1:])
-    return null
 
 
 def classifier_free(
@@ -137,11 +120,13 @@ def autoguidance(
 
     The two may be networks of different notations.
     """
-    for name in ("data_mean", "data_std"):
-        ours, theirs = (getattr(each, name, None) for each in (denoiser, weak))
-        if ours is not None and theirs is not None and not torch.equal(ours, theirs):
+    guided = Guided(denoiser, weak, scale, null={}, interval=interval, rescale=0.0)
+    for probe in torch.tensor([0.0, 1.0], dtype=torch.float64):
+        ours, theirs = (each.standardise(probe) for each in (guided.strong, guided.weak))
+        if not torch.equal(ours, theirs):
             raise ValueError(
-                f"the two denoisers standardise data differently ({name} {ours} and {theirs}), so "
-                "their estimates cannot be mixed"
+                "the two denoisers standardise data differently: their data_mean or data_std "
+                f"differ, and the number {probe:g} becomes {ours} and {theirs}. Their estimates "
+                "are in different units and cannot be mixed"
             )
-    return Guided(denoiser, weak, scale, null={}, interval=interval, rescale=0.0)
+    return guided

@@ -115,7 +115,7 @@ class Output:
         """`log kappa` of tensors, where kappa itself would overflow."""
         like = torch.as_tensor(level.logsnr, dtype=torch.float64)
         a, b = (torch.as_tensor(c, dtype=torch.float64) for c in self.coefficients(level))
-        noise, data = b.abs().log(), a.abs().log() - 0.5 * like
+        noise, data = b.abs().log(), torch.where(a == 0, -math.inf, a.abs().log() - 0.5 * like)
         high, low = torch.maximum(noise, data), torch.minimum(noise, data)
         ratio = torch.where(torch.isneginf(low), 0.0, (low - high).exp())
         return 2 * (high + torch.log1p(torch.where(a * b > 0, -ratio, ratio)))
@@ -125,8 +125,8 @@ class Output:
         a, b = self.a, self.b
         return Output(
             self.name.removeprefix("-") if self.name.startswith("-") else f"-{self.name}",
-            (lambda level: -a(level)) if callable(a) else -a,
-            (lambda level: -b(level)) if callable(b) else -b,
+            _Negative.of(a) if callable(a) else -a,
+            _Negative.of(b) if callable(b) else -b,
         )
 
     def _require(self, level: Level, a: Scalar, b: Scalar) -> None:
@@ -162,15 +162,8 @@ def F(sigma_data: float = 0.5) -> Output:
     """
     if not 0 < sigma_data < math.inf:
         raise ValueError(f"sigma_data is the data's standard deviation, > 0, got {sigma_data}")
-
-    def norm(level: Level) -> Scalar:
-        return ((sigma_data * level.alpha) ** 2 + level.sigma**2) ** 0.5
-
-    return Output(
-        f"F({float(sigma_data)!r})",
-        lambda level: level.sigma / (sigma_data * norm(level)),
-        lambda level: -sigma_data * level.alpha / norm(level),
-    )
+    name = f"F({float(sigma_data)!r})"
+    return Output(name, _EDMData(float(sigma_data)), _EDMNoise(float(sigma_data)))
 
 
 def kappa(value: float) -> Output:
@@ -189,31 +182,79 @@ def velocity(schedule: Schedule) -> Output:
     It equals u for flow matching, and depends on the schedule otherwise.
     """
 
-    def slope(function: Callable[[Scalar], Tensor], level: Level) -> Scalar:
-        value = function(schedule.time(level.logsnr))
-        return value if isinstance(level.logsnr, Tensor) else float(value)
+    return Output("velocity", _Slope(schedule, "alpha"), _Slope(schedule, "sigma"))
 
-    return Output(
-        "velocity",
-        lambda level: slope(schedule.dalpha, level),
-        lambda level: slope(schedule.dsigma, level),
-    )
+
+# Coefficients that depend on the level are functions and classes of this module, not lambdas: they
+# can be pickled, sent to other processes, and compared.
+
+
+def _alpha(level: Level) -> Scalar:
+    return level.alpha
+
+
+def _minus_sigma(level: Level) -> Scalar:
+    return -level.sigma
+
+
+def _minus_inverse_sigma(level: Level) -> Scalar:
+    zero = not isinstance(level.sigma, Tensor) and level.sigma == 0
+    return -math.inf if zero else -1 / level.sigma
+
+
+@dataclass(frozen=True)
+class _Negative:
+    function: Callable[[Level], Scalar]
+
+    @staticmethod
+    def of(function: Callable[[Level], Scalar]) -> Callable[[Level], Scalar]:
+        return function.function if isinstance(function, _Negative) else _Negative(function)
+
+    def __call__(self, level: Level) -> Scalar:
+        return -self.function(level)
+
+
+@dataclass(frozen=True)
+class _EDMData:
+    sigma_data: float
+
+    def __call__(self, level: Level) -> Scalar:
+        return level.sigma / (self.sigma_data * _edm_norm(self.sigma_data, level))
+
+
+@dataclass(frozen=True)
+class _EDMNoise:
+    sigma_data: float
+
+    def __call__(self, level: Level) -> Scalar:
+        return -self.sigma_data * level.alpha / _edm_norm(self.sigma_data, level)
+
+
+def _edm_norm(sigma_data: float, level: Level) -> Scalar:
+    return ((sigma_data * level.alpha) ** 2 + level.sigma**2) ** 0.5
+
+
+@dataclass(frozen=True)
+class _Slope:
+    """The derivative in time of "alpha" or "sigma" on a schedule."""
+
+    schedule: Schedule
+    of: str
+
+    def __call__(self, level: Level) -> Scalar:
+        slope = self.schedule.dalpha if self.of == "alpha" else self.schedule.dsigma
+        value = slope(self.schedule.time(level.logsnr))
+        return value if isinstance(level.logsnr, Tensor) else float(value)
 
 
 OUTPUTS: dict[str, Output] = {
     "x": Output("x", 1.0, 0.0),
     "eps": Output("eps", 0.0, 1.0),
-    "v": Output("v", lambda level: -level.sigma, lambda level: level.alpha),
+    "v": Output("v", _minus_sigma, _alpha),
     "u": Output("u", -1.0, 1.0),
-    "score": Output(
-        "score", 0.0, lambda level: -1 / level.sigma if _positive(level) else -math.inf
-    ),
+    "score": Output("score", 0.0, _minus_inverse_sigma),
     "F": F(),
 }
-
-
-def _positive(level: Level) -> bool:
-    return isinstance(level.sigma, Tensor) or level.sigma > 0
 
 
 def output_named(name: str | Output, schedule: Schedule) -> Output:

@@ -10,7 +10,8 @@ import torch
 
 from instances import CLOSED
 from twosides import dynamics
-from twosides.denoiser import Denoiser, convert, describes
+from twosides.conversion import convert
+from twosides.denoiser import Denoiser, describes
 from twosides.oracle import GaussianMixture
 from twosides.randomness import PerSample
 from twosides.sampling.grids import Given, Karras, UniformLogSNR, UniformTime

@@ -30,9 +30,10 @@ from torch import nn
 from torch.utils.data import default_collate
 
 from twosides.conditioning import flat, moved
+from twosides.conversion import convert
 from twosides.data.named import task_named
 from twosides.data.tasks import Data, Stream, Task
-from twosides.denoiser import Denoiser, convert
+from twosides.denoiser import Denoiser
 from twosides.losses.densities import Density, FromSchedule
 from twosides.losses.objective import Objective, Staged
 from twosides.losses.recipes import recipe_named
