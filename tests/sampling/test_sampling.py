@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from instances import CLOSED
+from instances import CLOSED, Norm
 from twosides import dynamics
 from twosides.conversion import convert
 from twosides.denoiser import Denoiser, describes
@@ -420,7 +420,7 @@ def test_overshoots_may_leave_a_schedule_that_ends_before_the_data(name):
 
 
 def test_pf_euler_with_noise_keeps_the_schedules_scaling():
-    schedule = FlowMatching().with_scaling(lambda logsnr: 3 + torch.tanh(logsnr))
+    schedule = FlowMatching().with_scaling(Norm())
     made = Sampler(solver=ProbabilityFlowEuler(), stochasticity=Eta(0.5)).plan(schedule, 2000)
     data, states = GaussianMixture.gaussian([0.0], [[0.25]]), float(made.noise[0, 0] ** 2)
     for k, level in enumerate(made.levels[:-1]):

@@ -146,12 +146,15 @@ class Schedule(abc.ABC):
 
     def shifted(self, factor: float) -> Schedule:
         """`logsnr - 2 log(factor)`: the SD3/FLUX and resolution shift; factor > 1 is noisier."""
-        return Shifted(self, factor)
+        return ShiftedSchedule(self, factor)
 
     def with_scaling(self, scaling: str | Callable[[Tensor], Tensor]) -> Schedule:
-        """The same time warp with scaling "vp", "flow", "ve", or a function of logsnr.
+        """The same time warp in another scaling convention.
 
-        A function states the norm: `sqrt(alpha^2 + sigma^2) = scaling(logsnr)` (1 is "vp").
+        scaling: "vp", "flow", "ve", or a torch function of logsnr that states the norm,
+            `sqrt(alpha^2 + sigma^2) = scaling(logsnr)`. dalpha/dt and dsigma/dt come by automatic
+            differentiation. To be asked at infinite logsnr, too, the function has a method
+            `slope(logsnr)`, its derivative in tau with the limits at both ends.
         """
         return Rescaled(self, scaling)
 
@@ -168,7 +171,7 @@ class Schedule(abc.ABC):
 
 
 @dataclass(frozen=True)
-class Shifted(Schedule):
+class ShiftedSchedule(Schedule):
     """`base` with logsnr moved by -2 log(factor); keeps the scaling convention.
 
     For flow matching t becomes s t / (1 + (s - 1) t), the SD3 / FLUX shift.
