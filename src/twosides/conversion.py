@@ -6,7 +6,7 @@ flow matching's schedule, or whatever another program wants to be given.
 
     >>> import torch
     >>> from twosides.denoiser import Denoiser
-    >>> from twosides.schedules.schedule import Cosine, FlowMatching
+    >>> from twosides.schedules import Cosine, FlowMatching
     >>> denoiser = Denoiser(lambda z, t: z * t.reshape(-1, 1), output="v", schedule=Cosine())
     >>> flow = convert(denoiser, output="u", schedule=FlowMatching())
     >>> flow(torch.zeros(2, 3), torch.tensor([0.2, 0.7])).shape

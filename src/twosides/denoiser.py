@@ -14,7 +14,7 @@ notation of the network. A `Denoiser` finds it in three steps:
 `twosides.conversion` goes the other way, from a denoiser to a network of any notation.
 
     >>> import torch
-    >>> from twosides.schedules.schedule import Cosine
+    >>> from twosides.schedules import Cosine
     >>> denoiser = Denoiser(lambda z, t: z * t.reshape(-1, 1), output="v", schedule=Cosine())
     >>> level = denoiser.schedule.at(0.5)
     >>> x, eps = denoiser(torch.ones(2, 3), level)
@@ -34,13 +34,7 @@ from torch import Tensor, nn
 from twosides.clocks import Clock, clock_named
 from twosides.outputs import OUTPUTS, Estimate, Output, Solution, output_named
 from twosides.placement import device_of, dtype_of
-from twosides.schedules import (
-    FlowMatching,
-    Level,
-    Schedule,
-    along_batch,
-    schedule_named,
-)
+from twosides.schedules import FlowMatching, Level, Schedule, along_batch, schedule_named
 
 
 class Call(NamedTuple):

@@ -4,7 +4,17 @@ Classifier-free guidance and autoguidance are affine in the estimate, with weigh
 
     guided = weak + scale (strong - weak),
 
-so they are the same in x, eps, u, v and score, and keep `z = alpha x + sigma eps`.
+so they are the same in x, eps, u, v and score, and keep `z = alpha x + sigma eps`. A level is
+(logsnr, alpha, sigma); a null value is what a network is told in the place of its conditioning
+(`twosides.conditioning`).
+
+Scales are not to be confused: a scale of 1 here is no guidance, as in diffusers' `guidance_scale`
+and in Imagen's paper; Ho and Salimans' own w is this scale minus 1.
+
+    Classifier-Free Diffusion Guidance, Ho and Salimans 2022, arxiv.org/abs/2207.12598
+    Applying Guidance in a Limited Interval, Kynkaanniemi+ 2024, arxiv.org/abs/2404.07724
+    Common Diffusion Noise Schedules ... Are Flawed, Lin+ 2023, arxiv.org/abs/2305.08891
+    Guiding a Diffusion Model with a Bad Version of Itself, Karras+ 2024, arxiv.org/abs/2406.02507
 """
 
 from __future__ import annotations
@@ -100,11 +110,15 @@ def classifier_free(
 ) -> Guided:
     """Classifier-free guidance [Ho & Salimans 2022]: `null + scale (conditional - null)`.
 
-    `null` names the conditioning that is dropped and its null value (a number fills the tensor, one
-    row is that of all): `null={"class_labels": 26}`. `interval` limits guidance to logsnr in
-    [low, high] [Kynkaanniemi+ 2024]; outside the null call is not made. `rescale` in [0, 1] brings
-    the standard deviation of each sample's x back towards the conditional one's [Lin+ 2023, eq.
-    15-16, applied to x so that it does not depend on the schedule].
+    denoiser: a model that was trained with part of its conditioning dropped.
+    scale: how far beyond the conditional estimate; 1 is that estimate, 0 the null one.
+    null: the names of the conditioning that is dropped, and the null values it was trained with:
+        `null={"class_labels": 26}`. A number fills the tensor, one row is that of all samples.
+    interval: the log-SNRs (low, high) between which the estimate is guided; outside, the null call
+        is not made [Kynkaanniemi+ 2024].
+    rescale: in [0, 1], how far the standard deviation of each sample's x is brought back to the
+        conditional one's [Lin+ 2023, eq. 15-16, applied to x, so that it does not depend on the
+        schedule].
     """
     return Guided(denoiser, denoiser, scale, null=null, interval=interval, rescale=rescale)
 
@@ -116,9 +130,11 @@ def autoguidance(
     *,
     interval: tuple[float, float] = (-math.inf, math.inf),
 ) -> Guided:
-    """Autoguidance [Karras+ 2024]: away from a smaller or less trained denoiser, same conditioning.
+    """Autoguidance [Karras+ 2024]: `weak + scale (denoiser - weak)`, with the same conditioning.
 
-    The two may be networks of different notations.
+    denoiser: the model to guide.
+    weak: a smaller or less trained one, in any notation, of data in the same units.
+    scale, interval: as in `classifier_free`.
     """
     guided = Guided(denoiser, weak, scale, null={}, interval=interval, rescale=0.0)
     for probe in torch.tensor([0.0, 1.0], dtype=torch.float64):

@@ -1,4 +1,9 @@
-"""A noise level, and the conventions for the scale of (alpha, sigma)."""
+"""A noise level, and the conventions for the scale of (alpha, sigma).
+
+A scaling is not to be confused with a schedule: it says how long the vector (alpha, sigma) is at a
+log-SNR, while the schedule says which log-SNR a time means. Slopes are taken in the flow time
+`tau = sigma / (alpha + sigma)`, which runs from 0 at the data to 1 at noise.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +19,12 @@ Scalar = Any  # a float or a float64 tensor: the formulas below use operators on
 
 
 class Level(NamedTuple):
-    """A noise level of `z = alpha x + sigma eps`: floats (sampling) or (B,) tensors (training)."""
+    """A noise level of `z = alpha x + sigma eps`.
+
+    logsnr: `log(alpha^2 / sigma^2)`, which identifies the level; +-inf are ordinary values.
+    alpha, sigma: the weights of data and noise, in some scaling. All three are floats while a plan
+        is made, and tensors of shape (B,) in training, one level for each sample.
+    """
 
     logsnr: Scalar
     alpha: Scalar
@@ -26,7 +36,7 @@ class Level(NamedTuple):
         return self.alpha + self.sigma
 
     def mix(self, x: Any, eps: Any) -> Any:
-        """`alpha x + sigma eps`, with levels of shape (B,) applied along the first axis."""
+        """The noisy z, `alpha x + sigma eps`; levels of shape (B,) act along the first axis."""
         return along_batch(self.alpha, x) * x + along_batch(self.sigma, x) * eps
 
     def floats(self) -> Level:
@@ -45,7 +55,10 @@ def _short(value: Scalar) -> str:
 
 
 def along_batch(value: Scalar, like: Any) -> Any:
-    """A level's (B,) tensor with the dtype, device and number of axes of `like`; floats as is."""
+    """A level's (B,) tensor with the dtype, device and number of axes of `like`.
+
+    Numbers, and whatever meets something that is no tensor, are returned as they are.
+    """
     if not isinstance(value, Tensor) or not isinstance(like, Tensor):
         return value
     value = value.to(like.device, like.dtype)
@@ -152,7 +165,7 @@ class EDMInput:
     sigma_data: the standard deviation of the data, as the network was trained on it.
     gain: a constant factor. With a gain of sigma_data, alpha is 1 at the data.
 
-        >>> import torch
+        >>> from twosides.schedules import EDM
         >>> level = EDM().with_scaling(EDMInput(0.5)).level(0.0)
         >>> round(float(level.alpha) * 1.25**0.5, 12)
         1.0
