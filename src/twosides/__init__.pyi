@@ -7,8 +7,8 @@ from twosides import outputs as outputs
 from twosides import schedules as schedules
 from twosides import training as training
 from twosides.comparison import compare as compare
+from twosides.conversion import convert as convert
 from twosides.denoiser import Denoiser as Denoiser
-from twosides.denoiser import convert as convert
 from twosides.dynamics import Dynamics as Dynamics
 from twosides.dynamics import FromSDE as FromSDE
 from twosides.generation.workers import sample_shards as sample_shards

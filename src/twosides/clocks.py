@@ -1,4 +1,19 @@
-"""Clocks: how a network is told the noise level."""
+"""Clocks: how a network is told the noise level.
+
+A clock turns the log-SNR into the number that the network takes beside z, and back:
+
+| name      | the network is told              | by convention of                    |
+|-----------|----------------------------------|-------------------------------------|
+| `t`       | t in [0, 1], 0 is data           | flow matching; "1000t" in diffusers |
+| `1-t`     | 1 - t, so that 1 is data         | rectified flow, SiT's own code      |
+| `index`   | t (N - 1), an index of N levels  | DDPM, Stable Diffusion              |
+| `c_noise` | log(sigma / alpha) / 4           | EDM                                 |
+| `logsnr`  | log(alpha^2 / sigma^2)           | VDM                                 |
+
+A clock is not to be confused with a schedule, which says what level a time means: one network may
+be told the t of its schedule or the index of a table of it. A new clock is a frozen dataclass with
+the two directions, and a row of `CLOCKS`.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +26,11 @@ import torch
 from torch import Tensor
 
 from twosides.naming import unknown
-from twosides.schedules import (
-    Level,
-    Schedule,
-)
+from twosides.schedules import Level, Schedule
 
 
 class Clock(abc.ABC):
-    """How a network is told the noise level; frozen dataclasses with the two directions."""
+    """How a network is told the noise level."""
 
     @abc.abstractmethod
     def read(self, logsnr: Tensor, schedule: Schedule) -> Tensor:
@@ -31,10 +43,12 @@ class Clock(abc.ABC):
 
 @dataclass(frozen=True)
 class Time(Clock):
-    """`scale t` of the network's schedule, or `scale (1 - t)` if reversed (data at 1).
+    """`scale t` of the network's schedule, or `scale (1 - t)`.
 
-    `clamp=True` holds the time at its end when a level lies outside the schedule's range;
-    otherwise that is an error.
+    scale: the network's time at noise; 1000 for most of diffusers' models.
+    reversed: whether the network's time runs from 0 at noise to `scale` at data.
+    clamp: whether the time is held at its end for a level outside of the schedule's range. By
+        default such a level is an error, since the network was not trained there.
     """
 
     scale: float = 1.0
@@ -54,9 +68,12 @@ class Time(Clock):
 
 @dataclass(frozen=True)
 class Index(Clock):
-    """A discrete model's index 0 ... count - 1, `t (count - 1)`: fractional, or the nearest one.
+    """A discrete model's index in 0 ... count - 1: `Time(count - 1)`, rounded if wanted.
 
-    A nearest index only tells the network; the conversion always uses the true level.
+    count: the number of levels of the model, N.
+    nearest: whether the network is told the nearest whole index, as a table of embeddings needs it.
+        Only the network is: z is converted at the true level.
+    clamp: as in `Time`.
     """
 
     count: int = 1000
@@ -65,13 +82,16 @@ class Index(Clock):
 
     def read(self, logsnr: Tensor, schedule: Schedule) -> Tensor:
         """`t (count - 1)`, rounded if `nearest`."""
-        t = schedule.time(_clamped(logsnr, schedule) if self.clamp else logsnr)
-        index = t * (self.count - 1)
+        index = self._time.read(logsnr, schedule)
         return index.round() if self.nearest else index
 
     def logsnr(self, time: Tensor, schedule: Schedule) -> Tensor:
         """Its inverse (of the fractional index)."""
-        return schedule.logsnr(_snapped(time / (self.count - 1)))
+        return self._time.logsnr(time, schedule)
+
+    @property
+    def _time(self) -> Time:
+        return Time(self.count - 1, clamp=self.clamp)
 
 
 @dataclass(frozen=True)
@@ -119,7 +139,7 @@ class Function(Clock):
 
 
 def _snapped(t: Tensor) -> Tensor:
-    """Times that float32 rounded past an end, put back on it."""
+    """The same times, those that float32 rounded past an end put back on it."""
     return torch.where((t - 0.5).abs() <= 0.5 + 1e-6, t.clamp(0, 1), t)
 
 
@@ -137,7 +157,11 @@ CLOCKS: dict[str, Clock] = {
 
 
 def clock_named(time: str | Clock | Callable[[Level], Tensor]) -> Clock:
-    """The clock called `time`: a key of CLOCKS, "1000t" or "1000(1-t)", a Clock or a function."""
+    """The clock of this name; a Clock is returned as it is.
+
+    time: a key of `CLOCKS`, "1000t" or "1000(1-t)" with any number, a Clock, or a function of the
+        network's own Level.
+    """
     if isinstance(time, Clock):
         return time
     if callable(time):

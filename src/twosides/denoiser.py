@@ -1,22 +1,25 @@
-"""A denoiser: any network, of any output, schedule, input scaling and time convention.
+"""What a denoiser is, and the denoiser that any network makes, in whatever notation it was trained.
 
     Denoiser = network + output + schedule + clock        (z, level) -> Estimate(x, eps)
 
-The pair (x, eps) at a log-SNR is the same function whatever notation the network was trained in:
+A denoiser is asked about a noisy z and its level, which is (logsnr, alpha, sigma), and estimates
+the pair with `z = alpha x + sigma eps`. At a log-SNR this pair is the same function whatever the
+notation of the network. A `Denoiser` finds it in three steps:
 
-    1. z is rescaled to the network's own (alpha', sigma') at the same logsnr, z' = z c'/c;
-    2. the network is told the noise level on its own clock, and answers o;
-    3. o = a x + b eps and z' = alpha' x + sigma' eps are solved for (x, eps).
+    1. It rescales z to the network's own (alpha', sigma') at the same logsnr, z' = z c'/c.
+    2. It tells the network the level on the network's clock (t, an index, ...); the network
+       answers o.
+    3. It solves o = a x + b eps and z' = alpha' x + sigma' eps for (x, eps).
 
-`convert` runs this backwards: the same function as an `nn.Module` of another notation.
+`twosides.conversion` goes the other way, from a denoiser to a network of any notation.
 
     >>> import torch
-    >>> from twosides.schedules.schedule import Cosine, FlowMatching
-    >>> network = lambda z, t: z * t.reshape(-1, 1)
-    >>> denoiser = Denoiser(network, output="v", schedule=Cosine())
-    >>> flow = convert(denoiser, output="u", schedule=FlowMatching())
-    >>> flow(torch.zeros(2, 3), torch.tensor([0.2, 0.7])).shape
-    torch.Size([2, 3])
+    >>> from twosides.schedules import Cosine
+    >>> denoiser = Denoiser(lambda z, t: z * t.reshape(-1, 1), output="v", schedule=Cosine())
+    >>> level = denoiser.schedule.at(0.5)
+    >>> x, eps = denoiser(torch.ones(2, 3), level)
+    >>> torch.allclose(level.mix(x, eps), torch.ones(2, 3))
+    True
 """
 
 from __future__ import annotations
@@ -28,20 +31,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from twosides.clocks import Clock, _clamped, clock_named
-from twosides.outputs import Estimate, Output, Solution, output_named
-from twosides.schedules import (
-    FlowMatching,
-    Level,
-    Scalar,
-    Schedule,
-    along_batch,
-    schedule_named,
-)
+from twosides.clocks import Clock, clock_named
+from twosides.outputs import OUTPUTS, Estimate, Output, Solution, output_named
+from twosides.placement import device_of, dtype_of
+from twosides.schedules import FlowMatching, Level, Schedule, along_batch, schedule_named
 
 
 class Call(NamedTuple):
-    """One prepared network call: everything about its level that does not depend on z."""
+    """One prepared call of a denoiser: all that depends on its level and not on z.
+
+    level: the level at which the denoiser is asked.
+    scale: the number by which z is multiplied before a network sees it.
+    time: the level on the network's clock, of shape (1,).
+    solution: how (x, eps) follow from the two tensors that `BaseDenoiser.ask` returns.
+    """
 
     level: Level
     scale: float
@@ -51,7 +54,10 @@ class Call(NamedTuple):
 
 @runtime_checkable
 class Denoises(Protocol):
-    """Whatever stands where a denoiser does: networks, guidance, exact oracles."""
+    """What a user may pass for a denoiser: anything with a schedule that is called as below.
+
+    Where it enters, `as_denoiser` makes a `BaseDenoiser` of it.
+    """
 
     schedule: Schedule
 
@@ -60,16 +66,58 @@ class Denoises(Protocol):
         ...
 
 
-class Denoiser(nn.Module):
-    """A network that predicts `output` on `schedule`, told the level as `time`.
+class BaseDenoiser:
+    """What networks, guidance and exact oracles have in common, so that nobody asks which it is.
 
-    network(z, time, **conditioning) gets z of shape (B, ...) in the schedule's own scaling, time of
-    shape (B,) in float32 (float64 for a float64 state), and answers `output` with z's shape (or an
-    object with a `.sample` of that shape, as diffusers' models do). It may have any dtype.
+    A subclass has a `schedule`, on which it is sampled by default, and is called as
+    `(z, level, **conditioning)` with a level of any scaling. It need not have more: the defaults
+    here are right for whatever answers with the pair (x, eps) and knows no units but the data's.
 
-    Everything here is in the network's own units of data: where the data were standardised before
-    training, `x = (data - data_mean) / data_std` (numbers, or tensors such as (C, 1, 1)).
-    `sample` and the training objective translate.
+    output: the form in which `answer` answers, and whose error is trained.
+    """
+
+    schedule: Schedule
+    output: Output = OUTPUTS["eps"]
+    __call__: Callable[..., Estimate]
+
+    def standardise(self, data: Tensor) -> Tensor:
+        """Data in the units in which the denoiser estimates."""
+        return data
+
+    def unstandardise(self, x: Tensor) -> Tensor:
+        """The inverse of `standardise`."""
+        return x
+
+    def prepare(self, levels: Sequence[Level], like: Tensor) -> list[Call]:
+        """One call for each level, so that a loop over them computes no coefficient.
+
+        levels: levels of floats, in any scaling.
+        like: a tensor of the dtype and on the device of the states to come.
+        """
+        return [Call(level, 1.0, like, Solution(1.0, 0.0, 0.0, 1.0)) for level in levels]
+
+    def ask(self, z: Tensor, call: Call, conditioning: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """The two tensors of a call from which `call.solution` makes (x, eps): here, these."""
+        return self(z, call.level, **conditioning)
+
+    def answer(self, z: Tensor, level: Level, **conditioning: Any) -> Tensor:
+        """The estimate of `output`, which is what is trained.
+
+        level: of tensors, in the scaling of `schedule`.
+        """
+        return self(z, level, **conditioning).eps
+
+
+class Denoiser(nn.Module, BaseDenoiser):
+    """A network that predicts `output` on `schedule` and is told the level as `time`.
+
+    The network is called as `network(z, time, **conditioning)`: with z of shape (B, ...) in the
+    schedule's own scaling and in the network's dtype, and time of shape (B,) in float32 (float64
+    for a network in float64). It answers `output` in z's shape, or an object with a `.sample` of
+    that shape, as diffusers' models do.
+
+    Estimates are in the network's own units of data, `x = (data - data_mean) / data_std`. `sample`
+    and the training objective translate.
     """
 
     def __init__(
@@ -82,7 +130,15 @@ class Denoiser(nn.Module):
         data_mean: float | Tensor = 0.0,
         data_std: float | Tensor = 1.0,
     ) -> None:
-        """Wrap a network; ValueError for unknown names or a data_std that is not positive."""
+        """Wrap a network; ValueError for unknown names or a data_std that is not positive.
+
+        network: any module or function; its weights stay its own.
+        output: what it predicts, a name such as "eps" or "-u", or an Output.
+        schedule: the noise schedule it was trained on, by default flow matching.
+        time: how it is told the level, a name such as "1000t", a Clock, or a function of the Level.
+        data_mean, data_std: how the data were standardised before training; numbers, or tensors
+            that fit a sample, such as (C, 1, 1).
+        """
         super().__init__()
         if isinstance(schedule, type):
             raise TypeError(f"pass an instance, {schedule.__name__}(), not the class")
@@ -104,14 +160,18 @@ class Denoiser(nn.Module):
             raise TypeError(f"level is a Level, such as schedule.at(0.5), got {level!r}")
         own = self.schedule.level(level.logsnr)
         scale = own.scale / level.scale
-        time = self.clock.read(own.logsnr, self.schedule).to(z.device, self.time_dtype(z.dtype))
-        output = self.predict(along_batch(scale, z) * z, time, **conditioning)
+        output = self.answer(along_batch(scale, z) * z, own, **conditioning)
         x_z, x_o, eps_z, eps_o = self.output.solve(own)
         return Solution(scale * x_z, x_o, scale * eps_z, eps_o).apply(z, output)
 
+    def answer(self, z: Tensor, level: Level, **conditioning: Any) -> Tensor:
+        """The network's own answer to z at a level of its schedule."""
+        time = self.clock.read(level.logsnr, self.schedule)
+        return self.predict(z, time.to(z.device, self.time_dtype(z.dtype)), **conditioning)
+
     def predict(self, z: Tensor, time: Tensor, **conditioning: Any) -> Tensor:
-        """The network's own answer to z in its own scaling, in z's dtype."""
-        dtype = self._network_dtype(z.dtype)
+        """The network's own answer to z at a time of its clock, in z's dtype."""
+        dtype = dtype_of(self.network) or z.dtype
         answer = self.network(z.to(dtype), time.expand(z.shape[0]), **conditioning)
         answer = answer if isinstance(answer, Tensor) else answer.sample
         if answer.shape != z.shape:
@@ -122,7 +182,7 @@ class Denoiser(nn.Module):
         return answer.to(z.dtype)
 
     def prepare(self, levels: Sequence[Level], like: Tensor) -> list[Call]:
-        """The calls at a list of levels: one vectorised pass, for a plan's whole grid."""
+        """The calls at a list of levels, by one vectorised pass in float64."""
         asked = Level(*torch.tensor(levels, dtype=torch.float64).T)
         own = self.schedule.level(asked.logsnr)
         times = self.clock.read(own.logsnr, self.schedule)
@@ -135,6 +195,11 @@ class Denoiser(nn.Module):
         rows = zip(levels, times, *(part.tolist() for part in parts), strict=True)
         return [Call(level, row[0], time, Solution(*row[1:])) for level, time, *row in rows]
 
+    def ask(self, z: Tensor, call: Call, conditioning: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """z as it was given, and the network's answer: its 2 x 2 solve is left to the plan."""
+        scaled = z if call.scale == 1.0 else z * call.scale
+        return z, self.predict(scaled, call.time, **conditioning)
+
     def standardise(self, data: Tensor) -> Tensor:
         """`(data - data_mean) / data_std`."""
         return (data - self.data_mean.to(data)) / self.data_std.to(data)
@@ -143,8 +208,13 @@ class Denoiser(nn.Module):
         """`data_mean + data_std x`."""
         return self.data_mean.to(x) + self.data_std.to(x) * x
 
+    @property
+    def device(self) -> torch.device:
+        """The device on which the network wants its input."""
+        return device_of(self.network)
+
     def extra_repr(self) -> str:
-        """Notation, for print()."""
+        """The notation, for print()."""
         low, high = self.schedule.logsnr_min, self.schedule.logsnr_max
         return (
             f"output={self.output.name!r}, schedule={self.schedule}, time={self.clock}, "
@@ -154,98 +224,40 @@ class Denoiser(nn.Module):
     def time_dtype(self, state: torch.dtype) -> torch.dtype:
         """The dtype in which the network is told the time, for a state of this dtype.
 
-        Never bf16: 0.999 rounds to 1 there, and 500 of 1000 indices collide.
+        It is never bf16: 0.999 rounds to 1 there, and 500 of 1000 indices collide.
         """
-        return torch.float64 if self._network_dtype(state) == torch.float64 else torch.float32
-
-    def _network_dtype(self, default: torch.dtype) -> torch.dtype:
-        if not isinstance(self.network, nn.Module) or isinstance(self.network, Converted):
-            return default
-        # Quantised weights say nothing about the dtype of inputs.
-        floating = (p.dtype for p in self.network.parameters() if p.is_floating_point())
-        return next((dtype for dtype in floating if dtype.itemsize > 1), default)
+        double = (dtype_of(self.network) or state) == torch.float64
+        return torch.float64 if double else torch.float32
 
 
-def describes(denoiser: Any) -> Schedule:
-    """The schedule a denoiser samples on by default."""
-    if not callable(denoiser):
-        raise TypeError(f"a denoiser is called with (z, level), but got {type(denoiser).__name__}")
-    schedule = getattr(denoiser, "schedule", None)
-    if not isinstance(schedule, Schedule):
+class _Adapted(nn.Module, BaseDenoiser):
+    """A user's own denoiser, which has a schedule and a call and derives from nothing here."""
+
+    def __init__(self, denoiser: Any) -> None:
+        super().__init__()
+        self.denoiser, self.schedule = denoiser, denoiser.schedule
+        for name in ("standardise", "unstandardise"):
+            if hasattr(denoiser, name):
+                setattr(self, name, getattr(denoiser, name))
+
+    def forward(self, z: Tensor, level: Level, **conditioning: Any) -> Estimate:
+        return self.denoiser(z, level, **conditioning)
+
+    @property
+    def device(self) -> torch.device:
+        return device_of(self.denoiser)
+
+
+def as_denoiser(thing: Any) -> BaseDenoiser:
+    """The thing itself if it derives from `BaseDenoiser`, else that around a user's own denoiser.
+
+    TypeError, with what to do, for what is no denoiser, such as a bare network.
+    """
+    if not callable(thing):
+        raise TypeError(f"a denoiser is called with (z, level), but got {type(thing).__name__}")
+    if not isinstance(getattr(thing, "schedule", None), Schedule):
         raise TypeError(
-            f"{type(denoiser).__name__} does not say what it predicts; wrap the network as "
+            f"{type(thing).__name__} does not say what it predicts; wrap the network as "
             "Denoiser(network, output=..., schedule=..., time=...)"
         )
-    return schedule
-
-
-class Converted(nn.Module):
-    """A denoiser seen as a network of another notation: `network(z, time, **conditioning)`.
-
-    Its state_dict is the wrapped network's; the arithmetic of the conversion is float64 in the
-    coefficients and z's dtype in the state.
-    """
-
-    def __init__(
-        self,
-        denoiser: Denoises,
-        output: str | Output,
-        schedule: Schedule,
-        time: str | Clock,
-        extend: bool = False,
-    ) -> None:
-        """See `convert`."""
-        super().__init__()
-        self.denoiser = denoiser
-        self.schedule = schedule
-        self.extend = extend
-        self.output = output_named(output, schedule)
-        self.clock = clock_named(time)
-
-    def forward(
-        self, z: Float[Tensor, " batch *event"], time: Scalar, **conditioning: Any
-    ) -> Float[Tensor, " batch *event"]:
-        """The other notation's output at z (in its scaling) and time (on its clock)."""
-        time = torch.as_tensor(time)
-        device = torch.device("cpu") if time.device.type == "mps" else time.device
-        logsnr = self.clock.logsnr(time.to(device, torch.float64), self.schedule)
-        level = self.schedule.level(logsnr)
-        if self.extend:
-            estimate = _extended(self.denoiser, z, level, **conditioning)
-        else:
-            estimate = self.denoiser(z, level, **conditioning)
-        return self.output.of(estimate.x, estimate.eps, level)
-
-
-def _extended(denoiser: Denoises, z: Tensor, level: Level, **conditioning: Any) -> Estimate:
-    """(x, eps) at any level from what is known at the nearest one; see `convert`."""
-    vp, v = FlowMatching().with_scaling("vp"), output_named("v", denoiser.schedule)
-    here, known = vp.level(level.logsnr), vp.level(_clamped(level.logsnr, denoiser.schedule))
-    shown = along_batch(here.scale / level.scale, z) * z
-    estimate = denoiser(shown, known, **conditioning)
-    return v.estimate(shown, v.of(estimate.x, estimate.eps, known), here)
-
-
-def convert(
-    denoiser: Denoises,
-    output: str | Output = "u",
-    schedule: str | Schedule | None = None,
-    time: str | Clock = "t",
-    *,
-    extend: bool = False,
-) -> Converted:
-    """The same function in another notation: an `nn.Module`, `network(z, time) -> output`.
-
-    `Denoiser(convert(d, output, schedule, time), output, schedule, time)` is d again, to rounding.
-    A level outside what the original network covers is an error unless its clock has `clamp=True`,
-    or with `extend=True`: the network is then asked at the nearest level that it covers, with z of
-    the same variance, and its v there is taken for v at the true level,
-
-        x = alpha z - sigma v,    eps = sigma z + alpha v        (alpha^2 + sigma^2 = 1)
-
-    This joins on continuously and stays finite up to pure noise and pure data, whatever the network
-    predicts, and would be exact for normal data of unit variance. (An eps network that is clamped
-    and read with the true alpha, x = (z - sigma eps) / alpha, has no limit at pure noise.)
-    """
-    describes(denoiser)
-    return Converted(denoiser, output, schedule_named(schedule or FlowMatching()), time, extend)
+    return thing if isinstance(thing, BaseDenoiser) else _Adapted(thing)

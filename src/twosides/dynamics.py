@@ -68,7 +68,7 @@ def velocity(estimate: Estimate, schedule: Schedule, t: Scalar) -> Any:
 class Dynamics:
     """A forward process and how noisily it is reversed: three functions of time.
 
-    >>> from twosides.schedules.schedule import FlowMatching
+    >>> from twosides.schedules import FlowMatching
     >>> process = Dynamics.of(FlowMatching(), eta=lambda t: 0.5 + 0 * t)
     >>> t = torch.tensor(0.5, dtype=torch.float64)
     >>> [round(float(value), 12) for value in (process.f(t), process.g(t), process.epsilon(t))]

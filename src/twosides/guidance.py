@@ -4,7 +4,17 @@ Classifier-free guidance and autoguidance are affine in the estimate, with weigh
 
     guided = weak + scale (strong - weak),
 
-so they are the same in x, eps, u, v and score, and keep `z = alpha x + sigma eps`.
+so they are the same in x, eps, u, v and score, and keep `z = alpha x + sigma eps`. A level is
+(logsnr, alpha, sigma); a null value is what a network is told in the place of its conditioning
+(`twosides.conditioning`).
+
+Scales are not to be confused: a scale of 1 here is no guidance, as in diffusers' `guidance_scale`
+and in Imagen's paper; Ho and Salimans' own w is this scale minus 1.
+
+    Classifier-Free Diffusion Guidance, Ho and Salimans 2022, arxiv.org/abs/2207.12598
+    Applying Guidance in a Limited Interval, Kynkaanniemi+ 2024, arxiv.org/abs/2404.07724
+    Common Diffusion Noise Schedules ... Are Flawed, Lin+ 2023, arxiv.org/abs/2305.08891
+    Guiding a Diffusion Model with a Bad Version of Itself, Karras+ 2024, arxiv.org/abs/2406.02507
 """
 
 from __future__ import annotations
@@ -15,13 +25,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from twosides.conditioning import flat, nested
-from twosides.denoiser import Denoises, describes
+from twosides.conditioning import nullified
+from twosides.denoiser import BaseDenoiser, Denoises, as_denoiser
 from twosides.outputs import Estimate
+from twosides.placement import device_of
 from twosides.schedules import Level, along_batch
 
 
-class Guided(nn.Module):
+class Guided(nn.Module, BaseDenoiser):
     """`weak + scale (strong - weak)` inside an interval of logsnr, `strong` outside."""
 
     def __init__(
@@ -42,9 +53,9 @@ class Guided(nn.Module):
             raise ValueError(f"interval is (logsnr_low, logsnr_high), got {interval}")
         if not 0 <= rescale <= 1:
             raise ValueError(f"rescale is a fraction in [0, 1], got {rescale}")
-        self.strong, self.weak, self.scale = strong, weak, scale
-        self.null, self.interval, self.rescale = null, interval, rescale
-        self.schedule = describes(strong)
+        self.strong, self.weak = as_denoiser(strong), as_denoiser(weak)
+        self.scale, self.interval, self.rescale = scale, interval, rescale
+        self.null, self.schedule = null, self.strong.schedule
 
     def forward(self, z: Tensor, level: Level, **conditioning: Any) -> Estimate:
         """The guided (x, eps)."""
@@ -52,7 +63,7 @@ class Guided(nn.Module):
         scale = self._scale(level, z)
         if isinstance(scale, float) and scale == 1.0:
             return strong
-        weak = self.weak(z, level, **self._nullified(conditioning, z))
+        weak = self.weak(z, level, **nullified(conditioning, self.null))
         x = weak.x + scale * (strong.x - weak.x)
         eps = weak.eps + scale * (strong.eps - weak.eps)
         guided = Estimate(x, eps)
@@ -60,13 +71,16 @@ class Guided(nn.Module):
 
     def standardise(self, data: Tensor) -> Tensor:
         """The strong denoiser's."""
-        apply = getattr(self.strong, "standardise", None)
-        return apply(data) if apply else data
+        return self.strong.standardise(data)
 
     def unstandardise(self, x: Tensor) -> Tensor:
         """The strong denoiser's."""
-        restore = getattr(self.strong, "unstandardise", None)
-        return restore(x) if restore else x
+        return self.strong.unstandardise(x)
+
+    @property
+    def device(self) -> torch.device:
+        """The device on which the strong denoiser wants its input."""
+        return device_of(self.strong)
 
     def _scale(self, level: Level, z: Tensor) -> float | Tensor:
         low, high = self.interval
@@ -74,16 +88,6 @@ class Guided(nn.Module):
             inside = (level.logsnr >= low) & (level.logsnr <= high)
             return along_batch(torch.where(inside, self.scale, 1.0), z)
         return self.scale if low <= float(level.logsnr) <= high else 1.0
-
-    def _nullified(self, conditioning: dict[str, Any], z: Tensor) -> dict[str, Any]:
-        given, null = flat(conditioning), flat(self.null)
-        missing = sorted(set(null) - set(given))
-        if missing:
-            raise ValueError(
-                f"guidance replaces {', '.join(missing)} by its null value, but the call has no "
-                f"such conditioning (it has: {', '.join(sorted(given)) or 'none'})"
-            )
-        return nested(given | {name: _filled(given[name], null[name]) for name in null})
 
     def _rescaled(self, guided: Estimate, target: Tensor, z: Tensor, level: Level) -> Estimate:
         """Each sample's x with part of its spread taken back, eps moved so that z stays."""
@@ -96,17 +100,6 @@ class Guided(nn.Module):
         return Estimate(guided.x + change, guided.eps - along_batch(ratio, z) * change)
 
 
-def _filled(given: Any, null: Any) -> Any:
-    """A null value in the place of what is given: a number everywhere, one row for each of many."""
-    if not isinstance(given, Tensor):
-        return null
-    if isinstance(null, int | float) and not isinstance(null, bool):
-        return torch.full_like(given, null)
-    if isinstance(null, Tensor) and null.ndim and len(null) == 1 and given.ndim:
-        return null.expand(len(given), *null.shape[1:])
-    return null
-
-
 def classifier_free(
     denoiser: Denoises,
     scale: float,
@@ -117,11 +110,15 @@ def classifier_free(
 ) -> Guided:
     """Classifier-free guidance [Ho & Salimans 2022]: `null + scale (conditional - null)`.
 
-    `null` names the conditioning that is dropped and its null value (a number fills the tensor, one
-    row is that of all): `null={"class_labels": 26}`. `interval` limits guidance to logsnr in
-    [low, high] [Kynkaanniemi+ 2024]; outside the null call is not made. `rescale` in [0, 1] brings
-    the standard deviation of each sample's x back towards the conditional one's [Lin+ 2023, eq.
-    15-16, applied to x so that it does not depend on the schedule].
+    denoiser: a model that was trained with part of its conditioning dropped.
+    scale: how far beyond the conditional estimate; 1 is that estimate, 0 the null one.
+    null: the names of the conditioning that is dropped, and the null values it was trained with:
+        `null={"class_labels": 26}`. A number fills the tensor, one row is that of all samples.
+    interval: the log-SNRs (low, high) between which the estimate is guided; outside, the null call
+        is not made [Kynkaanniemi+ 2024].
+    rescale: in [0, 1], how far the standard deviation of each sample's x is brought back to the
+        conditional one's [Lin+ 2023, eq. 15-16, applied to x, so that it does not depend on the
+        schedule].
     """
     return Guided(denoiser, denoiser, scale, null=null, interval=interval, rescale=rescale)
 
@@ -133,15 +130,19 @@ def autoguidance(
     *,
     interval: tuple[float, float] = (-math.inf, math.inf),
 ) -> Guided:
-    """Autoguidance [Karras+ 2024]: away from a smaller or less trained denoiser, same conditioning.
+    """Autoguidance [Karras+ 2024]: `weak + scale (denoiser - weak)`, with the same conditioning.
 
-    The two may be networks of different notations.
+    denoiser: the model to guide.
+    weak: a smaller or less trained one, in any notation, of data in the same units.
+    scale, interval: as in `classifier_free`.
     """
-    for name in ("data_mean", "data_std"):
-        ours, theirs = (getattr(each, name, None) for each in (denoiser, weak))
-        if ours is not None and theirs is not None and not torch.equal(ours, theirs):
+    guided = Guided(denoiser, weak, scale, null={}, interval=interval, rescale=0.0)
+    for probe in torch.tensor([0.0, 1.0], dtype=torch.float64):
+        ours, theirs = (each.standardise(probe) for each in (guided.strong, guided.weak))
+        if not torch.equal(ours, theirs):
             raise ValueError(
-                f"the two denoisers standardise data differently ({name} {ours} and {theirs}), so "
-                "their estimates cannot be mixed"
+                "the two denoisers standardise data differently: their data_mean or data_std "
+                f"differ, and the number {probe:g} becomes {ours} and {theirs}. Their estimates "
+                "are in different units and cannot be mixed"
             )
-    return Guided(denoiser, weak, scale, null={}, interval=interval, rescale=0.0)
+    return guided

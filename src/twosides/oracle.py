@@ -12,7 +12,6 @@ with r_k the posterior of the component; alpha = 0 and sigma = 0 are no special 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,15 +20,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from twosides import dynamics
+from twosides.denoiser import BaseDenoiser
 from twosides.outputs import Estimate, output_named
 from twosides.schedules import FlowMatching, Level, Schedule, along_batch
 
 
-class _Exact:
+class _Exact(BaseDenoiser):
     """What exact denoisers share: a default schedule, and every other output by linearity."""
 
     schedule: Schedule = FlowMatching()
-    __call__: Callable[..., Estimate]
 
     def predict(self, z: Tensor, level: Level, output: str = "u") -> Tensor:
         """Any output of the exact network, e.g. "score", "u", "v"."""

@@ -22,7 +22,9 @@ and gives the ratio of the squared errors, whatever is predicted:
 
 A leading minus flips the sign: `-u` is data minus noise. A new output is one row of `OUTPUTS`.
 
-    >>> from twosides.schedules.schedule import FlowMatching
+v, that of Salimans and Ho, is not to be confused with u, which papers on flow matching call v.
+
+    >>> from twosides.schedules import FlowMatching
     >>> OUTPUTS["u"].coefficients(FlowMatching().at(0.5))
     (-1.0, 1.0)
 """
@@ -44,14 +46,14 @@ Coefficient = float | Callable[[Level], Scalar]
 
 
 class Estimate(NamedTuple):
-    """What a denoiser knows of z: `z = alpha x + sigma eps`."""
+    """What a denoiser estimates of z: the pair with `z = alpha x + sigma eps`."""
 
     x: Any
     eps: Any
 
 
 class Solution(NamedTuple):
-    """The pair from the network's input and output: `x = x_z z + x_o o`, `eps = eps_z z + ...`."""
+    """How the pair follows from input and output: `x = x_z z + x_o o, eps = eps_z z + eps_o o`."""
 
     x_z: Scalar
     x_o: Scalar
@@ -66,14 +68,17 @@ class Solution(NamedTuple):
 
 @dataclass(frozen=True)
 class Output:
-    """The linear form `o = a x + b eps`; a and b are numbers or functions of the Level."""
+    """The linear form `o = a x + b eps`.
+
+    a, b: the coefficients, numbers or functions of the Level.
+    """
 
     name: str
     a: Coefficient
     b: Coefficient
 
     def coefficients(self, level: Level) -> tuple[Scalar, Scalar]:
-        """(a, b) at a level."""
+        """(a, b) at a level of floats or tensors, and of that kind."""
         a = self.a(level) if callable(self.a) else self.a
         b = self.b(level) if callable(self.b) else self.b
         return a, b
@@ -112,22 +117,18 @@ class Output:
         return (b - a * (level.sigma / level.alpha)) ** 2
 
     def log_kappa(self, level: Level) -> Tensor:
-        """`log kappa` of tensors, where kappa itself would overflow."""
+        """`log kappa`, finite where kappa itself would overflow; a float64 tensor."""
         like = torch.as_tensor(level.logsnr, dtype=torch.float64)
         a, b = (torch.as_tensor(c, dtype=torch.float64) for c in self.coefficients(level))
-        noise, data = b.abs().log(), a.abs().log() - 0.5 * like
+        noise, data = b.abs().log(), torch.where(a == 0, -math.inf, a.abs().log() - 0.5 * like)
         high, low = torch.maximum(noise, data), torch.minimum(noise, data)
         ratio = torch.where(torch.isneginf(low), 0.0, (low - high).exp())
         return 2 * (high + torch.log1p(torch.where(a * b > 0, -ratio, ratio)))
 
     def __neg__(self) -> Output:
         """The same form with the other sign."""
-        a, b = self.a, self.b
-        return Output(
-            self.name.removeprefix("-") if self.name.startswith("-") else f"-{self.name}",
-            (lambda level: -a(level)) if callable(a) else -a,
-            (lambda level: -b(level)) if callable(b) else -b,
-        )
+        name = self.name[1:] if self.name.startswith("-") else f"-{self.name}"
+        return Output(name, _negative(self.a), _negative(self.b))
 
     def _require(self, level: Level, a: Scalar, b: Scalar) -> None:
         total = abs(a) + abs(b) + level.alpha + level.sigma
@@ -158,25 +159,18 @@ def F(sigma_data: float = 0.5) -> Output:
     """EDM's network output: `F = (sigma x / s - s alpha eps) / n`, `n^2 = s^2 alpha^2 + sigma^2`.
 
     With this, `x = c_skip z + c_out F` is the preconditioning of Karras et al. 2022 (Table 1) in
-    any scaling; F is -v for unit-variance data (s = 1).
+    any scaling; F is -v for data of unit variance (s = 1). sigma_data: s, the data's deviation.
     """
     if not 0 < sigma_data < math.inf:
         raise ValueError(f"sigma_data is the data's standard deviation, > 0, got {sigma_data}")
-
-    def norm(level: Level) -> Scalar:
-        return ((sigma_data * level.alpha) ** 2 + level.sigma**2) ** 0.5
-
-    return Output(
-        f"F({float(sigma_data)!r})",
-        lambda level: level.sigma / (sigma_data * norm(level)),
-        lambda level: -sigma_data * level.alpha / norm(level),
-    )
+    s = float(sigma_data)
+    return Output(f"F({s!r})", _EDM(s, "x"), _EDM(s, "eps"))
 
 
 def kappa(value: float) -> Output:
-    """`eps - kappa x`: eps at 0, u at 1, towards -x for large kappa; a frame for solvers.
+    """`eps - kappa x`: an output between eps (kappa = 0), u (kappa = 1) and -x (large kappa).
 
-    `c = alpha + kappa sigma` vanishes at neither end of the log-SNR line.
+    Solvers integrate it: it is the derivative of z / (alpha + kappa sigma), finite at both ends.
     """
     if not 0 <= value < math.inf:
         raise ValueError(f"kappa is a finite number >= 0, got {value}; infinity is the output x")
@@ -189,35 +183,77 @@ def velocity(schedule: Schedule) -> Output:
     It equals u for flow matching, and depends on the schedule otherwise.
     """
 
-    def slope(function: Callable[[Scalar], Tensor], level: Level) -> Scalar:
-        value = function(schedule.time(level.logsnr))
-        return value if isinstance(level.logsnr, Tensor) else float(value)
+    return Output("velocity", _Slope(schedule, "dalpha"), _Slope(schedule, "dsigma"))
 
-    return Output(
-        "velocity",
-        lambda level: slope(schedule.dalpha, level),
-        lambda level: slope(schedule.dsigma, level),
-    )
+
+# Coefficients are no lambdas, so that they can be pickled and compared.
+def _alpha(level: Level) -> Scalar:
+    return level.alpha
+
+
+def _minus_sigma(level: Level) -> Scalar:
+    return -level.sigma
+
+
+def _minus_inverse_sigma(level: Level) -> Scalar:
+    return -1 / level.sigma if isinstance(level.sigma, Tensor) or level.sigma else -math.inf
+
+
+@dataclass(frozen=True)
+class _Negative:
+    function: Callable[[Level], Scalar]
+
+    def __call__(self, level: Level) -> Scalar:
+        return -self.function(level)
+
+
+def _negative(c: Coefficient) -> Coefficient:
+    if isinstance(c, _Negative):
+        return c.function
+    return _Negative(c) if callable(c) else -c
+
+
+@dataclass(frozen=True)
+class _EDM:
+    """The coefficient of "x" or "eps" in F."""
+
+    sigma_data: float
+    of: str
+
+    def __call__(self, level: Level) -> Scalar:
+        s = self.sigma_data
+        norm = ((s * level.alpha) ** 2 + level.sigma**2) ** 0.5
+        return level.sigma / (s * norm) if self.of == "x" else -s * level.alpha / norm
+
+
+@dataclass(frozen=True)
+class _Slope:
+    """A schedule's "dalpha" or "dsigma"."""
+
+    schedule: Schedule
+    of: str
+
+    def __call__(self, level: Level) -> Scalar:
+        value = getattr(self.schedule, self.of)(self.schedule.time(level.logsnr))
+        return value if isinstance(level.logsnr, Tensor) else float(value)
 
 
 OUTPUTS: dict[str, Output] = {
     "x": Output("x", 1.0, 0.0),
     "eps": Output("eps", 0.0, 1.0),
-    "v": Output("v", lambda level: -level.sigma, lambda level: level.alpha),
+    "v": Output("v", _minus_sigma, _alpha),
     "u": Output("u", -1.0, 1.0),
-    "score": Output(
-        "score", 0.0, lambda level: -1 / level.sigma if _positive(level) else -math.inf
-    ),
+    "score": Output("score", 0.0, _minus_inverse_sigma),
     "F": F(),
 }
 
 
-def _positive(level: Level) -> bool:
-    return isinstance(level.sigma, Tensor) or level.sigma > 0
-
-
 def output_named(name: str | Output, schedule: Schedule) -> Output:
-    """The output of this name: "u", "velocity", "F(0.5)", "kappa(2)", any of them with a minus."""
+    """The output of this name; an Output is returned as it is.
+
+    name: a key of `OUTPUTS`, "velocity", "F(0.5)" or "kappa(2)" with any number; any with a minus.
+    schedule: the schedule whose velocity "velocity" means.
+    """
     if isinstance(name, Output):
         return name
     if name.startswith("-"):

@@ -113,9 +113,8 @@ def _(folder):
 
 
 def read_samples_run(folder):
-    from twosides.sampling.samplers import sampler_named
-
     from twosides.generation import shards
+    from twosides.sampling.presets import sampler_named
 
     job = shards.Job(folder / "model", folder / "out", 4, sampler_named("ddim"), shard=2, steps=2)
     shape = shards.prepare(job, "cpu")
@@ -128,9 +127,8 @@ def read_samples_run(folder):
     "model/config.json", "model/manifest.json",
 )  # fmt: skip
 def _(folder):
-    from twosides.sampling.samplers import sampler_named
-
     from twosides.generation import shards
+    from twosides.sampling.presets import sampler_named
 
     save_model(folder / "model")
     job = shards.Job(folder / "model", folder / "out", 4, sampler_named("ddim"), shard=2, steps=2)

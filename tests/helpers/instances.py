@@ -18,6 +18,18 @@ from twosides.schedules import (
     VPLinear,
 )
 
+
+class Norm:
+    """A scaling by a function that states its slope in tau: 1 + (1 - tau)^2 / (tau^2 + (1 - tau)^2)."""
+
+    def __call__(self, logsnr):
+        return 1 + torch.sigmoid(logsnr)
+
+    def slope(self, logsnr):
+        data, tau = torch.sigmoid(0.5 * logsnr), torch.sigmoid(-0.5 * logsnr)
+        return -2 * tau * data / (data**2 + tau**2) ** 2
+
+
 CLOSED = {
     "flow-matching": FlowMatching(),
     "cosine": Cosine(),
@@ -34,7 +46,7 @@ CLOSED = {
     "shifted": FlowMatching().shifted(3.0),
     "cosine-flow": Cosine().with_scaling("flow"),
     "flow-vp": FlowMatching().with_scaling("vp"),
-    "vp-custom": VPLinear().with_scaling(lambda logsnr: 1 + torch.sigmoid(logsnr)),
+    "vp-custom": VPLinear().with_scaling(Norm()),
 }
 NUMERICAL = {
     "functions": FromFunctions(

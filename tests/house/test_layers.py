@@ -7,10 +7,10 @@ import twosides
 
 ROOT = Path(twosides.__file__).parent
 ORDER = (
-    {"naming", "randomness", "conditioning", "display"},
+    {"naming", "randomness", "conditioning", "placement", "display"},
     {"schedules"},
     {"outputs", "clocks"},
-    {"denoiser", "dynamics"},
+    {"denoiser", "conversion", "dynamics"},
     {"sampling", "guidance", "oracle"},
     {"losses", "storage", "ode", "posterior"},
     {"integrations", "comparison"},
@@ -100,6 +100,6 @@ def test_the_top_level_is_what_a_model_is():
     folders = {path.name for path in ROOT.iterdir() if path.is_dir() and path.name[0] not in "_."}
     assert files == {
         "__init__", "__main__", "naming", "randomness", "conditioning", "outputs", "clocks",
-        "denoiser", "guidance", "dynamics", "oracle", "comparison",
+        "denoiser", "conversion", "placement", "guidance", "dynamics", "oracle", "comparison",
     }  # fmt: skip
     assert folders <= set().union(*ORDER)

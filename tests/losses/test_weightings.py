@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from twosides.comparison import compare, curves
-from twosides.denoiser import convert
+from twosides.conversion import convert
 from twosides.losses.densities import (
     FromSchedule,
     Laplace,

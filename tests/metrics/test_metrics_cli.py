@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 
 from program import run
 from twosides import metrics
+from twosides.conversion import convert
 from twosides.data.named import task_named
-from twosides.denoiser import Denoiser, convert
+from twosides.denoiser import Denoiser
 from twosides.display import html
 from twosides.generation.request import Request
 from twosides.generation.samples import model_samples

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from instances import SCHEDULES, outputs
-from twosides.denoiser import Denoiser, convert
+from twosides.conversion import convert
+from twosides.denoiser import Denoiser
 from twosides.dynamics import FromSDE
 from twosides.oracle import GaussianMixture
 from twosides.sampling.presets import plan, samplers

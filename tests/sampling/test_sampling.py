@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from instances import CLOSED
+from instances import CLOSED, Norm
 from twosides import dynamics
-from twosides.denoiser import Denoiser, convert, describes
+from twosides.conversion import convert
+from twosides.denoiser import Denoiser, as_denoiser
 from twosides.oracle import GaussianMixture
 from twosides.randomness import PerSample
 from twosides.sampling.grids import Given, Karras, UniformLogSNR, UniformTime
@@ -365,7 +366,7 @@ def test_bad_input_is_named(options, words):
 
 def test_wrong_kinds_are_named():
     with pytest.raises(TypeError, match="wrap the network"):
-        describes(net)
+        as_denoiser(net)
     with pytest.raises(TypeError, match="unexpected keyword argument 'stepz'"):
         sample(Denoiser(net), (2, 2), stepz=3)
     with pytest.raises(ValueError, match="shape"):
@@ -421,7 +422,7 @@ def test_overshoots_may_leave_a_schedule_that_ends_before_the_data(name):
 
 
 def test_euler_maruyama_keeps_the_schedules_scaling():
-    schedule = FlowMatching().with_scaling(lambda logsnr: 3 + torch.tanh(logsnr))
+    schedule = FlowMatching().with_scaling(Norm())
     grid = UniformTime(start=0.999)
     made = Sampler(grid, EulerMaruyama(), Eta(0.5)).plan(schedule, 2000)
     first = made.levels[0]

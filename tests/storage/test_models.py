@@ -6,7 +6,8 @@ import torch
 
 from instances import CLOSED
 from twosides.clocks import CNoise, Index, LogSNR, Time
-from twosides.denoiser import Denoiser, convert
+from twosides.conversion import convert
+from twosides.denoiser import Denoiser
 from twosides.outputs import F, Output
 from twosides.schedules import Cosine, FlowMatching, FromFunctions, ScaledLinear, VPLinear
 from twosides.storage import models, parts

@@ -3,7 +3,8 @@ import torch
 
 from instances import SCHEDULES, outputs
 from twosides.clocks import CLOCKS, Index, clock_named
-from twosides.denoiser import Denoiser, convert
+from twosides.conversion import convert
+from twosides.denoiser import Denoiser
 from twosides.oracle import GaussianMixture
 from twosides.outputs import OUTPUTS, F
 from twosides.schedules import EDM, Cosine, FlowMatching, ScaledLinear, VPLinear

@@ -117,7 +117,8 @@ def test_rescale_is_per_sample_and_refused_without_noise():
 
 
 def test_guided_denoisers_standardise_like_their_own():
-    from twosides.denoiser import Denoiser, convert
+    from twosides.conversion import convert
+    from twosides.denoiser import Denoiser
     from twosides.losses.recipes import recipes
 
     exact = GaussianMixture.gaussian([0.0], [[1.0]])

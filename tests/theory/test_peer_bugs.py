@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from twosides import dynamics
-from twosides.denoiser import Denoiser, convert
+from twosides.conversion import convert
+from twosides.denoiser import Denoiser
 from twosides.oracle import GaussianMixture
 from twosides.sampling.grids import Given, Grid, Karras, ShiftedGrid, ThenData, Uniform, UniformTime
 from twosides.sampling.noise import EDMChurn, Eta

@@ -11,6 +11,7 @@ from twosides.sampling.presets import plan
 from twosides.schedules import (
     Betas,
     Cosine,
+    EDMInput,
     FlowMatching,
     FromFunctions,
     ScaledLinear,
@@ -144,24 +145,49 @@ def flow_norm(logsnr):
     return torch.hypot(torch.sigmoid(0.5 * logsnr), torch.sigmoid(-0.5 * logsnr))
 
 
-def test_a_norm_by_function_has_its_slope_at_infinite_logsnr():
+class FlowNorm:
+    """The same with its slope, that of hypot(tau, 1 - tau)."""
+
+    __call__ = staticmethod(flow_norm)
+
+    def slope(self, logsnr):
+        tau = torch.sigmoid(-0.5 * logsnr)
+        return (tau - torch.sigmoid(0.5 * logsnr)) / flow_norm(logsnr)
+
+
+def test_a_norm_by_function_has_its_slope_inside_and_where_it_states_it():
     times = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
     for base in (FlowMatching(), Cosine()):
-        given, flow = base.with_scaling(flow_norm), base.with_scaling("flow")
+        given, flow = base.with_scaling(FlowNorm()), base.with_scaling("flow")
         for ours, known in ((given.dalpha, flow.dalpha), (given.dsigma, flow.dsigma)):
             assert torch.allclose(ours(times), known(times), rtol=1e-13, atol=1e-13)
+        for name in ("dalpha", "dsigma"):
+            inside = getattr(base.with_scaling(flow_norm), name)(times[1])
+            assert torch.allclose(inside, getattr(flow, name)(times[1]), rtol=1e-13)
 
 
-def test_a_norm_that_is_not_smooth_is_flat_or_infinitely_steep():
-    flat, steep = (
-        FlowMatching().with_scaling(lambda logsnr, k=k: 2 + torch.tanh(logsnr / k)) for k in (3, 10)
-    )
-    # Where a norm is flat, sigma starts and alpha ends as VP's times the norm there.
-    assert float(flat.dsigma(0.0)) == 3.0 and float(flat.dalpha(1.0)) == -1.0
-    assert math.isinf(float(steep.dsigma(1.0)))
-    assert np.isfinite(plan("ddim", steep, 5).x).all()
+@pytest.mark.parametrize(("t", "end"), [(0.0, "inf"), (1.0, "-inf")])
+def test_a_norm_that_states_no_limit_is_refused_where_its_slope_is_asked(t, end):
+    """Whether it has a finite limit (flow_norm, tanh(s / 3)) or none (tanh(s / 10))."""
+    for norm in (flow_norm, *(lambda s, k=k: 2 + torch.tanh(s / k) for k in (3, 10))):
+        schedule = FlowMatching().with_scaling(norm)
+        assert float(schedule.at(t).scale) > 0
+        for slope in (schedule.dalpha, schedule.dsigma):
+            with pytest.raises(ValueError, match=f"logsnr {end} is not known.*slope"):
+                slope(torch.tensor([0.5, t], dtype=torch.float64))
+    assert np.isfinite(plan("ddim", schedule, 5).x).all()
     with pytest.raises(ValueError, match="derivative"):
-        plan("pf-euler", steep, 5)
+        plan("pf-euler", schedule, 5)
+
+
+@pytest.mark.parametrize("data_std", [0.25, 0.5, 1.0])
+def test_edms_input_has_exact_slopes_at_both_ends(data_std):
+    """z = c_in (x + s n) with s = t / (1 - t): derivatives of alpha and sigma worked out by hand."""
+    schedule = FlowMatching().with_scaling(EDMInput(data_std))
+    t = torch.tensor([0.0, 1e-9, 0.4, 1 - 1e-9, 1.0], dtype=torch.float64)
+    cube = (t**2 + data_std**2 * (1 - t) ** 2) ** 1.5  # alpha, sigma = (1 - t, t) / cube^(1/3)
+    assert torch.allclose(schedule.dalpha(t), -t / cube, rtol=1e-12, atol=1e-15)
+    assert torch.allclose(schedule.dsigma(t), data_std**2 * (1 - t) / cube, rtol=1e-12, atol=1e-15)
 
 
 def test_alpha_does_not_underflow_or_cancel_in_the_tails():

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from instances import CLOSED, outputs
-from twosides.denoiser import Denoiser, convert
+from twosides.conversion import convert
+from twosides.denoiser import Denoiser
 from twosides.losses.densities import (
     FromSchedule,
     Laplace,

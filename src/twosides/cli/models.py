@@ -32,8 +32,8 @@ def convert(
         time: how it is told the level: t, 1000t, 1-t, index, c_noise, logsnr.
         trust_code: import the network's class from outside diffusers and twosides.
     """
+    from twosides.conversion import convert as converted
     from twosides.denoiser import Denoiser
-    from twosides.denoiser import convert as converted
     from twosides.generation.notes import load_model, one_sentence
     from twosides.schedules import schedule_named
     from twosides.storage import models

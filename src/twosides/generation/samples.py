@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from twosides.conditioning import nested
-from twosides.denoiser import Denoiser, Denoises, describes
+from twosides.denoiser import Denoiser, Denoises
 from twosides.display import pictures
 from twosides.display.pictures import npy, sheet
 from twosides.display.progress import bar
@@ -248,7 +248,7 @@ def drawer(
     """
     sampler = sampler_named(request.sampler)
     where = request.schedule or schedule_to_start_on(denoiser, sampler, request.steps)
-    table = plan(sampler, where or describes(denoiser), request.steps)
+    table = plan(sampler, where or denoiser.schedule, request.steps)
     network = guide(denoiser, request.scale, notes.null if text is None else text.null)
     cycle = label_tensor(notes.classes if request.labels is None else request.labels, notes.classes)
 

@@ -12,7 +12,7 @@ stratified levels. Given the weighting w, p only changes the variance of the los
 | `Laplace`      | exp(-abs(logsnr - mean)/b)/2b  | Hang & Gu 2024                               |
 | `Mode`         | t = u + s (u - sin^2(pi u/2))  | SD3's heavy tails                            |
 | `UShape`       | exp(a t) + exp(a (1 - t))      | rectified flow ++, reflow                    |
-| `Shifted`      | p(logsnr + 2 log s)            | SD3 and FLUX at high resolution              |
+| `ShiftedDensity` | p(logsnr + 2 log s)            | SD3 and FLUX at high resolution              |
 | `Table`        | constant in bins               | measured ones                                |
 | `Adaptive`     | the error, while training      | VDM++, InfoNoise: `training.adaptive`        |
 
@@ -59,7 +59,7 @@ class Density(abc.ABC):
 
     def shifted(self, factor: float) -> Density:
         """`logsnr - 2 log(factor)`: levels drawn as on a shifted schedule; > 1 is noisier."""
-        return Shifted(self, factor)
+        return ShiftedDensity(self, factor)
 
 
 def _log_dtau(logsnr: Tensor) -> Tensor:
@@ -292,7 +292,7 @@ class UShape(Symmetric):
 
 
 @dataclass(frozen=True)
-class Shifted(Density):
+class ShiftedDensity(Density):
     """`base` with every level moved by -2 log(factor), as SD3 and FLUX do at high resolution.
 
     A shift moves p and not kappa: the plain error of u is then not weighted as before, moved.

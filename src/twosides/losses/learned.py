@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from twosides.denoiser import Denoises, describes
+from twosides.denoiser import Denoises, as_denoiser
 from twosides.losses.densities import Density
 from twosides.losses.weightings import Weighting
 from twosides.naming import unknown
@@ -331,11 +331,11 @@ def measure_entropic(
     seed: of the noise, which is the same at all knots and depends on (seed, row) only.
     conditioning: passed to the network as it is.
     """
-    schedule = describes(denoiser)
+    denoiser = as_denoiser(denoiser)
+    schedule = denoiser.schedule
     ends = max(schedule.logsnr_min, -12.0), min(schedule.logsnr_max, 12.0)
     at = tuple(np.linspace(*ends, 49).tolist() if knots is None else knots)
-    standardise = getattr(denoiser, "standardise", None)
-    x = standardise(data) if standardise else data
+    x = denoiser.standardise(data)
     eps = PerSample(seed, range(len(x))).normal(x.shape[1:], x.dtype, x.device)
 
     def error(logsnr: float) -> float:

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from twosides.denoiser import Denoiser, Denoises, describes
+from twosides.denoiser import BaseDenoiser, Denoises, as_denoiser
 from twosides.losses.densities import Density
 from twosides.losses.learned import LevelBins, Uncertainty
 from twosides.losses.weightings import OutputMSE, Weighting
@@ -111,19 +111,13 @@ class Objective:
         draw = _randomness(generator, x)
         u = draw.strata() if self.stratified else draw.uniform()
         logsnr = self.density.logsnr(u)
-        level = describes(denoiser).level(logsnr)
+        denoiser = as_denoiser(denoiser)
+        level = denoiser.schedule.level(logsnr)
         eps = draw.normal(x.shape[1:], x.dtype, x.device)
-        standardise = getattr(denoiser, "standardise", None)
-        x = standardise(x) if standardise else x
-        if isinstance(denoiser, Denoiser):
-            time = denoiser.clock.read(logsnr, denoiser.schedule)
-            time = time.to(x.device, denoiser.time_dtype(x.dtype))
-            answer = denoiser.predict(level.mix(x, eps), time, **conditioning)
-            target = denoiser.output.of(x, eps, level)
-            log_kappa = denoiser.output.log_kappa(level)
-        else:
-            answer, target = denoiser(level.mix(x, eps), level, **conditioning).eps, eps
-            log_kappa = torch.zeros_like(logsnr)
+        x = denoiser.standardise(x)
+        answer = denoiser.answer(level.mix(x, eps), level, **conditioning)
+        target = denoiser.output.of(x, eps, level)
+        log_kappa = denoiser.output.log_kappa(level)
         error = ((answer - target) ** 2).reshape(len(x), -1).mean(1)
         log_weight = self._log_weight(denoiser, level, log_kappa)
         to_loss, to_eps = torch.stack([log_weight, -log_kappa]).exp().to(error.device, error.dtype)
@@ -133,16 +127,16 @@ class Objective:
         """The objective of a training step: always this one. See `Staged`."""
         return self
 
-    def _log_weight(self, denoiser: Denoises, level: Level, log_kappa: Tensor) -> Tensor:
-        """`log w - log p - log kappa` of whatever the network outputs, or of eps."""
-        if isinstance(denoiser, Denoiser) and self._plain(denoiser):
+    def _log_weight(self, denoiser: BaseDenoiser, level: Level, log_kappa: Tensor) -> Tensor:
+        """`log w - log p - log kappa` of the denoiser's output."""
+        if self._plain(denoiser):
             return torch.zeros_like(log_kappa)  # also at zero SNR, where parts are infinite
         weight = self.weighting.log(level.logsnr)
         ratio = weight - self.density.log_divisor(level.logsnr) - log_kappa
         return torch.where(torch.isneginf(weight), weight, ratio)
 
-    def _plain(self, denoiser: Denoiser) -> bool:
-        """Whether this is the plain error of the network's own output."""
+    def _plain(self, denoiser: BaseDenoiser) -> bool:
+        """Whether this is the plain error of the denoiser's own output."""
         w = self.weighting
         if not isinstance(w, OutputMSE) or w.schedule != denoiser.schedule:
             return False

@@ -61,7 +61,7 @@ class Weighting(abc.ABC):
 
     def shifted(self, factor: float) -> Weighting:
         """`w(logsnr + 2 log(factor))`: the same weights at levels noisier by the factor."""
-        return Shifted(self, factor)
+        return ShiftedWeighting(self, factor)
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ class Product(Weighting):
 
 
 @dataclass(frozen=True)
-class Shifted(Weighting):
+class ShiftedWeighting(Weighting):
     """`base` at `logsnr + 2 log(factor)`; the shift of a density moves p alone."""
 
     base: Weighting

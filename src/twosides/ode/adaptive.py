@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from twosides.denoiser import Denoises, describes
+from twosides.denoiser import Denoises, as_denoiser
 from twosides.ode.integrate import State, integrate
 from twosides.outputs import Output, output_named
 from twosides.randomness import PerSample, fresh_seed
@@ -126,7 +126,7 @@ def solve(
     The denoiser is asked at both ends: one that predicts x cannot end at zero noise. ValueError for
     frames that are singular on the way, RuntimeError as for `integrate`.
     """
-    describes(denoiser)
+    denoiser = as_denoiser(denoiser)
     path = Path.of(output, start, end)
 
     def field(eta: float, y: State) -> State:
@@ -166,11 +166,11 @@ def sample_adaptive(
 
     The same noise as `sample` draws with this seed.
     """
-    schedule = schedule_named(schedule or describes(denoiser))
+    denoiser = as_denoiser(denoiser)
+    schedule = schedule_named(schedule or denoiser.schedule)
     noisy, clean = (schedule.at(t).floats() for t in (1.0, 0.0))
     count, *event = map(int, shape)
     own = PerSample(fresh_seed() if seed is None else seed, range(count))
     z = own.normal(event, dtype, device) * math.hypot(noisy.alpha, noisy.sigma)
     x = solve(denoiser, z, noisy, clean, **options).z / clean.alpha
-    restore = getattr(denoiser, "unstandardise", None)
-    return restore(x) if restore else x
+    return denoiser.unstandardise(x)

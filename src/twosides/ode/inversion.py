@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, SupportsIndex
 import torch
 from torch import Tensor
 
-from twosides.denoiser import Denoises, describes
+from twosides.denoiser import Denoises, as_denoiser
 from twosides.sampling.frames import Frame
 from twosides.sampling.plan import Plan, trace
 from twosides.sampling.presets import plan, sampler_named
@@ -69,7 +69,8 @@ def encode(
     the grid inside, `Sampler(UniformTime(end=0.01), Leapfrog())`. ValueError also for samplers
     with noise, and for a two-step rule whose frame is infinite on the grid.
     """
-    made, walked = sampler_named(sampler), schedule_named(schedule or describes(denoiser))
+    made = sampler_named(sampler)
+    walked = schedule_named(schedule or as_denoiser(denoiser).schedule)
     table = plan(made, walked, steps, encode=True)
     last: list[Tensor] = []
 
@@ -143,8 +144,7 @@ def standardised(denoiser: Denoises, x: Tensor) -> Tensor:
         )
     if not bool(torch.isfinite(x).all()):
         raise ValueError("the data contain NaN or infinite values, which have no noise")
-    apply = getattr(denoiser, "standardise", None)
-    return apply(x) if apply else x
+    return as_denoiser(denoiser).standardise(x)
 
 
 def spread(level: Level) -> float:

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple, SupportsIndex
 import torch
 from torch import Tensor
 
-from twosides.denoiser import Denoiser, Denoises, describes
+from twosides.denoiser import BaseDenoiser, Denoises, as_denoiser
 from twosides.display.progress import Progress, teller
 from twosides.naming import unknown
 from twosides.ode.adaptive import Path
@@ -139,7 +139,7 @@ def log_likelihood(
     ValueError for samplers with noise, for networks whose answer carries no derivative, and, as in
     `encode`, for those that say nothing at the ends of the grid.
     """
-    walked = schedule_named(schedule or describes(denoiser))
+    walked = schedule_named(schedule or as_denoiser(denoiser).schedule)
     x, stretch = standardised(denoiser, x), log_stretch(denoiser, x)
     own = _per_sample(seed, indices, x)
     flow = _Flow(denoiser, walked, _directions(divergence, probes, own, x, chunk))
@@ -220,11 +220,12 @@ def _adaptively(flow: _Flow, x: Tensor, rtol: float, conditioning: dict[str, Any
 # ---------------------------------------------------------------------------- divergence
 
 
-class _Flow:
+class _Flow(BaseDenoiser):
     """A denoiser that notes `c div_z u` (B,) of each call."""
 
     def __init__(self, denoiser: Denoises, schedule: Schedule, directions: Directions) -> None:
-        self.denoiser, self.schedule, self.directions = denoiser, schedule, directions
+        self.denoiser, self.schedule = as_denoiser(denoiser), schedule
+        self.directions = directions
         self.divergences: list[Tensor] = []
 
     def __call__(self, z: Tensor, level: Level, **conditioning: Any) -> Estimate:
@@ -237,16 +238,14 @@ class _Flow:
         return Estimate(x.detach(), eps.detach())
 
     def _estimate(self, z: Tensor, level: Level, conditioning: dict[str, Any]) -> Estimate:
-        if not isinstance(self.denoiser, Denoiser):
-            return self.denoiser(z, level, **conditioning)
         (call,) = self.denoiser.prepare([level], z)
-        answer = self.denoiser.predict(call.scale * z, call.time, **conditioning)
-        if not answer.requires_grad:
+        pair = self.denoiser.ask(z, call, conditioning)
+        if not pair[1].requires_grad:
             raise ValueError(
                 "the network's answer carries no derivative with respect to z, which a likelihood "
                 "needs: take it out of torch.no_grad() or .detach(), or use variational_bound"
             )
-        return call.solution.apply(z, answer)
+        return call.solution.apply(*pair)
 
 
 def _quadratic_forms(u: Tensor, z: Tensor, vectors: Tensor) -> Tensor:
@@ -330,7 +329,7 @@ def variational_bound(
     integral is estimated without bias from `points` network calls per sample, one in each of as
     many equal parts of the range; sample i's depend on (seed, indices[i]) only.
     """
-    walked = schedule_named(schedule or describes(denoiser))
+    walked = schedule_named(schedule or as_denoiser(denoiser).schedule)
     low, high = walked.logsnr_min, walked.logsnr_max
     if not math.isfinite(high - low) or points < 1:
         raise ValueError(

@@ -18,7 +18,7 @@ from twosides.comparison import AXIS, RANGE, compare, curves, falls_off
 from twosides.display import pictures, tables
 from twosides.losses.densities import FromSchedule
 from twosides.losses.recipes import Recipe, recipe_named, recipes
-from twosides.schedules import Rescaled, Schedule, Shifted
+from twosides.schedules import Rescaled, Schedule, ShiftedSchedule
 from twosides.storage.files import write_file
 
 HEADS = (
@@ -79,7 +79,7 @@ def _falling(recipe: Recipe) -> bool:
 
 def brief(schedule: Schedule) -> str:
     """A schedule without its defaults."""
-    if isinstance(schedule, Shifted):
+    if isinstance(schedule, ShiftedSchedule):
         return f"{brief(schedule.base)}, shifted by {schedule.factor:.4g}"
     if isinstance(schedule, Rescaled):
         return f"{brief(schedule.base)} as {schedule.to}"

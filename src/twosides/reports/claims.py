@@ -16,7 +16,8 @@ import torch
 
 from twosides import dynamics
 from twosides.comparison import compare, total_variation
-from twosides.denoiser import Denoiser, convert
+from twosides.conversion import convert
+from twosides.denoiser import Denoiser
 from twosides.dynamics import FromSDE
 from twosides.losses.recipes import recipes
 from twosides.oracle import GaussianMixture

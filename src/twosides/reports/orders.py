@@ -2,10 +2,10 @@
 
 Deterministic samplers: the error of the end point against the exact probability-flow ODE of a
 Gaussian mixture, on the sampler's own grid, from its own start. Grids whose last step leads from a
-fixed level to the data, such as Karras's, have an error there that more steps do not cure; it is not
-counted: the exact solution takes the same last step. Stochastic samplers: the error of the
-variance that they reach on Gaussian data, which follows exactly from their plan (weak order), inside logsnr
-[-3, 5]. Both fall like steps^-order.
+fixed level to the data, such as Karras's, have an error there that more steps do not cure. It is
+not counted: the exact solution takes the same last step. Stochastic samplers: the error of the
+variance that they reach on Gaussian data, which follows exactly from their plan (weak order),
+inside logsnr [-3, 5]. Both fall like steps^-order.
 """
 
 from __future__ import annotations

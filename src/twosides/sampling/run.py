@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from twosides.denoiser import Call, Denoiser, Denoises
-from twosides.outputs import Estimate, Solution
+from twosides.denoiser import BaseDenoiser, Call, Denoises, as_denoiser
+from twosides.outputs import Estimate
 from twosides.sampling.plan import Plan
 from twosides.schedules import Level
 
@@ -48,18 +48,13 @@ class Program(NamedTuple):
     noise: int
 
 
-def lower(plan: Plan, denoiser: Denoises, dtype: torch.dtype, device: torch.device) -> Program:
+def lower(plan: Plan, denoiser: BaseDenoiser, dtype: torch.dtype, device: torch.device) -> Program:
     """Fold the 2 x 2 solves of a denoiser into the coefficients of a plan, in float64.
 
-    The rows for a Denoiser act on (z_k, raw network output), one fused update per call; anything
-    else that denoises keeps its estimates (x_k, eps_k).
+    The rows for a network act on (z_k, raw network output), one fused update per call; those for
+    anything else that denoises act on its estimates (x_k, eps_k).
     """
-    levels, like = plan.levels[:-1], torch.empty(0, dtype=dtype, device=device)
-    if isinstance(denoiser, Denoiser):
-        calls = denoiser.prepare(levels, like)
-    else:
-        identity = Solution(1.0, 0.0, 0.0, 1.0)
-        calls = [Call(level, 1.0, like, identity) for level in levels]
+    calls = denoiser.prepare(plan.levels[:-1], torch.empty(0, dtype=dtype, device=device))
     tables, last_use = list[dict[int, float]](), dict[int, int]()
     for number, row in enumerate(plan.rows):
         table = dict[int, float]()
@@ -161,17 +156,6 @@ def combine(terms: Sequence[tuple[Tensor, float]], like: Tensor) -> Tensor:
     return total
 
 
-def ask(
-    denoiser: Denoises, z: Tensor, call: Call, conditioning: dict[str, Any]
-) -> tuple[Tensor, Tensor]:
-    """One network call: the pair that its two slots keep."""
-    if isinstance(denoiser, Denoiser):
-        scaled = z if call.scale == 1.0 else z * call.scale
-        return z, denoiser.predict(scaled, call.time, **conditioning)
-    x, eps = denoiser(z, call.level, **conditioning)
-    return x, eps
-
-
 class Visit(NamedTuple):
     """One network call of a run: its number, input and level, and a function for the estimate."""
 
@@ -199,14 +183,15 @@ def run(
     watch: sees each call.
     conditioning: what the network is told beside z and the level.
     """
-    program, told = lower(plan, denoiser, initial.dtype, initial.device), conditioning or {}
+    denoiser, told = as_denoiser(denoiser), conditioning or {}
+    program = lower(plan, denoiser, initial.dtype, initial.device)
     execution = Execution(program, initial)
     for number, call in enumerate(program.calls):
         z = execution.state(noise, initial)
         if edit is not None:
             edited = edit(number, z, call.level)
             z = z if edited is None else edited
-        pair = ask(denoiser, z, call, told)
+        pair = denoiser.ask(z, call, told)
         execution.answer(*pair)
         if watch is not None:
             watch(Visit(number, z, call.level, partial(call.solution.apply, *pair)))

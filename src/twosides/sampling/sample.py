@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, SupportsIndex
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from twosides.denoiser import Denoises, describes
+from twosides.denoiser import BaseDenoiser, Denoises, as_denoiser
 from twosides.display.progress import Progress, teller
 from twosides.outputs import Estimate
+from twosides.placement import device_of
 from twosides.randomness import PerSample, fresh_seed
 from twosides.sampling.brownian import Brownian
 from twosides.sampling.plan import Plan
@@ -81,11 +82,11 @@ def sample(
     Nothing is clamped. ValueError for impossible pairs, such as eps-prediction at zero SNR, and for
     initial noise that is not finite.
     """
-    sizes = check_shape(shape)
+    denoiser, sizes = as_denoiser(denoiser), check_shape(shape)
     device = torch.device(device) if device is not None else device_of(denoiser)
     table = sampler
     if not isinstance(table, Plan):
-        table = plan(table, schedule or describes(denoiser), steps)
+        table = plan(table, schedule or denoiser.schedule, steps)
     # Where the noise comes from: sample i has numbers of its own, whatever the batch.
     rows = check_indices(indices, sizes[0])
     seed = fresh_seed() if seed is None else seed
@@ -111,11 +112,9 @@ def sample(
     return record if trajectory else record.sample
 
 
-def to_data(denoiser: Denoises, state: Tensor, level: Level) -> Tensor:
+def to_data(denoiser: BaseDenoiser, state: Tensor, level: Level) -> Tensor:
     """A final state in the units of the data: without the scale alpha, and not standardised."""
-    restore = getattr(denoiser, "unstandardise", None)
-    data = state if level.alpha == 1.0 else state / level.alpha
-    return restore(data) if restore else data
+    return denoiser.unstandardise(state if level.alpha == 1.0 else state / level.alpha)
 
 
 def _watcher(
@@ -158,9 +157,3 @@ def _check_init(init: Tensor, shape: tuple[int, ...]) -> Tensor:
     if init.device.type == "cpu" and not bool(torch.isfinite(init).all()):
         raise ValueError("init contains NaN or infinite values; it is noise of unit variance")
     return init
-
-
-def device_of(denoiser: Any) -> torch.device:
-    """Where a denoiser is: the device of its first parameter, or the CPU."""
-    first = next(denoiser.parameters(), None) if isinstance(denoiser, nn.Module) else None
-    return first.device if first is not None else torch.device("cpu")

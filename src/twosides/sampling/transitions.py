@@ -36,12 +36,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from twosides.denoiser import Denoises, describes
+from twosides.denoiser import Denoises, as_denoiser
+from twosides.placement import device_of
 from twosides.randomness import PerSample, fresh_seed
 from twosides.sampling.plan import Plan
 from twosides.sampling.presets import plan
-from twosides.sampling.run import Execution, ask, combine, lower
-from twosides.sampling.sample import check_indices, check_shape, device_of, to_data
+from twosides.sampling.run import Execution, combine, lower
+from twosides.sampling.sample import check_indices, check_shape, to_data
 from twosides.sampling.sampler import Sampler
 from twosides.schedules import Level, Schedule
 
@@ -95,9 +96,9 @@ def rollout(
 
     ValueError where no row injects noise, or one noise serves several rows.
     """
-    table = sampler
+    denoiser, table = as_denoiser(denoiser), sampler
     if not isinstance(table, Plan):
-        table = plan(table, schedule or describes(denoiser), steps)
+        table = plan(table, schedule or denoiser.schedule, steps)
     sizes = check_shape(shape)
     rows = check_indices(indices, sizes[0])
     own = PerSample(fresh_seed() if seed is None else seed, rows)
@@ -172,10 +173,11 @@ def _chain(
     conditioning: dict[str, Any],
 ) -> Iterator[Transition]:
     """A run in which `reach(number, mean)` makes each state after the first of its mean."""
+    denoiser = as_denoiser(denoiser)
     execution = Execution(lower(plan, denoiser, first.dtype, first.device))
     deviations, state = _deviations(plan), first
     for number, call in enumerate(execution.program.calls, 1):
-        execution.answer(*ask(denoiser, state, call, conditioning))
+        execution.answer(*denoiser.ask(state, call, conditioning))
         mean, std = execution.mean(first), deviations[number]
         state = reach(number, mean)
         log_prob = _log_normal(state, mean, std, reduction) if std else None

@@ -19,14 +19,15 @@ from twosides.schedules.level import (
     derivative,
 )
 from twosides.schedules.numerical import FromFunctions
-from twosides.schedules.schedule import Rescaled, Schedule, Shifted, with_limits
+from twosides.schedules.schedule import Rescaled, Schedule, ShiftedSchedule, with_limits
 
 __all__ = [
     "EDM", "SCALINGS", "SCHEDULES", "Betas", "Cosine", "EDMInput", "FlowMatching", "FromFunctions",
-    "Geometric", "Level", "Rescaled", "Scalar", "ScaledLinear", "Scaling", "Schedule", "Shifted",
-    "Tabulated", "VPLinear", "along_batch", "derivative", "logsnr_of_betas", "schedule_named",
-    "with_limits",
+    "Geometric", "Level", "Rescaled", "Scalar", "ScaledLinear", "Scaling", "Schedule",
+    "ShiftedSchedule", "Tabulated", "VPLinear", "along_batch", "derivative", "logsnr_of_betas",
+    "schedule_named", "with_limits",
 ]  # fmt: skip
+
 
 SCHEDULES: dict[str, Schedule] = {
     "flow-matching": FlowMatching(),

@@ -1,10 +1,13 @@
-"""A noise level, and the conventions for the scale of (alpha, sigma)."""
+"""A noise level, and the conventions for the scale of (alpha, sigma).
+
+A scaling is not to be confused with a schedule: it says how long the vector (alpha, sigma) is at a
+log-SNR, while the schedule says which log-SNR a time means. Slopes are taken in the flow time
+`tau = sigma / (alpha + sigma)`, which runs from 0 at the data to 1 at noise.
+"""
 
 from __future__ import annotations
 
 import abc
-import functools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,7 +19,12 @@ Scalar = Any  # a float or a float64 tensor: the formulas below use operators on
 
 
 class Level(NamedTuple):
-    """A noise level of `z = alpha x + sigma eps`: floats (sampling) or (B,) tensors (training)."""
+    """A noise level of `z = alpha x + sigma eps`.
+
+    logsnr: `log(alpha^2 / sigma^2)`, which identifies the level; +-inf are ordinary values.
+    alpha, sigma: the weights of data and noise, in some scaling. All three are floats while a plan
+        is made, and tensors of shape (B,) in training, one level for each sample.
+    """
 
     logsnr: Scalar
     alpha: Scalar
@@ -28,7 +36,7 @@ class Level(NamedTuple):
         return self.alpha + self.sigma
 
     def mix(self, x: Any, eps: Any) -> Any:
-        """`alpha x + sigma eps`, with levels of shape (B,) applied along the first axis."""
+        """The noisy z, `alpha x + sigma eps`; levels of shape (B,) act along the first axis."""
         return along_batch(self.alpha, x) * x + along_batch(self.sigma, x) * eps
 
     def floats(self) -> Level:
@@ -47,7 +55,10 @@ def _short(value: Scalar) -> str:
 
 
 def along_batch(value: Scalar, like: Any) -> Any:
-    """A level's (B,) tensor with the dtype, device and number of axes of `like`; floats as is."""
+    """A level's (B,) tensor with the dtype, device and number of axes of `like`.
+
+    Numbers, and whatever meets something that is no tensor, are returned as they are.
+    """
     if not isinstance(value, Tensor) or not isinstance(like, Tensor):
         return value
     value = value.to(like.device, like.dtype)
@@ -102,7 +113,7 @@ class _VE(Scaling):
 
 @dataclass(frozen=True)
 class _Custom(Scaling):
-    """`sqrt(alpha^2 + sigma^2) = norm(logsnr)`; its slope at infinite logsnr is the limit."""
+    """`sqrt(alpha^2 + sigma^2) = norm(logsnr)`, a user's function; see `with_scaling`."""
 
     norm: Callable[[Tensor], Tensor]
 
@@ -112,40 +123,24 @@ class _Custom(Scaling):
 
     def slopes(self, logsnr: Tensor) -> tuple[Tensor, Tensor]:
         vp, vp_slopes = _VP().levels(logsnr), _VP().slopes(logsnr)
-        at_noise, at_data = self._at_ends
-        slope = self._slope(logsnr)
-        slope = torch.where(logsnr == -torch.inf, at_noise, slope)
-        slope = torch.where(logsnr == torch.inf, at_data, slope)
-        norm = self.norm(logsnr)
+        norm, slope = self.norm(logsnr), self._slope(logsnr)
         return norm * vp_slopes[0] + slope * vp[0], norm * vp_slopes[1] + slope * vp[1]
 
-    @functools.cached_property
-    def _at_ends(self) -> tuple[float, float]:
-        return self._slope_at_end(-1), self._slope_at_end(1)
-
     def _slope(self, logsnr: Tensor) -> Tensor:
-        """dnorm/dtau."""
-        stretch = -2 / (torch.sigmoid(0.5 * logsnr) * torch.sigmoid(-0.5 * logsnr))
+        """dnorm/dtau: as the norm states it, else by automatic differentiation."""
+        if stated := getattr(self.norm, "slope", None):
+            return stated(logsnr)
+        if logsnr.device.type == "cpu" and bool(logsnr.isinf().any()):
+            where = float(logsnr[logsnr.isinf()].reshape(-1)[0])
+            raise ValueError(
+                f"the derivative of the scaling {self.norm} at logsnr {where} is not known: "
+                "automatic differentiation sees 0 times infinity there. Give the function a method "
+                "slope(logsnr), its derivative in tau = sigma / (alpha + sigma) with the limits at "
+                "both ends, or ask inside, such as on a grid with start=0.999 and end=0.001"
+            )
         slope = derivative(self.norm, logsnr)
+        stretch = -2 / (torch.sigmoid(0.5 * logsnr) * torch.sigmoid(-0.5 * logsnr))
         return torch.where(slope == 0, slope, slope * stretch)
-
-    def _slope_at_end(self, end: int) -> float:
-        """At logsnr = end * inf: of the polynomial in the distance to it, or 0, or infinite.
-
-        A norm that is smooth in tau has a slope that Neville's scheme extrapolates to rounding. Of
-        others, such as tanh(logsnr / 3), it falls or grows like a power.
-        """
-        away = 2.0 ** -torch.arange(8, 14, dtype=torch.float64)
-        values = self._slope(end * 2 * torch.logit(1 - away))
-        before, found = values, values
-        for order in range(1, len(away)):
-            left, right = away[:-order], away[order:]
-            before, found = found, (left * found[1:] - right * found[:-1]) / (left - right)
-        size = float(values.abs().max()) + 1.0
-        if float((found - before[-1]).abs()) < 1e-9 * size:
-            return float(found) if abs(float(found)) > 1e-11 * size else 0.0
-        falls = bool((values[1:].abs() <= values[:-1].abs()).all())
-        return 0.0 if falls else math.copysign(math.inf, float(values[-1]))
 
 
 SCALINGS: dict[str, Scaling] = {"vp": _VP(), "flow": _Flow(), "ve": _VE()}
@@ -165,10 +160,12 @@ def derivative(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
 class EDMInput:
     """The scaling in which EDM's networks see z, `c_in = 1 / sqrt(sigma^2 + sigma_data^2)`.
 
-    For `with_scaling`: the norm is that of x + sigma n, times `gain`. With a gain of sigma_data
-    alpha is 1 at the data.
+    It is a norm for `with_scaling`: that of x + sigma n, which is `sqrt(1 + sigma^2)`, times c_in.
 
-        >>> import torch
+    sigma_data: the standard deviation of the data, as the network was trained on it.
+    gain: a constant factor. With a gain of sigma_data, alpha is 1 at the data.
+
+        >>> from twosides.schedules import EDM
         >>> level = EDM().with_scaling(EDMInput(0.5)).level(0.0)
         >>> round(float(level.alpha) * 1.25**0.5, 12)
         1.0
@@ -181,3 +178,9 @@ class EDMInput:
         """`sqrt(alpha^2 + sigma^2)` at a log-SNR."""
         noise = torch.sigmoid(-logsnr)  # sigma^2 / (1 + sigma^2)
         return self.gain * (noise + self.sigma_data**2 * (1 - noise)) ** -0.5
+
+    def slope(self, logsnr: Tensor) -> Tensor:
+        """Its derivative in the flow time tau = sigma / (alpha + sigma), 0 at both ends."""
+        data, noise = torch.sigmoid(0.5 * logsnr), torch.sigmoid(-0.5 * logsnr)  # 1 - tau, tau
+        growth = 2 * data * noise / (data**2 + noise**2) ** 2  # of sigma^2 / (1 + sigma^2)
+        return -0.5 * (1 - self.sigma_data**2) * growth * self(logsnr) ** 3 / self.gain**2

@@ -18,6 +18,7 @@ Everything is computed in float64 from logsnr by forms that stay exact at both e
 Derivatives in time go through the flow time `tau = sigma / (alpha + sigma)` in [0, 1], whose rate
 dtau/dt stays finite where dlogsnr/dt is infinite.
 
+    >>> from twosides.schedules import FlowMatching
     >>> FlowMatching().at(0.25)
     Level(logsnr=2.1972, alpha=0.75, sigma=0.25)
     >>> FlowMatching().shifted(3.0).at(1.0)
@@ -39,7 +40,7 @@ from twosides.schedules.level import SCALINGS, Level, Scalar, Scaling, _Custom, 
 
 
 def with_limits(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
-    """`function(t)`, with its one-sided limit where a product 0 * inf has none at t = 0 or 1.
+    """`function(t)`, with its one-sided limit where a product 0 * inf makes it NaN at t = 0 or 1.
 
     At 0 the limit is read off at t = 1e-100; at 1, where floats are 1e-16 apart, it is
     extrapolated from 1 - 2^-20 and 1 - 2^-21.
@@ -54,10 +55,13 @@ def with_limits(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
 
 
 class Schedule(abc.ABC):
-    """A noise schedule. Subclasses state the time warp; levels and derivatives follow.
+    """A noise schedule: a subclass states the time warp, and levels and derivatives follow.
 
     A new schedule is a frozen dataclass with `scaling` and three formulas on float64 tensors:
     `_logsnr(t)`, its inverse `_time(logsnr)`, and `_rate(t) = dtau/dt`. Times are in [0, 1].
+
+    It is not to be confused with the grid of a sampler, the levels at which a network is called,
+    nor with the density from which training draws levels, nor with diffusers' schedulers.
     """
 
     scaling: Scaling | str
@@ -88,7 +92,7 @@ class Schedule(abc.ABC):
         return self._time(logsnr.clamp(low, high)).clamp(0, 1)
 
     def covers(self, logsnr: Scalar) -> Tensor:
-        """Whether a log-SNR is within the schedule's range, rounding to float32 forgiven."""
+        """Whether the schedule reaches a log-SNR, but for what rounding to float32 may add."""
         logsnr = _float64(logsnr)
         # An infinite level must be meant.
         slack = torch.where(logsnr.isinf(), 0.0, 1e-6 * (1 + logsnr.abs()))
@@ -145,13 +149,16 @@ class Schedule(abc.ABC):
         return float(self._logsnr(_float64(0.0)))
 
     def shifted(self, factor: float) -> Schedule:
-        """`logsnr - 2 log(factor)`: the SD3/FLUX and resolution shift; factor > 1 is noisier."""
-        return Shifted(self, factor)
+        """The schedule of `logsnr - 2 log(factor)`; a factor above 1 is noisier (SD3, FLUX)."""
+        return ShiftedSchedule(self, factor)
 
     def with_scaling(self, scaling: str | Callable[[Tensor], Tensor]) -> Schedule:
-        """The same time warp with scaling "vp", "flow", "ve", or a function of logsnr.
+        """The same time warp in another scaling convention.
 
-        A function states the norm: `sqrt(alpha^2 + sigma^2) = scaling(logsnr)` (1 is "vp").
+        scaling: "vp", "flow", "ve", or a torch function of logsnr that states the norm,
+            `sqrt(alpha^2 + sigma^2) = scaling(logsnr)`. dalpha/dt and dsigma/dt come by automatic
+            differentiation. To be asked at infinite logsnr, too, the function has a method
+            `slope(logsnr)`, its derivative in tau with the limits at both ends.
         """
         return Rescaled(self, scaling)
 
@@ -168,10 +175,10 @@ class Schedule(abc.ABC):
 
 
 @dataclass(frozen=True)
-class Shifted(Schedule):
-    """`base` with logsnr moved by -2 log(factor); keeps the scaling convention.
+class ShiftedSchedule(Schedule):
+    """`base` with logsnr moved by -2 log(factor), in the same scaling convention.
 
-    For flow matching t becomes s t / (1 + (s - 1) t), the SD3 / FLUX shift.
+    For flow matching t becomes s t / (1 + (s - 1) t), the shift of SD3 and FLUX.
     """
 
     base: Schedule
@@ -200,7 +207,7 @@ class Shifted(Schedule):
 
 @dataclass(frozen=True)
 class Rescaled(Schedule):
-    """`base` in another scaling convention: "vp", "flow", "ve" or the norm as a function."""
+    """`base` in the scaling convention `to`; see `Schedule.with_scaling`."""
 
     base: Schedule
     to: str | Callable[[Tensor], Tensor]
@@ -215,7 +222,7 @@ class Rescaled(Schedule):
 
     @property
     def scaling(self) -> Scaling | str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The one asked for."""
+        """The convention `to`."""
         return self.to if isinstance(self.to, str) else _Custom(self.to)
 
     def _logsnr(self, t: Tensor) -> Tensor:

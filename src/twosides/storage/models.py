@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from twosides.clocks import Clock
-from twosides.denoiser import Converted, Denoiser, convert
+from twosides.conversion import Converted, convert
+from twosides.denoiser import Denoiser
 from twosides.naming import import_object, unknown
 from twosides.schedules import Schedule
 from twosides.storage.files import commit_folder, verify_folder

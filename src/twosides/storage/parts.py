@@ -30,10 +30,10 @@ SCHEDULES: dict[str, type[Schedule]] = {
         schedules.Geometric,
         schedules.ScaledLinear,
         schedules.Betas,
-        schedules.Shifted,
         schedules.Rescaled,
     )
 }
+SCHEDULES["Shifted"] = schedules.ShiftedSchedule  # files keep the name of before
 
 
 CLOCKS: dict[str, type[Clock]] = {

@@ -28,9 +28,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from twosides.conversion import convert
 from twosides.data.named import task_named
 from twosides.data.tasks import Task, dataset_of
-from twosides.denoiser import Denoiser, convert
+from twosides.denoiser import Denoiser
 from twosides.losses.densities import Density, FromSchedule
 from twosides.losses.objective import Objective, Staged
 from twosides.losses.recipes import recipe_named

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.utils.data import DataLoader
 
-from twosides.conditioning import flat, nested
+from twosides.conditioning import nullified
 from twosides.data.tasks import Data
 from twosides.denoiser import Denoiser
 from twosides.losses.objective import Losses, Objective, Staged, exact
@@ -205,10 +205,4 @@ class Module(lightning.LightningModule):
     def _dropped(self, conditioning: dict[str, Any], draw: PerSample) -> dict[str, Any]:
         if not self.settings.null or not self.settings.dropout:
             return conditioning
-        drop, given = draw.uniform() < self.settings.dropout, flat(conditioning)
-        for name, null in self.settings.null.items():
-            value = given[name]
-            gone = drop.to(value.device).reshape(-1, *[1] * (value.ndim - 1))
-            filler = torch.as_tensor(null, dtype=value.dtype, device=value.device)
-            given[name] = torch.where(gone, filler, value)
-        return nested(given)
+        return nullified(conditioning, self.settings.null, draw.uniform() < self.settings.dropout)

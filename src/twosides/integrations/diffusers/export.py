@@ -13,7 +13,8 @@ from typing import Any
 import diffusers
 
 from twosides.clocks import Index, Time
-from twosides.denoiser import Converted, Denoiser
+from twosides.conversion import Converted
+from twosides.denoiser import Denoiser
 from twosides.integrations.diffusers.lora import model_of
 from twosides.integrations.diffusers.networks import PipelineNetwork, network_name, parts_of
 from twosides.integrations.diffusers.scheduler import Scheduler

@@ -18,7 +18,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from twosides.denoiser import Converted
+from twosides.conversion import Converted
 from twosides.storage.files import write_file
 from twosides.storage.models import build_network, describe_network
 

@@ -69,7 +69,7 @@ class Indices(Grid):
     def logsnrs(self, schedule: Schedule, steps: int) -> Tensor:
         """The levels of the indices, and the final one."""
         discrete = schedule
-        while isinstance(discrete, schedules.Shifted | schedules.Rescaled):
+        while isinstance(discrete, schedules.ShiftedSchedule | schedules.Rescaled):
             discrete = discrete.base
         if not isinstance(discrete, Tabulated):
             raise ValueError(
