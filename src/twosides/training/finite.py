@@ -88,11 +88,17 @@ def not_finite(tree: Any, allowed: Iterable[str] = ()) -> list[str]:
     return [name for (name, _), fine in zip(named, good, strict=True) if not fine]
 
 
-def require_finite(tree: Any, what: str, allowed: Iterable[str] = ()) -> None:
-    """ValueError if `what` would hold NaN or infinities, on all processes if on one of them."""
+def require_finite(
+    tree: Any, what: str, allowed: Iterable[str] = (), *, together: bool = True
+) -> None:
+    """ValueError if `what` would hold NaN or infinities.
+
+    together: all processes ask, and all are refused if one is; False for what one process holds.
+    """
     bad = not_finite(tree, allowed)
     device = next((value.device for _, value in tensors_of(tree)), torch.device("cpu"))
-    if int(lowest(torch.tensor([-len(bad)], device=device))):
+    count = torch.tensor([-len(bad)], device=device)
+    if int(lowest(count) if together else count):
         where = f", in {bad[0]} first" if bad else " on another process"
         raise ValueError(
             f"{what} is not written: {max(len(bad), 1)} of its tensors are not finite{where}. The "

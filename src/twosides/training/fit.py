@@ -177,7 +177,7 @@ def fit(
 
 def _save_model(result: Denoiser, folder: Path, module: Module, notes: dict[str, Any]) -> None:
     """The averaged model, and what the run learned beside it."""
-    require_finite(result.state_dict(), "the model", module.infinite)
+    require_finite(result.state_dict(), "the model", module.infinite, together=False)
     bins = module.bins
     if isinstance(bins, LevelBins) and bins.ready:
         notes["entropic"] = parts.describe(bins.grid())
