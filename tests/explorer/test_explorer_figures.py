@@ -209,7 +209,7 @@ def test_bend_is_zero_for_straight_and_known_for_a_parabola():
 def test_the_scaling_of_the_first_figure_has_its_derivatives():
     for k in (0.0, 0.4, 1.0):
         own = problems.ScaledFlow(k)
-        other = ts.FromFunctions(own.alpha, own.sigma)
+        other = ts.schedules.FromFunctions(own.alpha, own.sigma)
         t = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
         torch.testing.assert_close(own.dalpha(t), other.dalpha(t), rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(own.dsigma(t), other.dsigma(t), rtol=1e-12, atol=1e-12)

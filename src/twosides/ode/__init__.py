@@ -1,1 +1,14 @@
-"""The probability-flow ODE itself: adaptive steps, inversion, likelihood."""
+"""The probability-flow ODE itself: adaptive steps, inversion, likelihood.
+
+`integrate` is a solver of any ODE, `adaptive` runs it on a denoiser, `inversion` goes from data to
+noise and back, and `likelihood` tells how likely data are.
+"""
+
+from twosides.ode.adaptive import sample_adaptive, solve
+from twosides.ode.inversion import decode, encode
+from twosides.ode.likelihood import bits_per_dim, log_likelihood, variational_bound
+
+__all__ = [
+    "bits_per_dim", "decode", "encode", "log_likelihood", "sample_adaptive", "solve",
+    "variational_bound",
+]  # fmt: skip

@@ -113,7 +113,7 @@ def process(given: str, schedule: str, f: str, g: str, eta: str) -> tuple[Any, A
         raise Invalid("eta must be finite and not negative inside (0, 1)", "eta")
     if given == "schedule":
         made = schedule_named(schedule)
-        return ts.Dynamics.of(made, eta=noise), made
+        return ts.dynamics.Dynamics.of(made, eta=noise), made
     drift, diffusion = expressions.parse(f, "f")[0], expressions.parse(g, "g")[0]
     times = torch.linspace(0.001, 0.999, 99, dtype=torch.float64)
     values = torch.stack([drift(times), diffusion(times)])
@@ -121,7 +121,7 @@ def process(given: str, schedule: str, f: str, g: str, eta: str) -> tuple[Any, A
         raise Invalid("f and g must be finite, and g > 0, inside (0, 1)", "f")
     if float(values.abs().max()) > 1e4:
         raise Invalid("f and g must stay below 10,000 inside (0, 1)", "f")
-    made = ts.FromSDE(drift, diffusion)
+    made = ts.dynamics.FromSDE(drift, diffusion)
     reached = torch.stack([*made.values(times), made.logsnr(times)])
     fine = bool(torch.isfinite(reached).all()) and bool((reached[2].diff() < 0).all())
     if not fine or math.isnan(made.logsnr_max + abs(made.logsnr_min)):
@@ -130,7 +130,7 @@ def process(given: str, schedule: str, f: str, g: str, eta: str) -> tuple[Any, A
             "t < 1, and log-SNR fall. A pole of f may be at t = 1 only",
             "f",
         )
-    return ts.Dynamics(drift, diffusion, noise), made
+    return ts.dynamics.Dynamics(drift, diffusion, noise), made
 
 
 def compute(given: str, schedule: str, f: str, g: str, eta: str, t: float, steps: int) -> View:
@@ -232,7 +232,7 @@ def _python(given: str, schedule: str, f: str, g: str, eta: str, t: float, steps
     noise = expressions.parse(eta, "eta")[1]
     if given == "schedule":
         setup = f"""schedule = schedule_named({schedule!r})
-process = ts.Dynamics.of(schedule, eta=lambda t: {noise})   # alpha, sigma -> f, g
+process = ts.dynamics.Dynamics.of(schedule, eta=lambda t: {noise})   # alpha, sigma -> f, g
 start = schedule.at(0.0)
 back = process.schedule(float(start.alpha), float(start.sigma))   # f, g -> alpha, sigma"""
         gap = """max(float((a / b - 1).abs().max()) for a, b in (
@@ -240,7 +240,7 @@ back = process.schedule(float(start.alpha), float(start.sigma))   # f, g -> alph
 ))"""
     else:
         drift, diffusion = expressions.parse(f, "f")[1], expressions.parse(g, "g")[1]
-        setup = f"""process = ts.Dynamics(
+        setup = f"""process = ts.dynamics.Dynamics(
     lambda t: {drift}, lambda t: {diffusion}, lambda t: {noise}
 )
 schedule = process.schedule()   # f, g -> alpha, sigma"""

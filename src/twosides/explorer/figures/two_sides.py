@@ -104,7 +104,9 @@ def plans(schedule: str, pair: str, eta: float, steps: int) -> tuple[Any, Any]:
     """The sampler on the two sides: eta there, the same noise as churn here."""
     left, right = models("ring", schedule, "u")
     both = PAIRS[pair]
-    noises = (ts.Eta(eta), ts.Churn(eta**2 / (1 + eta**2))) if eta else (ts.Deterministic(),) * 2
+    noises = (
+        (ts.Eta(eta), ts.Churn(eta**2 / (1 + eta**2))) if eta else (ts.noise.Deterministic(),) * 2
+    )
     names = (both.diffusion, both.flow)
     samplers = [
         ts.Sampler(solver=solver(n), stochasticity=s) for n, s in zip(names, noises, strict=True)
