@@ -23,7 +23,7 @@ from diffusers import (
 )
 
 import twosides as ts
-from twosides.sampling.run import run
+from twosides.sampling.run import execute, lower, run
 
 STEPS, ROUNDS = 50, 15
 SHAPES = ((1, 4, 64, 64), (1, 16, 128, 128), (8, 16, 128, 128))
@@ -48,6 +48,21 @@ def ours(
     return loop
 
 
+def loop_alone(
+    output: str, schedule: ts.Schedule, sampler: str = "ddim"
+) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """The loop of a plan that has been lowered."""
+    plan, programs = ts.plan(sampler, schedule, STEPS), {}
+
+    def loop(x: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
+        if id(m) not in programs:
+            denoiser = ts.Denoiser(lambda z, t: m, output, schedule)
+            programs[id(m)] = lower(plan, denoiser, x.dtype, x.device), denoiser
+        return execute(*programs[id(m)], x)
+
+    return loop
+
+
 def theirs(scheduler: object) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     """A diffusers scheduler, `set_timesteps` included."""
 
@@ -66,6 +81,7 @@ def main() -> None:
     contestants = {
         "bare x + a * m": bare,
         "twosides, flow matching u": ours("u", ts.FlowMatching()),
+        "twosides, the loop alone": loop_alone("u", ts.FlowMatching()),
         "twosides, VP cosine v": ours("v", ts.Cosine()),
         "twosides, kab2 u (2 calls kept)": ours("u", ts.FlowMatching(), "kab2"),
         "twosides, kab2c u (3)": ours("u", ts.FlowMatching(), "kab2c"),

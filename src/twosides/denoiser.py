@@ -172,14 +172,15 @@ class Denoiser(nn.Module, BaseDenoiser):
     def predict(self, z: Tensor, time: Tensor, **conditioning: Any) -> Tensor:
         """The network's own answer to z at a time of its clock, in z's dtype."""
         dtype = dtype_of(self.network) or z.dtype
-        answer = self.network(z.to(dtype), time.expand(z.shape[0]), **conditioning)
+        shown = z if z.dtype == dtype else z.to(dtype)
+        answer = self.network(shown, time.expand(z.shape[0]), **conditioning)
         answer = answer if isinstance(answer, Tensor) else answer.sample
         if answer.shape != z.shape:
             raise ValueError(
                 f"the network answered {tuple(answer.shape)} to z of shape {tuple(z.shape)}; it "
                 f"must predict {self.output.name} with the shape of z"
             )
-        return answer.to(z.dtype)
+        return answer if answer.dtype == z.dtype else answer.to(z.dtype)
 
     def prepare(self, levels: Sequence[Level], like: Tensor) -> list[Call]:
         """The calls at a list of levels, by one vectorised pass in float64."""

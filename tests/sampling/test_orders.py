@@ -89,8 +89,10 @@ def test_every_preset_has_its_order(name, measured):
         order = sampler.order if sampler.stochastic else sampler.order_on(schedule)
         wanted = FLAT.get((name, key), order)
         infinite = math.isinf(sampler.levels(schedule, 2)[-1].logsnr)
-        variable = getattr(sampler.solver, "variable", None)
-        below = 0.4 if infinite and variable in ("logsnr", "index") else 0.2
+        solver = sampler.solver
+        slow = infinite and getattr(solver, "variable", None) in ("logsnr", "index")
+        # eps is singular at pure noise, where steps are long and its first ones are held.
+        below = (0.7 if solver.output == "eps" else 0.4) if slow else 0.2
         assert wanted - below <= value <= wanted + above + below - 0.2, (key, found)
     documented = table(PAGE.read_text(encoding="utf-8"))[name]
     assert found == pytest.approx([float(value) for value in documented[4].split(", ")], abs=0.03)

@@ -27,11 +27,13 @@ class Row(NamedTuple):
 
     terms: (slot, coefficient), in the order of the slots. Call k keeps its input in slot 2k and its
         answer in 2k + 1, noise j lies in slot 2n + j.
+    fresh: slots of the noises that are drawn for this row.
     forget: slots that no later row needs.
     keep: of the call that follows, (slot, part of its pair, whether a row after the next needs it).
     """
 
     terms: list[tuple[int, float]]
+    fresh: list[int]
     forget: list[int]
     keep: list[tuple[int, int, bool]]
 
@@ -55,29 +57,27 @@ def lower(plan: Plan, denoiser: BaseDenoiser, dtype: torch.dtype, device: torch.
     anything else that denoises act on its estimates (x_k, eps_k).
     """
     calls = denoiser.prepare(plan.levels[:-1], torch.empty(0, dtype=dtype, device=device))
-    tables, last_use = list[dict[int, float]](), dict[int, int]()
+    noise, rows, last_use = 2 * plan.nfe, list[Row](), dict[int, int]()
     for number, row in enumerate(plan.rows):
         table = dict[int, float]()
         for (kind, k), value in row.items():
             if kind == "noise":
-                table[2 * plan.nfe + k] = value
+                table[noise + k] = value
                 continue
             x_z, x_o, eps_z, eps_o = calls[k].solution
             of_input, of_answer = (x_z, x_o) if kind == "x" else (eps_z, eps_o)
             table[2 * k] = table.get(2 * k, 0.0) + value * of_input
             table[2 * k + 1] = table.get(2 * k + 1, 0.0) + value * of_answer
-        tables.append({slot: table[slot] for slot in sorted(table) if table[slot] != 0})
-        last_use |= dict.fromkeys(tables[-1], number)
-    rows = list[Row]()
-    for number, table in enumerate(tables):
-        keep = [
-            (slot, part, last_use[slot] > number + 1)
-            for part, slot in enumerate((2 * number, 2 * number + 1))
-            if slot in last_use and number < plan.nfe
-        ]
-        forget = [slot for slot in table if last_use[slot] == number]
-        rows.append(Row(list(table.items()), forget, keep))
-    return Program(rows, calls, 2 * plan.nfe)
+        terms = sorted(item for item in table.items() if item[1])
+        fresh = [slot for slot, _ in terms if slot > noise and slot not in last_use]
+        for slot, _ in terms:
+            last_use[slot] = number
+        rows.append(Row(terms, fresh, [], []))
+    for slot, number in last_use.items():
+        rows[number].forget.append(slot)
+        if slot < noise:
+            rows[slot // 2].keep.append((slot, slot % 2, number > slot // 2 + 1))
+    return Program(rows, calls, noise)
 
 
 # torch.compile takes the result as it is: `torch.compiler.assume_constant_result`, which would
@@ -105,15 +105,14 @@ class Execution:
         noise: gives standard normal numbers; a ValueError says where it is wanting.
         like: a tensor of the shape of a state, for a row without terms, which is 0.
         """
-        terms, forget, _ = self.program.rows[self.row]
-        kept, first = self.kept, self.program.noise
-        for slot, _ in terms:
-            if slot > first and slot not in kept:
-                if noise is None:
-                    raise ValueError(
-                        "this plan injects noise; pass noise=, a source of standard normals"
-                    )
-                kept[slot] = noise()
+        terms, fresh, forget, _ = self.program.rows[self.row]
+        kept = self.kept
+        for slot in fresh:
+            if noise is None:
+                raise ValueError(
+                    "this plan injects noise; pass noise=, a source of standard normals"
+                )
+            kept[slot] = noise()
         state = combine([(kept[slot], value) for slot, value in terms], like)
         for slot in forget:
             del kept[slot]
@@ -121,7 +120,7 @@ class Execution:
 
     def mean(self, like: Tensor) -> Tensor:
         """The next state without the noises that are injected in it; the caller adds them."""
-        terms, forget, _ = self.program.rows[self.row]
+        terms, _, forget, _ = self.program.rows[self.row]
         told = [(slot, value) for slot, value in terms if slot < self.program.noise]
         mean = combine([(self.kept[slot], value) for slot, value in told], like)
         for slot in forget:
@@ -144,14 +143,14 @@ def combine(terms: Sequence[tuple[Tensor, float]], like: Tensor) -> Tensor:
     """`sum_k c_k v_k` without temporaries; zeros like `like` of no terms."""
     if not terms:
         return torch.zeros_like(like)
-    (first, a), *rest = terms
-    if not rest:
+    first, a = terms[0]
+    if len(terms) == 1:
         return first * a
-    second, b = rest[0]
+    second, b = terms[1]
     # A coefficient that is 1 but for rounding, such as flow matching's, saves a pass over memory.
-    one = abs(a - 1.0) < 1e-15
+    one = -1e-15 < a - 1.0 < 1e-15
     total = torch.add(first, second, alpha=b) if one else (first * a).add_(second, alpha=b)
-    for tensor, coefficient in rest[1:]:
+    for tensor, coefficient in terms[2:]:
         total.add_(tensor, alpha=coefficient)
     return total
 
@@ -183,9 +182,25 @@ def run(
     watch: sees each call.
     conditioning: what the network is told beside z and the level.
     """
-    denoiser, told = as_denoiser(denoiser), conditioning or {}
+    denoiser = as_denoiser(denoiser)
     program = lower(plan, denoiser, initial.dtype, initial.device)
-    execution = Execution(program, initial)
+    return execute(
+        program, denoiser, initial, noise, edit=edit, watch=watch, conditioning=conditioning
+    )
+
+
+def execute(
+    program: Program,
+    denoiser: BaseDenoiser,
+    initial: Tensor,
+    noise: Callable[[], Tensor] | None = None,
+    *,
+    edit: Callable[[int, Tensor, Level], Tensor | None] | None = None,
+    watch: Callable[[Visit], None] | None = None,
+    conditioning: dict[str, Any] | None = None,
+) -> Tensor:
+    """`run` with a plan that has been lowered to this denoiser."""
+    execution, told = Execution(program, initial), conditioning or {}
     for number, call in enumerate(program.calls):
         z = execution.state(noise, initial)
         if edit is not None:
