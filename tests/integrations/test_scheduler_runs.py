@@ -13,6 +13,7 @@ import torch
 from test_scheduler import MODES, SD, network, normal, ours
 
 from twosides.integrations.diffusers import Scheduler
+from twosides.integrations.kdiffusion import sampler_function
 from twosides.sampling.presets import samplers
 
 diffusers.logging.set_verbosity_error()
@@ -193,3 +194,115 @@ def test_restart_says_where_it_cannot_be_cut():
     scheduler.set_begin_index(10)
     with pytest.raises(ValueError, match="goes back to more noise before"):
         scheduler.set_begin_index(19 * scheduler.order)
+
+
+# ---------------------------------------------------------------------------- runs cut in two
+
+STEPS = 6
+
+
+def laid_out_or_skipped(name, mode):
+    try:
+        return laid_out(name, STEPS, **PLACES[mode])
+    except ValueError as refused:
+        pytest.skip(str(refused))
+
+
+def driven(scheduler, places, z):
+    """Some timesteps of a run, whose noise depends on the timestep only."""
+    for place in places:
+        t = scheduler.timesteps[place]
+        noise = normal(*z.shape, seed=place)
+        answer = 0.1 * network(z, t / 1000)
+        z = scheduler.step(answer, t, z, variance_noise=noise, return_dict=False)[0]
+    return z
+
+
+def remembers(scheduler):
+    """Whether a step needs what was answered before it."""
+    layout = scheduler._runs.current.whole.layout
+    return not all(layout.fresh[call] for call in layout.starts)
+
+
+def told_at(scheduler):
+    """What the network is told at the start of each step of the grid."""
+    notation, nodes = scheduler.notation, scheduler._runs.current.whole.nodes[:-1]
+    return notation.clock.read(torch.tensor(nodes, dtype=FLOAT64), notation.schedule).float()
+
+
+RAISED = {"edm"}  # a step of EDM's churn begins at a raised level, not at the grid's
+BEGINS = sorted({*samplers} - REFUSED - {"restart"})
+
+
+@pytest.mark.parametrize("mode", PLACES)
+@pytest.mark.parametrize("name", BEGINS)
+def test_every_preset_cut_at_a_step(name, mode):
+    """Image to image begins at `timesteps[i * order]`, with i from a strength."""
+    whole = laid_out_or_skipped(name, mode)
+    order, z = whole.order, normal(2, 3)
+    if name not in RAISED:
+        told = whole.timesteps[:: whole.order].float()
+        assert torch.allclose(told, told_at(whole), atol=2e-3)
+    end = driven(whole, range(len(whole.timesteps)), z)
+    for strength in (0.3, 0.5, 0.84, 1.0):
+        begun = max(STEPS - min(int(STEPS * strength), STEPS), 0)  # as pipelines reckon
+        first, second = (laid_out(name, STEPS, **PLACES[mode]) for _ in range(2))
+        half = driven(first, range(begun * order), z)
+        second.set_begin_index(begun * order)
+        got = driven(second, range(begun * order, len(whole.timesteps)), half)
+        assert got.isfinite().all()
+        if not remembers(whole):
+            assert torch.allclose(got, end, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["vp", "zero-snr"])
+@pytest.mark.parametrize("name", BEGINS)
+def test_every_preset_cut_by_denoising_end_and_start(name, mode):
+    """SDXL's base and refiner, which count the timesteps on both sides of a level.
+
+    With schedulers of order 2, the refiner's pipeline goes one timestep back, so that it does not
+    begin inside of a step; the base's pipeline has ended there all the same, with any scheduler.
+    """
+    whole = laid_out_or_skipped(name, mode)
+    if whole.order == 2:
+        pytest.skip("the two pipelines do not agree on where a run of order 2 is cut")
+    told, z = whole.timesteps, normal(2, 3)
+    end = driven(whole, range(len(told)), z)
+    for share in (0.2, 0.5, 0.8):
+        cutoff = round(1000 - share * 1000)
+        begun, left = int((told >= cutoff).sum()), int((told < cutoff).sum())
+        assert begun + left == len(told)
+        first, second = (laid_out(name, STEPS, **PLACES[mode]) for _ in range(2))
+        half = driven(first, range(begun), z)
+        second.set_begin_index(len(told) - left)
+        got = driven(second, range(len(told) - left, len(told)), half)
+        assert got.isfinite().all()
+        if not remembers(whole) and whole.order == 1:
+            assert torch.allclose(got, end, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("path", ["ve", "flow"])
+@pytest.mark.parametrize("name", sorted({*samplers} - {"restart", "langevin"}))
+def test_every_preset_cut_by_its_sigmas(name, path):
+    """k-diffusion's SplitSigmas; ComfyUI's first and last step are the same, with more sigmas."""
+    top = 1.0 if path == "flow" and name not in REFUSED else 0.9
+    sigmas = torch.linspace(top, 0, STEPS + 1, dtype=FLOAT64)
+    function = sampler_function(name, path=path)
+    whole = laid_out(name, STEPS, **MODES["flow"]) if name not in REFUSED else None
+
+    def noise(sigma, sigma_next):
+        return normal(2, 3, seed=int(1e4 * sigma_next), dtype=FLOAT64)
+
+    def run(z, levels):
+        return function(
+            lambda z, s: torch.tanh(z) * (1 - s[:, None] / 3), z, levels, noise_sampler=noise
+        )
+
+    z = top * normal(2, 3, dtype=FLOAT64)
+    end = run(z, sigmas)
+    for cut in (1, 3, 5):
+        got = run(run(z, sigmas[: cut + 1]), sigmas[cut:])
+        assert got.isfinite().all()
+        # EDM states its churn by the number of steps, which is another in each half.
+        if name != "edm" and (whole is None or not remembers(whole)):
+            assert torch.allclose(got, end, rtol=1e-9, atol=1e-9)
