@@ -52,7 +52,7 @@ def exact(scheduler, told, z):
 
 def arrival(scheduler, noise):
     """Where the probability-flow ODE leads from where a run starts, and where the run ends."""
-    plan = scheduler._current().walk.plan
+    plan = scheduler._runs.current.whole.plan
     start = plan.levels[0]
     z = noise * scheduler.init_noise_sigma
     unit = (z - start.alpha * 0.3) / math.hypot(start.alpha * 0.5, start.sigma)

@@ -78,7 +78,7 @@ def test_samples_are_the_pipelines_own(name, sampler):
     states, positive, negative = overheard(name, pipe, 4)
     guided = {"guidance_scale": 2.0, **negative} if negative else {}
     denoiser = load_denoiser(pipe, **positive, **guided)
-    plan = pipe.scheduler._current().walk.plan
+    plan = pipe.scheduler._runs.current.whole.plan
     noise = states[0] / np.linalg.norm(plan.noise[0])
     x = plan.levels[-1].alpha * ts.sample(denoiser, noise.shape, sampler=plan, init=noise)
     assert torch.allclose(x, states[-1], rtol=1e-4, atol=1e-5 * float(x.abs().max()))

@@ -87,7 +87,7 @@ def test_schedulers_of_pipelines_walk_as_before(name, sampler):
     for scheduler in (old, new):
         scheduler.set_timesteps(6)
     assert torch.equal(old.timesteps, new.timesteps)
-    plans = (scheduler._current().walk.plan for scheduler in (old, new))
+    plans = (scheduler._runs.current.whole.plan for scheduler in (old, new))
     assert ts.compare(*plans).verdict == "identical"
 
 

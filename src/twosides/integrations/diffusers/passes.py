@@ -1,10 +1,15 @@
-"""A plan run from outside: a pipeline calls the network, a Pass says what to show it next."""
+"""A plan run from outside: a pipeline calls the network, a Pass says what to show it next.
+
+A pass is what a scheduler keeps of one run: the plan of a sampler through given levels, and how far
+it has come. A *call* is a question to the network, a *leg* is a piece of the route that a run walks
+(`sampling.noise.route`), and several calls may belong to a leg.
+"""
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
-from collections.abc import Callable
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
@@ -26,13 +31,18 @@ from twosides.sampling.solvers import DDIM, Asks, walk
 class Layout(NamedTuple):
     """A plan, its rows for raw answers of the network, and the legs that it walks.
 
-    starts: the calls at which the legs begin. asked: the log-SNRs of these calls.
+    starts: the calls at which the legs begin.
+    asked: the log-SNRs of these calls.
+    numbers: of each leg, the step of the grid that it belongs to.
+    fresh: of each call, whether no later row needs anything from before it.
     """
 
     plan: Plan
     program: Program
     starts: tuple[int, ...]
     asked: tuple[float, ...]
+    numbers: tuple[int, ...]
+    fresh: tuple[bool, ...]
 
 
 @lru_cache(maxsize=64)
@@ -83,13 +93,30 @@ def lay_out(
     plan = trace(whole, levels[-1], title)
     elsewhere = notation.denoiser(torch.nn.Identity())  # the pipeline calls the network
     program = lower(plan, elsewhere, torch.float32, torch.device("cpu"))
-    return Layout(plan, program, tuple(starts), tuple(leg.here.logsnr for leg in route))
+    asked = tuple(leg.here.logsnr for leg in route)
+    numbers = tuple(leg.number for leg in route)
+    return Layout(plan, program, tuple(starts), asked, numbers, _fresh(program))
+
+
+def _fresh(program: Program) -> tuple[bool, ...]:
+    """Whether the rows after each call need nothing that was kept before it."""
+    calls, known = len(program.calls), dict[int, int]()
+    oldest = [calls] * (calls + 1)  # the earliest call that a row needs
+    for number, row in enumerate(program.rows):
+        for slot, _ in row.terms:
+            own = slot // 2 if slot < program.noise else max(number - 1, 0)
+            oldest[number] = min(oldest[number], known.setdefault(slot, own))
+    for number in reversed(range(calls)):
+        oldest[number] = min(oldest[number], oldest[number + 1])
+    return tuple(oldest[call + 1] >= call for call in range(calls))
 
 
 class Pass:
     """One pass of a sampler along its route through `nodes`, in the latents of the notation.
 
+    nodes: log-SNRs from noise to data.
     first, begun: see `lay_out`.
+    start: the number that its first call has in the pass of the whole route.
     """
 
     def __init__(
@@ -99,19 +126,24 @@ class Pass:
         nodes: tuple[float, ...],
         first: int = 0,
         begun: tuple[float, ...] = (),
+        start: int = 0,
     ) -> None:
         """ValueError for impossible pairs, such as eps-prediction at zero SNR."""
         self.sampler, self.notation, self.nodes = sampler, notation, nodes
-        self.first, self.begun = first, begun
-        self.plan, self.program, self._starts, self._asked = lay_out(
-            sampler, notation, nodes, first, begun
-        )
+        self.first, self.begun, self.start = first, begun, start
+        self.layout = lay_out(sampler, notation, nodes, first, begun)
+        self.plan, self.program = self.layout.plan, self.layout.program
         self.execution = Execution(self.program)
 
     @property
     def row(self) -> int:
         """The number of network calls that have been answered."""
         return self.execution.row
+
+    @property
+    def place(self) -> int:
+        """The number, in the pass of the whole route, of the call that is to be answered next."""
+        return self.start + self.execution.row
 
     @property
     def calls(self) -> list[Call]:
@@ -121,35 +153,55 @@ class Pass:
     @property
     def steps(self) -> int:
         """The number of legs."""
-        return len(self._starts)
+        return len(self.layout.starts)
+
+    def steps_of_calls(self) -> list[int]:
+        """Of each call, the number of the step of the grid that it belongs to."""
+        starts, numbers = self.layout.starts, self.layout.numbers
+        return [numbers[bisect_right(starts, call) - 1] for call in range(self.plan.nfe)]
 
     def twin(self) -> Pass:
         """A pass of its own, at the same place."""
+        return self.returned(self.row, self.execution.kept)
+
+    def returned(self, row: int, kept: dict[int, Tensor]) -> Pass:
+        """A pass of its own after `row` calls, of which `kept` is remembered."""
         made = self._again()
-        made.execution.row, made.execution.kept = self.row, dict(self.execution.kept)
+        made.execution.row, made.execution.kept = row, dict(kept)
         return made
 
     def after(self, call: int) -> Pass:
-        """The pass of a state that is given at the level of this call."""
+        """The pass of a state that is given at the level of this call, of the whole route."""
+        starts = self.layout.starts
         if call == 0:
             return self._again()
-        index = bisect_left(self._starts, call)
-        start = self._starts[index] if index < len(self._starts) else self.plan.nfe
+        if call < self.plan.nfe and self.layout.fresh[call]:
+            return self.returned(call, {})
+        index = bisect_left(starts, call)
+        start = starts[index] if index < len(starts) else self.plan.nfe
         inside = tuple(level.logsnr for level in self.plan.levels[call:start])
-        return self._again(first=self.first + index, begun=inside)
+        return self._again(first=index, begun=inside, start=call)
 
     def at(self, logsnr: float) -> Pass:
         """The pass of a state that is given at any level: a DDIM step to where a leg starts."""
-        ahead = (index for index, asked in enumerate(self._asked) if asked > logsnr)
-        first = next(ahead, len(self._asked))
-        return self._again(first=self.first + first, begun=(logsnr,))
+        asked, starts = self.layout.asked, [*self.layout.starts, self.plan.nfe]
+        ahead = (index for index, there in enumerate(asked) if there > logsnr)
+        first = next(ahead, len(asked))
+        return self._again(first=first, begun=(logsnr,), start=starts[first] - 1)
 
     def noisy(self, stochasticity: Stochasticity) -> Pass:
-        """The same with other noise."""
-        return self._again(sampler=replace(self.sampler, stochasticity=stochasticity))
+        """The same with other noise; ValueError where that moves the calls to other levels."""
+        made = self._again(sampler=replace(self.sampler, stochasticity=stochasticity))
+        if made.plan.levels != self.plan.levels:  # the network would be told what is not so
+            raise ValueError(
+                f"with {stochasticity} this sampler asks the network at other levels than those of "
+                "the timesteps that were handed out; leave eta out, and choose a sampler with noise"
+            )
+        return made
 
     def _again(self, **changes: Any) -> Pass:
-        parts = {name: getattr(self, name) for name in ("sampler", "nodes", "first", "begun")}
+        names = ("sampler", "nodes", "first", "begun", "start")
+        parts = {name: getattr(self, name) for name in names}
         return Pass(notation=self.notation, **{**parts, **changes})
 
     def advance(self, z: Tensor, answer: Tensor, noise: Callable[[], Tensor]) -> Tensor:
@@ -163,34 +215,62 @@ class Pass:
         return x_z * z + x_o * answer
 
 
+def spread(calls: Sequence[int], per_step: int, steps: int) -> list[int]:
+    """The calls that timesteps stand for, so that those of step i begin at `i * per_step`.
+
+    Pipelines that begin in the middle of a run look for its steps there. Where a step has fewer
+    calls, such as the first from pure noise, the call after it is given several timesteps. All but
+    the last of these are *idle*: the pipeline asks its network, and the answer changes nothing.
+
+    calls: of each call, the number of its step.
+    per_step: timesteps for each step; the last may have fewer.
+    steps: the number of steps. Those at the end without a call are idle.
+
+        >>> spread([0, 1, 1, 2, 2, 3], 2, 4)
+        [0, 1, 1, 2, 3, 4, 5]
+    """
+    places = list[int]()
+    for step in range(steps):
+        own = [call for call, number in enumerate(calls) if number == step]
+        after = 1 + own[-1] if own else len(calls)
+        idle = per_step - len(own) if step < steps - 1 else 1 - len(own)
+        places += [*own, *[after] * max(idle, 0)]
+    return places
+
+
 class Band:
     """A pass for compilers, whose graph must not depend on the number of the step.
 
     Each call's group is what it leaves behind: its input, its answer, and the noises drawn for the
     state after it. A row of `table` combines the last `depth` groups, zeros where a plan needs
     fewer; the row's number is a tensor too. The last two columns are the call's (x_z, x_o).
+
+    places: the calls that timesteps stand for, from that on with which the pass begins (`spread`).
     """
 
-    def __init__(self, walk: Pass, device: Any) -> None:
-        """From the start of a pass."""
-        calls, rows = walk.plan.nfe, walk.program.rows
-        owner = {2 * k + part: (k, part) for k in range(calls) for part in (0, 1)}
+    def __init__(self, walk: Pass, places: Sequence[int], device: Any) -> None:
+        """From where a pass stands."""
+        calls = [place - walk.start for place in places]
+        idle = [here == there for here, there in pairwise([*calls, walk.plan.nfe])]
+        owner, rows = dict[int, tuple[int, int]](), list[list[tuple[int, int, float]]]()
         self.draws = 0
-        for k, row in enumerate(rows[1:]):
-            fresh = sorted(slot for slot, _ in row.terms if slot not in owner)
-            owner |= {slot: (k, 2 + number) for number, slot in enumerate(fresh)}
+        for place, call in enumerate(calls):
+            if idle[place]:
+                rows.append([(0, 0, 1.0)])
+                continue
+            terms = walk.program.rows[call + 1].terms
+            owner |= {2 * call: (place, 0), 2 * call + 1: (place, 1)}
+            fresh = sorted(slot for slot, _ in terms if slot not in owner)
+            owner |= {slot: (place, 2 + number) for number, slot in enumerate(fresh)}
             self.draws = max(self.draws, len(fresh))
-        places = [
-            [(k - owner[slot][0], owner[slot][1], value) for slot, value in row.terms]
-            for k, row in enumerate(rows[1:])
-        ]
+            rows.append([(place - owner[s][0], owner[s][1], value) for s, value in terms])
         self.width = 2 + self.draws
-        self.depth = 1 + max(lag for row in places for lag, _, _ in row)
-        table = np.zeros((calls, self.depth * self.width + 2))
-        for k, row in enumerate(places):
+        self.depth = 1 + max(lag for row in rows for lag, _, _ in row)
+        table = np.zeros((len(calls), self.depth * self.width + 2))
+        for place, (call, row) in enumerate(zip(calls, rows, strict=True)):
             for lag, part, value in row:
-                table[k, lag * self.width + part] = value
-            table[k, -2:] = walk.calls[k].solution[:2]
+                table[place, lag * self.width + part] = value
+            table[place, -2:] = walk.calls[min(call, walk.plan.nfe - 1)].solution[:2]
         self.table = torch.from_numpy(table).to(device, torch.float32)
         self.place = torch.zeros(1, dtype=torch.int64, device=device)
         self.past: tuple[Tensor, ...] = ()

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from twosides.integrations.diffusers import levels
 from twosides.integrations.diffusers import notation as notations
 from twosides.integrations.diffusers.networks import (
     network_name,
@@ -245,10 +246,10 @@ _OURS = "Scheduler.from_pipeline(pipe)"
 def _double_shift(facts: Facts) -> Trap | None:
     if facts.ours or facts.notation.path != "flow" or facts.config.get("use_dynamic_shifting"):
         return None
-    shift = notations.shift_of(facts.config, None)
+    shift = levels.shift_of(facts.config, None)
     if shift == 1.0 or not str(type(facts.scheduler).__name__).startswith("FlowMatch"):
         return None
-    once = notations.native(facts.config, facts.notation, facts.steps)[-2]
+    once = levels.native(facts.config, facts.notation, facts.steps)[-2]
     wanted, last = float(torch.sigmoid(-0.5 * once)), float(facts.sigmas[-1])
     if abs(last - wanted) <= 1e-3 * wanted:
         return None

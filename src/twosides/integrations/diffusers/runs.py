@@ -1,41 +1,123 @@
-"""The runs of a scheduler: which of its interleaved ones a step belongs to."""
+"""The runs of a scheduler: where each stands, and which of its interleaved ones a step belongs to.
+
+A pipeline is handed a tensor of timesteps and comes back with one of its elements at a time. Which
+one it is, is known by where it lies in memory, without a look at its value, for which a GPU would
+have to be waited for. So a step may come again (tiles), earlier ones may (time travel, as RePaint
+does), and some may be left out: what a run remembers is that of the step that is taken.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
+import copy
+import threading
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from twosides.integrations.diffusers.passes import Band, Pass
 from twosides.randomness import PerSample
+from twosides.sampling.noise import DDIMEta
 
-_MOST = 8  # unfinished runs that are remembered besides each thread's last: they keep latents
+
+class Taken(NamedTuple):
+    """The step that was taken last: its pass, its call, and what was remembered before it."""
+
+    walk: Pass
+    call: int
+    kept: dict[int, Tensor]
 
 
 @dataclass(eq=False)
-class _Run:
-    """A pass over `timesteps`: `index` is the next one's number, None before the first step."""
+class Run:
+    """A pass over `timesteps`, and where it stands.
+
+    whole: the pass from the first timestep on.
+    places: of each timestep, the call of the whole that it stands for (`passes.spread`).
+    timesteps: what the network is told; the tensor that pipelines iterate over.
+    sigmas: of the timesteps and the result, flow times or sigma / alpha, on the CPU.
+    steps, order: their number as pipelines count, and the timesteps of each.
+    eager: why it cannot be compiled; "" where it can.
+    begin: the timestep with which it is to begin, where that was said.
+    index: the number of the next timestep, None before the first step.
+    eta: DDIM's, which takes the place of the sampler's noise unless 0.
+    own: the source of its noise, where the scheduler has a seed.
+    walk: the pass that is being walked, the whole's or what is left of it; None before the first
+        step.
+    idle: whether the answer to this timestep changes nothing.
+    band: the pass as compiled steps read it.
+    """
 
     whole: Pass
+    places: Sequence[int]
     timesteps: Tensor
     sigmas: Tensor
-    walk: Pass  # what is left of the whole where the run begins later
+    steps: int
     order: int
-    band: Band
-    eager: str  # why it cannot be compiled, if it cannot
+    eager: str = ""
     begin: int | None = None
     index: int | None = None
     eta: float = 0.0
     own: PerSample | None = None
+    walk: Pass | None = field(init=False, default=None)
+    idle: bool = field(init=False, default=False)
+    band: Band = field(init=False)
+    _past: Taken | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        """Where the timesteps are stored."""
+        """Note where the timesteps are stored."""
         first = self.timesteps.data_ptr()
         self._stored = range(first, first + self.timesteps.nbytes, self.timesteps.itemsize)
+        self._next = 0
+        self.set_band(self.begin or 0)
+
+    def set_band(self, begin: int) -> None:
+        """Prepare what compiled steps need, from a timestep on."""
+        call = self.places[begin]
+        walk = self.whole.after(call) if call < self.whole.plan.nfe else self.whole
+        self.band = Band(walk, self.places[begin:], self.timesteps.device)
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the next step begins the run, or begins it anew."""
+        return self.index is None or self.index == len(self.places)
+
+    @property
+    def solution(self) -> tuple[float, float]:
+        """The coefficients of the state and the network's answer in x, at this timestep."""
+        if not self.idle:
+            assert self.walk is not None
+            return self.walk.calls[self.walk.row].solution[:2]
+        call = self.places[self._next - 1]
+        if call < self.whole.plan.nfe:
+            return self.whole.calls[call].solution[:2]
+        network = self.whole.notation.denoiser(torch.nn.Identity())
+        return network.prepare([self.whole.plan.levels[-1]], torch.empty(0))[0].solution[:2]
+
+    def begin_at(self, index: int) -> None:
+        """Begin with the timestep of this number; ValueError where it is no place to begin."""
+        count = len(self.places)
+        if not 0 <= index < count:
+            raise ValueError(
+                f"begin_index={index} leaves nothing of this run, which has {count} timesteps in "
+                f"{self.steps} steps. If it came from a strength, that is less than one step: "
+                f"raise the strength to at least 1 / {self.steps}, or take more steps"
+            )
+        step, inside = divmod(index, self.order)
+        reached, call = self.whole.steps_of_calls(), self.places[index]
+        if self.order > 1 and not inside and call < len(reached) and reached[call] != step:
+            raise ValueError(
+                f"timestep {index} was to begin step {step} of {self.steps}, but this sampler goes "
+                f"back to more noise before that, and is in step {reached[call]} there; begin "
+                "earlier, or choose a sampler that does not go back"
+            )
+        self.begin = index
+        if index:
+            self.set_band(index)
 
     def position(self, timestep: Any) -> int | None:
         """Its number, if it is an element of the very tensor that was handed out.
@@ -47,41 +129,140 @@ class _Run:
         place = timestep.data_ptr()
         return self._stored.index(place) if place in self._stored else None
 
+    def arrive(self, timestep: Any, eta: float) -> None:
+        """Stand at the step of this timestep, with the memory that belongs there.
 
-def _merely_equal(sigmas: Any) -> bool:
-    """Whether these are 1 ... 1/n, which pipelines pass when nobody chose anything."""
-    values = np.asarray(sigmas, dtype=np.float64)
-    return np.allclose(values, np.linspace(1, 1 / len(values), len(values)), atol=1e-6)
+        The step that was taken last may be taken again, from the same memory. One that is neither
+        this nor the next begins without memory, as image to image does. A timestep whose value is
+        not at hand, such as a copy in another dtype on a GPU, is taken for the next.
+        """
+        index = self._number(timestep)
+        again = self._past
+        if again is None or index is None or again.call != self.places[index]:
+            again = None
+        if self.fresh and again is None:
+            self.eta, self.own, self.walk, self._past = eta, None, None, None
+        elif eta != self.eta:
+            raise ValueError(f"eta changed from {self.eta} to {eta} within a run; keep it")
+        if index is None:
+            self.walk = self._with_eta().at(self._logsnr(timestep))
+            self.idle = False
+            self._next = bisect_left(self.places, self.walk.start + 1)
+            return
+        self.index, self.idle, self._next = index, self._is_idle(index), index + 1
+        call = self.places[index]
+        if not self.idle and (self.walk is None or self.walk.place != call):
+            if again is not None:
+                self.walk = again.walk.returned(call - again.walk.start, again.kept)
+            else:
+                self.walk = self._with_eta().after(call)
+
+    def advance(self, z: Tensor, answer: Tensor, noise: Callable[[], Tensor]) -> Tensor:
+        """The state after this timestep, which is z itself where it is idle."""
+        self.index = self._next
+        if self.index == len(self.places):
+            self.begin = None
+        if self.idle:
+            return z
+        assert self.walk is not None
+        self._past = Taken(self.walk, self.walk.place, dict(self.walk.execution.kept))
+        return self.walk.advance(z, answer, noise)
+
+    def twin(self) -> Run:
+        """A run of its own, at the same place."""
+        made = copy.copy(self)
+        made.timesteps = self.timesteps.clone()
+        made.__post_init__()
+        made.own, made._next = copy.deepcopy(self.own), self._next
+        made.walk = self.walk and self.walk.twin()
+        return made
+
+    def _number(self, timestep: Any) -> int | None:
+        """Which of the timesteps this is; None if it begins the run and is none of them."""
+        index = self.position(timestep)
+        if index is not None:
+            return index
+        due = self.begin if self.fresh else self.index
+        if not _is_at_hand(timestep) and due is not None:
+            return due
+        value = torch.as_tensor(timestep).flatten()[0].cpu()
+        if due is not None and self._values[due] == value.item():
+            return due
+        # In half precision: the elements that are rounded to it.
+        known = self._values.to(value.dtype) if value.dtype.itemsize < 4 else self._values
+        same = (known == value).nonzero().flatten().tolist()
+        starts = self.whole.layout.starts
+        begins = [n for n in same if self.places[n] in starts and not self._is_idle(n)]
+        # Of two calls at one level, the second begins a step.
+        return begins[0] if begins else same[:2][-1] if same else due
+
+    @cached_property
+    def _values(self) -> Tensor:
+        return self.timesteps.cpu().double()
+
+    def _is_idle(self, index: int) -> bool:
+        """Whether a timestep stands for the same call as the one after it."""
+        after = self.places[index + 1] if index + 1 < len(self.places) else self.whole.plan.nfe
+        return self.places[index] == after
+
+    def _logsnr(self, timestep: Any) -> float:
+        notation = self.whole.notation
+        told = torch.as_tensor(timestep).cpu().double().flatten()[0]
+        return float(notation.clock.logsnr(told, notation.schedule))
+
+    def _with_eta(self) -> Pass:
+        return self.whole.noisy(DDIMEta(self.eta)) if self.eta else self.whole
 
 
-def _checked(nodes: Tensor) -> tuple[float, ...]:
-    values = tuple(nodes.tolist())
-    for here, there in pairwise(values):
-        if not there > here:
-            raise ValueError(
-                f"timesteps and sigmas must fall strictly, from noise to data, but logsnr "
-                f"{here:.6g} is followed by {there:.6g}"
-            )
-    return values
+def _is_at_hand(timestep: Any) -> bool:
+    """Whether a timestep's value is at hand, and exact."""
+    if isinstance(timestep, Tensor):
+        return timestep.device.type == "cpu" and timestep.dtype.itemsize >= 4
+    return True
 
 
-def _interpolated(walk: Pass, timesteps: Any) -> Tensor:
-    """What the network is told at each call, where both timesteps and sigmas are given."""
+class Runs:
+    """The runs of a scheduler, of which several may be under way: interleaved, or in threads.
 
-    def time(logsnr: Any) -> Any:
-        return 1 / (1 + np.exp(0.5 * np.asarray(logsnr)))
+    last: the run that was laid out last of all.
+    """
 
-    told = np.asarray(timesteps, dtype=np.float64)
-    nodes = time(walk.nodes[: len(told)])
-    calls = time([call.level.logsnr for call in walk.calls])
-    return torch.from_numpy(np.interp(-calls, -nodes, told)).float()
+    MOST = 8  # unfinished runs that are remembered besides each thread's last: they keep latents
 
+    def __init__(self) -> None:
+        """No runs."""
+        self.last: Run | None = None
+        self._live: list[Run] = []
+        self._latest: dict[int, Run] = {}  # by thread
 
-def _position(run: _Run, timestep: Any) -> int | None:
-    """Which of the timesteps this is; None if it is none of them."""
-    place = run.position(timestep)
-    if place is not None:
-        return place
-    found = (run.timesteps == torch.as_tensor(timestep, device=run.timesteps.device)).nonzero()
-    # Of two calls at one level, the second begins a step.
-    return int(found[:2][-1]) if len(found) else None
+    def enter(self, run: Run) -> None:
+        """Add a run, which is this thread's from now on."""
+        self.last = run
+        # Changed in place: other threads may be doing the same.
+        self._live.append(run)
+        del self._live[: -self.MOST]
+        self._latest[threading.get_ident()] = run
+        alive = {thread.ident for thread in threading.enumerate()}
+        for key in [key for key in list(self._latest) if key not in alive]:
+            self._latest.pop(key, None)
+
+    def leave(self, run: Run) -> None:
+        """Forget a run that is done, unless it is some thread's last."""
+        if run in self._live:
+            self._live.remove(run)
+
+    @property
+    def current(self) -> Run | None:
+        """The run that this thread laid out last, or else the last of all."""
+        latest = self._latest.get(threading.get_ident())
+        return latest or self.last
+
+    def of(self, timestep: Any) -> Run:
+        """Whose timestep it is, so that interleaved runs do not disturb each other."""
+        run = self.current
+        if run is None:
+            raise ValueError("call set_timesteps before step")
+        if run.position(timestep) is None:
+            owners = (r for r in self._live[:] if r.position(timestep) is not None)
+            return next(owners, run)
+        return run

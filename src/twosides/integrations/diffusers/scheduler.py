@@ -6,10 +6,7 @@ A pipeline asks its scheduler for `timesteps`, calls its network at each and han
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import inspect
-import threading
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -24,22 +21,16 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from twosides.integrations.diffusers import notation as notations
-from twosides.integrations.diffusers.configs import _class_with, _completed, _whole
+from twosides.integrations.diffusers.answers import predicts_variance, read_answer
+from twosides.integrations.diffusers.configs import as_count, translate
+from twosides.integrations.diffusers.levels import choose_nodes, interpolate, shift_of
 from twosides.integrations.diffusers.notation import Notation
-from twosides.integrations.diffusers.passes import Band, Pass
-from twosides.integrations.diffusers.runs import (
-    _MOST,
-    _checked,
-    _interpolated,
-    _merely_equal,
-    _position,
-    _Run,
-)
+from twosides.integrations.diffusers.passes import Pass, spread
+from twosides.integrations.diffusers.runs import Run, Runs
 from twosides.naming import unknown
 from twosides.randomness import PerSample
-from twosides.sampling.grids import GRIDS, Grid
-from twosides.sampling.noise import DDIMEta
-from twosides.sampling.presets import PUBLISHED, sampler_named
+from twosides.sampling.grids import GRIDS
+from twosides.sampling.presets import sampler_named
 from twosides.sampling.sampler import Sampler
 from twosides.schedules import Tabulated, along_batch
 from twosides.storage.parts import describe, restore
@@ -132,9 +123,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         _ = self._sampler(), self.notation  # now, so that what is wrong is said here
 
     def _forget_runs(self) -> None:
-        self._last: _Run | None = None
-        self._live: list[_Run] = []
-        self._latest: dict[int, _Run] = {}  # by thread
+        self._runs = Runs()
         self._read: tuple[Any, Notation] | None = None
 
     # ------------------------------------------------------------------ from others
@@ -154,20 +143,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     ) -> Any:
         """From the config of this class, or of a scheduler of diffusers', with its defaults."""
         known = set(inspect.signature(cls.__init__).parameters) - {"self"}
-        if config.get("compat") == "published" and isinstance(config.get("sampler"), str):
-            # In files of the first version this was a word of its own.
-            config = {**config, "sampler": config["sampler"] + PUBLISHED}
-        name = config.get("_class_name") or _class_with(config)
-        if known <= config.keys():  # its own; diffusers takes positional arguments for defaults
-            config = {key: v for key, v in config.items() if key != "_use_default_values"}
-        elif name in notations.ORIGINS and "sampler" not in config:
-            told = _completed(name, config)
-            config = {key: value for key, value in told.items() if key in known} | {"origin": name}
-        elif name not in (None, cls.__name__, *notations.ORIGINS):
-            raise ValueError(
-                f"{name} is not a scheduler of Gaussian diffusion that can be read here; these "
-                f"are: {', '.join(notations.ORIGINS)}"
-            )
+        config = translate(config, known)
         if not return_unused_kwargs and (wrong := options.keys() - known):
             raise TypeError(str(unknown("option", min(wrong), known)))
         if isinstance(options.get("sampler"), Sampler):
@@ -188,34 +164,6 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         given = self.config["sampler"]
         sampler = restore(dict(given)) if isinstance(given, Mapping) else given
         return sampler_named(sampler)
-
-    def _own_grid(self, sampler: Sampler) -> Grid | None:
-        """The grid that is not the model's."""
-        name = self.config["grid"]
-        whole = isinstance(self.config["sampler"], Mapping) or sampler.solver.even
-        if name is not None and name != "sampler":
-            return GRIDS[name]
-        return sampler.grid if name or whole else None
-
-    def _nodes(
-        self, sampler: Sampler, steps: int | None, timesteps: Any, sigmas: Any, mu: float | None
-    ) -> tuple[float, ...]:
-        """log-SNRs from noise to data."""
-        config, notation = self.config, self.notation
-        own, latents = self._own_grid(sampler), notation.latents
-        if timesteps is not None and sigmas is None:
-            nodes = notations.from_timesteps(config, notation, timesteps)
-        elif sigmas is not None and not (own and _merely_equal(sigmas)):
-            nodes = notations.from_sigmas(config, notation, sigmas, mu)
-        else:
-            count = _whole(steps if sigmas is None else len(sigmas))
-            if own is not None:
-                flow = notation.path == "flow"
-                clock = latents.shifted(notations.shift_of(config, mu)) if flow else latents
-                nodes = notations.ended(config, own, clock, count)
-            else:
-                nodes = notations.native(config, notation, count, mu)
-        return _checked(nodes)
 
     # ------------------------------------------------------------------ a run
 
@@ -239,67 +187,35 @@ class Scheduler(SchedulerMixin, ConfigMixin):
                     f"{len(values)} {name} do not make num_inference_steps={num_inference_steps}"
                 )
         notation, sampler = self.notation, self._sampler()
-        nodes = self._nodes(sampler, num_inference_steps, timesteps, sigmas, mu)
+        counted = timesteps is None and sigmas is None
+        steps = as_count(num_inference_steps) if counted else 0
+        nodes = choose_nodes(self.config, notation, sampler, steps, timesteps, sigmas, mu)
         walk = Pass(sampler, notation, nodes)
-        told = torch.cat([call.time for call in walk.calls])
+        plan, order = walk.plan, sampler.nfe_per_step if counted else 1
+        places = spread(walk.steps_of_calls(), order, steps) if counted else range(plan.nfe)
+        asked = [plan.levels[place].logsnr for place in places]
         if timesteps is not None and sigmas is not None:
-            told = _interpolated(walk, timesteps)
-        elif notation.path == "vp" and bool((told == told.round()).all()):
-            told = told.long()  # also for those who look things up with it
-        plan = walk.plan
+            told = interpolate(nodes, asked, timesteps)
+        else:
+            logsnrs = torch.tensor(asked, dtype=torch.float64)
+            told = notation.clock.read(logsnrs, notation.schedule).float()
+            if notation.path == "vp" and bool((told == told.round()).all()):
+                told = told.long()  # also for those who look things up with it
         with np.errstate(divide="ignore"):
             ratio = plan.sigma if notation.path == "flow" else plan.sigma / plan.alpha
-        counted = timesteps is None and sigmas is None
-        order = sampler.nfe_per_step if counted else 1
-        told, sigmas = told.to(device or "cpu"), torch.from_numpy(ratio).float()
-        self._enter(_Run(walk, told, sigmas, walk, order, Band(walk, told.device), self._eager()))
-
-    def _enter(self, run: _Run) -> None:
-        self._last = run
-        # Changed in place: other threads may be doing the same.
-        self._live.append(run)
-        del self._live[:-_MOST]
-        self._latest[threading.get_ident()] = run
-        alive = {thread.ident for thread in threading.enumerate()}
-        for key in [key for key in list(self._latest) if key not in alive]:
-            self._latest.pop(key, None)
-
-    def _current(self) -> _Run | None:
-        """The run that this thread laid out last, or else the last of all."""
-        latest = self._latest.get(threading.get_ident())
-        return latest or self._last
-
-    def _run_of(self, timestep: Any) -> _Run:
-        """Whose timestep it is, so that interleaved runs do not disturb each other."""
-        run = self._current()
-        if run is None:
-            raise ValueError("call set_timesteps before step")
-        if run.position(timestep) is None:
-            owners = (r for r in self._live[:] if r.position(timestep) is not None)
-            return next(owners, run)
-        return run
+        levels = torch.from_numpy(ratio[[*places, plan.nfe]]).float()
+        told = told.to(device or "cpu")
+        self._runs.enter(Run(walk, places, told, levels, steps or plan.nfe, order, self._eager()))
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """The number of the timestep with which the run will begin (image to image)."""
-        run = self._current()
-        if run is not None:
-            run.begin = begin_index
-            if begin_index:
-                run.band = Band(run.whole.after(begin_index), run.timesteps.device)
+        """The number of the timestep with which the run will begin (image to image).
 
-    def _begin(self, run: _Run, timestep: Any, eta: float) -> None:
-        """Settle where the run begins, now that the first timestep is known."""
-        index = run.begin if run.begin is not None else _position(run, timestep)
-        if index is None:
-            own = self.notation
-            told = torch.as_tensor(timestep).cpu().double()
-            run.walk = run.whole.at(float(own.clock.logsnr(told, own.schedule)))
-            index = int((run.timesteps.cpu() > told).sum())
-        else:
-            run.walk = run.whole.after(index)
-        if eta:
-            run.walk = run.walk.noisy(DDIMEta(eta))
-        run.index, run.eta, run.own = index, eta, None
+        ValueError where nothing is left to do, or where that timestep does not begin the step that
+        its number says.
+        """
+        run = self._runs.current
+        if run is not None:
+            run.begin_at(begin_index)
 
     def step(
         self,
@@ -314,38 +230,40 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     ) -> Any:
         """The next latents, from the network's answer to `sample` at `timestep`.
 
-        eta: DDIM's, instead of the sampler's noise; 0 leaves the sampler's. generator: one, or one
-        per sample. variance_noise: the first noise of the step, instead of drawing it. The first
-        timestep of a run says where it begins; later ones only whose run it is. A tuple (latents,)
-        if not return_dict, with the predicted data too where the run is a single step. The data
-        are clipped (`clip_sample`) consistently, which use_clipped_model_output asks for.
+        model_output: the network's answer, with the channels of its variance if it has some.
+        timestep: an element of `timesteps`, which is known by its place in memory, or a number that
+            equals one. The step that was taken last may be taken again, as for tiles; any other
+            that is not the next begins there without memory of earlier calls. A timestep that is
+            none of them begins a run between two, and is the next one in a run that has begun.
+        sample: the latents that the network was shown.
+        eta: DDIM's, instead of the sampler's noise; 0 leaves the sampler's.
+        generator: a torch.Generator of the noise, or one for each sample.
+        variance_noise: the first noise of the step, instead of drawing it.
+        return_dict: whether to return a SchedulerOutput, or else a tuple (latents,), with the
+            predicted data too where the run is a single step.
+        use_clipped_model_output: ignored, for data are always clipped consistently.
 
         Under torch.compile a graph serves all steps, of the run that was laid out last, from
-        set_begin_index on; noise is torch's or variance_noise, eta and generator are refused.
+        set_begin_index on, one after the other; noise is torch's or variance_noise, eta and
+        generator are refused.
         """
         if torch.compiler.is_compiling():
             plain = not eta and generator is None
             return self._compiled_step(model_output, sample, variance_noise, return_dict, plain)
-        run = self._run_of(timestep)
-        if run.index is None:
-            self._begin(run, timestep, eta)
-        elif eta != run.eta:
-            raise ValueError(f"eta changed from {run.eta} to {eta} within a run; keep it")
-        walk = run.walk
-        z, answer = _wide(sample), _wide(self._answer(walk, model_output, sample))
-        x = walk.predicted(z, answer) if return_dict or len(walk.calls) == 1 else None
+        run = self._runs.of(timestep)
+        run.arrive(timestep, eta)
+        x_z, x_o = run.solution
+        z, answer = _wide(sample), _wide(read_answer(self.config, x_z, x_o, model_output, sample))
+        x = x_z * z + x_o * answer if return_dict or len(run.places) == 1 else None
 
         def noise() -> Tensor:
             return given.pop().to(z) if given else self._noise(run, z, generator)
 
         given = [] if variance_noise is None else [variance_noise]
-        state = walk.advance(z, answer, noise)
+        state = run.advance(z, answer, noise)
         state = state if z is sample else state.to(sample.dtype)
-        run.index = (run.index or 0) + 1
-        if walk.row == len(walk.calls):  # done: another step would begin the run anew
-            run.index = run.begin = None
-            with contextlib.suppress(ValueError):
-                self._live.remove(run)
+        if run.fresh:  # done: another step would begin the run anew
+            self._runs.leave(run)
         if x is None:
             return (state,)
         x = x.to(sample.dtype)
@@ -354,7 +272,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     def _compiled_step(
         self, answer: Tensor, sample: Tensor, noise: Tensor | None, return_dict: bool, plain: bool
     ) -> Any:
-        run = self._last
+        run = self._runs.last
         if run is None or run.eager or not plain:
             why = "call set_timesteps first" if run is None else run.eager
             raise ValueError(f"not under torch.compile: {why or 'eta and generator'}")
@@ -370,56 +288,30 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     def _eager(self) -> str:
         """What of this config only the eager step does."""
         config = self.config
-        learned = (config["variance_type"] or "").startswith("learned")
+        learned = predicts_variance(config)
         own = {"a seed": config["seed"] is not None, "a learned variance": learned}
         own |= {name: config[name] for name in ("clip_sample", "thresholding")}
         return ", ".join(name for name, asked in own.items() if asked)
 
-    def _noise(self, run: _Run, like: Tensor, generator: Any) -> Tensor:
+    def _noise(self, run: Run, like: Tensor, generator: Any) -> Tensor:
         seed = self.config["seed"]
         if generator is not None or seed is None:
             return randn_tensor(tuple(like.shape), generator, like.device, like.dtype)
         run.own = run.own or PerSample(seed, range(len(like)))
         return run.own.normal(like.shape[1:], like.dtype, like.device)
 
-    def _answer(self, walk: Pass, answer: Tensor, sample: Tensor) -> Tensor:
-        """The network's answer, without its variance, and with clipped data where so configured."""
-        config = self.config
-        learned = (config["variance_type"] or "").startswith("learned")
-        if learned and answer.shape[1] == 2 * sample.shape[1]:
-            answer = answer.chunk(2, dim=1)[0]
-        if answer.shape != sample.shape:
-            raise ValueError(
-                f"the network answered {tuple(answer.shape)} to latents {tuple(sample.shape)}"
-            )
-        if not (config["clip_sample"] or config["thresholding"]):
-            return answer
-        x_z, x_o, _, _ = walk.calls[walk.row].solution
-        x = x_z * sample + x_o * answer
-        return answer + (self._clipped(x) - x) / x_o if x_o else answer
-
-    def _clipped(self, x: Tensor) -> Tensor:
-        """x within +-clip_sample_range, or by dynamic thresholding [Saharia+ 2022, section 2.3]."""
-        config = self.config
-        if not config["thresholding"]:
-            return x.clamp(-config["clip_sample_range"], config["clip_sample_range"])
-        flat = x.flatten(1).abs().float()
-        limit = torch.quantile(flat, config["dynamic_thresholding_ratio"], dim=1)
-        limit = along_batch(limit.clamp(1.0, config["sample_max_value"]).to(x), x)
-        return x.clamp(-limit, limit) / limit
-
     # ------------------------------------------------------------------ what pipelines look at
 
     @property
     def timesteps(self) -> Tensor:
         """What the network is told, call by call; before a run, of the whole training range."""
-        run = self._current()
+        run = self._runs.current
         return run.timesteps if run else self._training[0]
 
     @property
     def sigmas(self) -> Tensor:
         """Of the calls and the result, on the CPU: flow times, or sigma / alpha."""
-        run = self._current()
+        run = self._runs.current
         return run.sigmas if run else self._training[1]
 
     @property
@@ -430,7 +322,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             t = torch.arange(count, 0, -1, dtype=torch.float64) / count
             shift = 1.0
             if not self.config["use_dynamic_shifting"]:
-                shift = notations.shift_of(self.config, None)
+                shift = shift_of(self.config, None)
             sigmas = shift * t / (1 + (shift - 1) * t)
             return (count * sigmas).float(), sigmas.float()
         if notation.path == "vp":
@@ -446,8 +338,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     @property
     def num_inference_steps(self) -> int | None:
         """Steps of the run."""
-        run = self._current()
-        return run.walk.steps if run else None
+        run = self._runs.current
+        return run.steps if run else None
 
     @property
     def order(self) -> int:
@@ -455,19 +347,19 @@ class Scheduler(SchedulerMixin, ConfigMixin):
 
         Those that give timesteps or sigmas take each call for a step.
         """
-        run = self._current()
+        run = self._runs.current
         return run.order if run else self._sampler().nfe_per_step
 
     @property
     def begin_index(self) -> int | None:
         """The timestep with which the run begins, if that was said."""
-        run = self._current()
+        run = self._runs.current
         return run.begin if run else None
 
     @property
     def step_index(self) -> int | None:
         """The next timestep's number, None before the first step."""
-        run = self._current()
+        run = self._runs.current
         return run.index if run else None
 
     _begin_index, _step_index = begin_index, step_index
@@ -475,10 +367,10 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     @property
     def init_noise_sigma(self) -> float:
         """What unit noise is multiplied by to begin with; 1 on flow paths, which start from it."""
-        run = self._current()
+        run = self._runs.current
         if run is None or self.notation.path == "flow":
             return self.notation.data_scale
-        plan, pure = run.walk.plan, notations.starts_pure(self.config)
+        plan, pure = run.whole.plan, notations.starts_pure(self.config)
         return float(plan.sigma[0] if pure else np.linalg.norm(plan.noise[0]))
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
@@ -527,6 +419,11 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     def _coefficients(self, timesteps: Any, like: Tensor) -> tuple[Tensor, Tensor]:
         notation = self.notation
         told = torch.as_tensor(timesteps)
+        if not told.numel():
+            raise ValueError(
+                "there is no timestep to add noise at: a strength of less than one step leaves "
+                "nothing to do; raise it, or take more steps"
+            )
         told = told.to("cpu" if told.device.type == "mps" else told.device, torch.float64)
         level = notation.latents.level(notation.clock.logsnr(told, notation.schedule))
         device = like.device
@@ -535,19 +432,14 @@ class Scheduler(SchedulerMixin, ConfigMixin):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Scheduler:
         """A scheduler of its own, in the middle of the same run."""
-        twin, run = type(self).__new__(type(self)), self._current()
+        twin, run = type(self).__new__(type(self)), self._runs.current
         memo[id(self)] = twin
         for name, value in self.__dict__.items():
-            if name not in ("_live", "_latest", "_read"):
+            if name not in ("_runs", "_read"):
                 setattr(twin, name, deepcopy(value, memo))
         twin._forget_runs()
         if run is not None:
-            parts = {
-                "walk": run.walk.twin(),
-                "timesteps": run.timesteps.clone(),
-                "own": deepcopy(run.own),
-            }
-            twin._enter(dataclasses.replace(run, **parts))
+            twin._runs.enter(run.twin())
         return twin
 
 
