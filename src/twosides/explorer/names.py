@@ -27,29 +27,40 @@ def names(module: str, variable: str) -> tuple[str, ...]:
     raise LookupError(f"{module} has no table {variable}")
 
 
-def options(module: str, variable: str) -> tuple[tuple[str, str], ...]:
-    """The names as options of a control."""
-    return tuple((name, name) for name in names(module, variable))
+def options(
+    module: str, variable: str, labels: tuple[tuple[str, str], ...] = ()
+) -> tuple[tuple[str, str], ...]:
+    """The names as options of a control: first those that have labels, then the rest."""
+    rest = (name for name in names(module, variable) if name not in dict(labels))
+    return (*labels, *((name, name) for name in rest))
 
 
 SAMPLERS = options("sampling/presets.py", "samplers")
 RECIPES = options("losses/recipes.py", "recipes")
-SCHEDULES: tuple[tuple[str, str], ...] = (
-    ("flow-matching", "flow matching"),
-    ("cosine", "cosine"),
-    ("cosine(-15, 15)", "cosine, log-SNR in [-15, 15]"),
-    ("vp-linear", r"VP, linear $\beta$"),
-    ("edm", "EDM"),
-    ("geometric", "VE, geometric"),
-    ("scaled-linear", "Stable Diffusion's"),
+SCHEDULES = options(
+    "schedules/__init__.py",
+    "SCHEDULES",
+    (
+        ("flow-matching", "flow matching"),
+        ("cosine", "cosine"),
+        ("cosine(-15, 15)", "cosine, log-SNR in [-15, 15]"),
+        ("vp-linear", r"VP, linear $\beta$"),
+        ("edm", "EDM"),
+        ("geometric", "VE, geometric"),
+        ("scaled-linear", "Stable Diffusion's"),
+    ),
 )
-OUTPUTS: tuple[tuple[str, str], ...] = (
-    ("eps", r"$\epsilon$"),
-    ("x", "$x$"),
-    ("v", "$v$"),
-    ("u", r"$u = \epsilon - x$"),
-    ("score", "score"),
-    ("F", "EDM's $F$"),
+OUTPUTS = options(
+    "outputs.py",
+    "OUTPUTS",
+    (
+        ("eps", r"$\epsilon$"),
+        ("x", "$x$"),
+        ("v", "$v$"),
+        ("u", r"$u = \epsilon - x$"),
+        ("score", "score"),
+        ("F", "EDM's $F$"),
+    ),
 )
 DATA_1D: tuple[tuple[str, str], ...] = (
     ("gaussian", "one Gaussian, 1-D"),
