@@ -23,7 +23,7 @@ from diffusers import (
 )
 
 import twosides as ts
-from twosides.sampling.run import execute, lower, run
+from twosides.sampling.run import lower, run
 
 STEPS, ROUNDS = 50, 15
 SHAPES = ((1, 4, 64, 64), (1, 16, 128, 128), (8, 16, 128, 128))
@@ -58,7 +58,7 @@ def loop_alone(
         if id(m) not in programs:
             denoiser = ts.Denoiser(lambda z, t: m, output, schedule)
             programs[id(m)] = lower(plan, denoiser, x.dtype, x.device), denoiser
-        return execute(*programs[id(m)], x)
+        return run(*programs[id(m)], x)
 
     return loop
 

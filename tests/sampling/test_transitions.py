@@ -7,13 +7,13 @@ import torch
 from twosides.denoiser import Denoiser
 from twosides.oracle import GaussianMixture
 from twosides.sampling.noise import Epsilon
-from twosides.sampling.plan import Plan
 from twosides.sampling.presets import plan, samplers
 from twosides.sampling.run import run
 from twosides.sampling.sample import sample
 from twosides.sampling.sampler import Sampler
 from twosides.sampling.transitions import log_probs, rollout, transitions
 from twosides.schedules import Cosine
+from twosides.storage.plans import of_arrays
 
 FLOAT64 = torch.float64
 FINITE = Cosine(-8, 8)
@@ -175,6 +175,6 @@ def test_what_has_no_density_is_refused():
     noise = made.plan.noise.copy()
     noise[4, 1] = 0.1
     levels = [getattr(made.plan, part) for part in ("logsnr", "alpha", "sigma")]
-    twice = Plan.of_arrays(levels, made.plan.x, made.plan.eps, noise)
+    twice = of_arrays(levels, made.plan.x, made.plan.eps, noise)
     with pytest.raises(ValueError, match="several rows"):
         log_probs(denoiser, made.states, twice)

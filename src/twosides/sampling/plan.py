@@ -16,7 +16,7 @@ lines of NumPy.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -42,28 +42,23 @@ class Symbol:
         self.terms = terms
 
     def __add__(self, other: Symbol) -> Symbol:
-        """Sum."""
         total = dict(self.terms)
         for key, value in other.terms.items():
             total[key] = total.get(key, 0.0) + value
         return Symbol(total)
 
     def __mul__(self, factor: float) -> Symbol:
-        """Multiple."""
         return Symbol({key: factor * value for key, value in self.terms.items()})
 
     __rmul__ = __mul__
 
     def __neg__(self) -> Symbol:
-        """Opposite."""
         return self * -1.0
 
     def __sub__(self, other: Symbol) -> Symbol:
-        """Difference."""
         return self + other * -1.0
 
     def __truediv__(self, divisor: float) -> Symbol:
-        """Quotient."""
         return self * (1.0 / divisor)
 
 
@@ -117,32 +112,6 @@ class Plan:
                 f"the plan {self.name} has infinite or undefined coefficients; its grid reaches a "
                 "level where alpha or sigma is infinite: use with_scaling('vp') or a shorter grid"
             )
-
-    @classmethod
-    def of_arrays(
-        cls, levels: Sequence[Array], x: Array, eps: Array, noise: Array, name: str = ""
-    ) -> Plan:
-        """The plan of dense tables.
-
-        levels: logsnr, alpha and sigma, each (n + 1,).
-        x, eps: (n + 1, n).
-        noise: (n + 1, 1 + m).
-        """
-        count, tables = len(levels[0]), {"x": x, "eps": eps, "noise": noise}
-        shapes = [*(column.shape for column in levels), x.shape, eps.shape]
-        wanted = [(count,)] * 3 + [(count, count - 1)] * 2
-        if shapes != wanted or noise.ndim != 2 or len(noise) != count or not noise.shape[1]:
-            raise ValueError(
-                f"a plan of {count - 1} calls needs arrays of shapes {wanted}, and noise "
-                f"({count}, 1 + m), got {shapes} and {noise.shape}"
-            )
-        rows = [
-            {(part, int(k)): float(table[i, k]) for part, table in tables.items()
-             for k in np.flatnonzero(table[i])}
-            for i in range(count)
-        ]  # fmt: skip
-        made = tuple(Level(*map(float, level)) for level in zip(*levels, strict=True))
-        return cls(made, tuple(rows), noise.shape[1] - 1, name)
 
     @property
     def nfe(self) -> int:

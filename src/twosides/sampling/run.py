@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from twosides.denoiser import BaseDenoiser, Call, Denoises, as_denoiser
+from twosides.denoiser import BaseDenoiser, Call, as_denoiser
 from twosides.outputs import Estimate
 from twosides.sampling.plan import Plan
 from twosides.schedules import Level
@@ -165,8 +165,8 @@ class Visit(NamedTuple):
 
 
 def run(
-    plan: Plan,
-    denoiser: Denoises,
+    plan: Plan | Program,
+    denoiser: Any,
     initial: Tensor,
     noise: Callable[[], Tensor] | None = None,
     *,
@@ -176,31 +176,18 @@ def run(
 ) -> Tensor:
     """Run a plan on tensors and return its final state, in the scaling of the plan. Differentiable.
 
+    plan: a plan, or the program of one that has been lowered to this denoiser.
     initial: noise of unit variance, of the shape of a state.
     noise: gives more of it, where the plan injects some.
     edit: `edit(k, z, level)` may return a replacement for the input of call k.
     watch: sees each call.
     conditioning: what the network is told beside z and the level.
     """
-    denoiser = as_denoiser(denoiser)
-    program = lower(plan, denoiser, initial.dtype, initial.device)
-    return execute(
-        program, denoiser, initial, noise, edit=edit, watch=watch, conditioning=conditioning
-    )
-
-
-def execute(
-    program: Program,
-    denoiser: BaseDenoiser,
-    initial: Tensor,
-    noise: Callable[[], Tensor] | None = None,
-    *,
-    edit: Callable[[int, Tensor, Level], Tensor | None] | None = None,
-    watch: Callable[[Visit], None] | None = None,
-    conditioning: dict[str, Any] | None = None,
-) -> Tensor:
-    """`run` with a plan that has been lowered to this denoiser."""
-    execution, told = Execution(program, initial), conditioning or {}
+    program, told = plan, conditioning or {}
+    if not isinstance(program, Program):
+        denoiser = as_denoiser(denoiser)
+        program = lower(program, denoiser, initial.dtype, initial.device)
+    execution = Execution(program, initial)
     for number, call in enumerate(program.calls):
         z = execution.state(noise, initial)
         if edit is not None:

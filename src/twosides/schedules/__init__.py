@@ -7,11 +7,10 @@ and `numerical` the schedules themselves. A new one is a class there and a row o
 from __future__ import annotations
 
 from twosides.naming import named
-from twosides.schedules.closed import EDM, Cosine, FlowMatching, Geometric, VPLinear
+from twosides.schedules.closed import EDM, Cosine, EDMInput, FlowMatching, Geometric, VPLinear
 from twosides.schedules.discrete import Betas, ScaledLinear, Tabulated, logsnr_of_betas
 from twosides.schedules.level import (
     SCALINGS,
-    EDMInput,
     Level,
     Scalar,
     Scaling,

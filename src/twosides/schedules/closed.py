@@ -219,3 +219,33 @@ class Geometric(Schedule):
     def _rate(self, t: Tensor) -> Tensor:
         sigma = (-0.5 * self._logsnr(t)).exp()
         return self._logs[1] * sigma / (1 + sigma) ** 2
+
+
+@dataclass(frozen=True)
+class EDMInput:
+    """The scaling in which EDM's networks see z, `c_in = 1 / sqrt(sigma^2 + sigma_data^2)`.
+
+    It is a norm for `with_scaling`: that of x + sigma n, which is `sqrt(1 + sigma^2)`, times c_in.
+
+    sigma_data: the standard deviation of the data, as the network was trained on it.
+    gain: a constant factor. With a gain of sigma_data, alpha is 1 at the data.
+
+        >>> from twosides.schedules import EDM
+        >>> level = EDM().with_scaling(EDMInput(0.5)).level(0.0)
+        >>> round(float(level.alpha) * 1.25**0.5, 12)
+        1.0
+    """
+
+    sigma_data: float = 0.5
+    gain: float = 1.0
+
+    def __call__(self, logsnr: Tensor) -> Tensor:
+        """`sqrt(alpha^2 + sigma^2)` at a log-SNR."""
+        noise = torch.sigmoid(-logsnr)  # sigma^2 / (1 + sigma^2)
+        return self.gain * (noise + self.sigma_data**2 * (1 - noise)) ** -0.5
+
+    def slope(self, logsnr: Tensor) -> Tensor:
+        """Its derivative in the flow time tau = sigma / (alpha + sigma), 0 at both ends."""
+        data, noise = torch.sigmoid(0.5 * logsnr), torch.sigmoid(-0.5 * logsnr)  # 1 - tau, tau
+        growth = 2 * data * noise / (data**2 + noise**2) ** 2  # of sigma^2 / (1 + sigma^2)
+        return -0.5 * (1 - self.sigma_data**2) * growth * self(logsnr) ** 3 / self.gain**2

@@ -15,6 +15,7 @@ import io
 import json
 import math
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,30 @@ def _terms(row: Any) -> Terms:
     return terms
 
 
+def of_arrays(levels: Sequence[Array], x: Array, eps: Array, noise: Array, name: str = "") -> Plan:
+    """The plan of dense tables.
+
+    levels: logsnr, alpha and sigma, each (n + 1,).
+    x, eps: (n + 1, n).
+    noise: (n + 1, 1 + m).
+    """
+    count, tables = len(levels[0]), {"x": x, "eps": eps, "noise": noise}
+    shapes = [*(column.shape for column in levels), x.shape, eps.shape]
+    wanted = [(count,)] * 3 + [(count, count - 1)] * 2
+    if shapes != wanted or noise.ndim != 2 or len(noise) != count or not noise.shape[1]:
+        raise ValueError(
+            f"a plan of {count - 1} calls needs arrays of shapes {wanted}, and noise "
+            f"({count}, 1 + m), got {shapes} and {noise.shape}"
+        )
+    rows = [
+        {(part, int(k)): float(table[i, k]) for part, table in tables.items()
+         for k in np.flatnonzero(table[i])}
+        for i in range(count)
+    ]  # fmt: skip
+    made = tuple(Level(*map(float, level)) for level in zip(*levels, strict=True))
+    return Plan(made, tuple(rows), noise.shape[1] - 1, name)
+
+
 def to_npz(plan: Plan, path: str | Path) -> None:
     """The arrays of a plan as an .npz file of that very name."""
     buffer = io.BytesIO()
@@ -107,7 +132,7 @@ def from_npz(path: str | Path) -> Plan:
                 raise ValueError(f"it lacks {sorted(missing)}")
             *tables, name = (file[key] for key in names)
         arrays: list[Array] = [table.astype(np.float64) for table in tables]
-        return Plan.of_arrays(arrays[:3], *arrays[3:], name=str(name))
+        return of_arrays(arrays[:3], *arrays[3:], name=str(name))
     except (*_BROKEN, zipfile.BadZipFile, EOFError) as error:
         raise ValueError(f"{path} is not a twosides plan: {error!r}") from error
 

@@ -1,8 +1,8 @@
 """Where a sampler steps: grids, the levels of a run from noise to data.
 
 `grid` says what a grid is, `even` has those of equal steps in a variable, `tables` those of tables,
-`indices` those of discrete models. A new grid is a class in one of them and a row of the table
-here.
+`indices` those of discrete models, `wrapped` those of other grids. A new grid is a class in one of
+them and a row of the table here.
 """
 
 from twosides.sampling.grids.even import (
@@ -14,17 +14,15 @@ from twosides.sampling.grids.even import (
     UniformLogSNR,
     UniformTime,
 )
-from twosides.sampling.grids.grid import (
-    Even,
-    Given,
-    Grid,
+from twosides.sampling.grids.grid import Even, Given, Grid
+from twosides.sampling.grids.indices import Indices
+from twosides.sampling.grids.tables import AYS, Entropic, Quantiles
+from twosides.sampling.grids.wrapped import (
     ShiftedGrid,
     ThenData,
     flux_shift,
     resolution_shift,
 )
-from twosides.sampling.grids.indices import Indices
-from twosides.sampling.grids.tables import AYS, Entropic, Quantiles
 
 __all__ = [
     "AYS", "GRIDS", "Arctan", "Beta", "Entropic", "Even", "Exponential", "Given", "Grid", "Indices",

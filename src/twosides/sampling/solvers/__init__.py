@@ -1,22 +1,15 @@
 """How one leg of a run uses the network's estimates.
 
-`solver` says what a solver is and walks a route, `multistep` uses past calls, `runge_kutta` calls
-inside the leg, and `invertible` has the rules that run backwards exactly. A new solver is a class
-in one of them and a row of the table here.
+`solver` says what a solver is and walks a route, `euler` has the methods of Euler, `multistep` uses
+past calls, `runge_kutta` calls inside the leg, and `invertible` has the rules that run backwards
+exactly. A new solver is a class in one of them and a row of the table here.
 """
 
+from twosides.sampling.solvers.euler import Euler, EulerMaruyama
 from twosides.sampling.solvers.invertible import BDIA, Leapfrog
 from twosides.sampling.solvers.multistep import Adams, Integral
 from twosides.sampling.solvers.runge_kutta import TABLEAUS, RungeKutta, Tableau
-from twosides.sampling.solvers.solver import (
-    DDIM,
-    Asks,
-    Euler,
-    EulerMaruyama,
-    Solver,
-    hold,
-    walk,
-)
+from twosides.sampling.solvers.solver import DDIM, Asks, Solver, hold, walk
 
 __all__ = [
     "BDIA", "DDIM", "SOLVERS", "TABLEAUS", "Adams", "Asks", "Euler", "EulerMaruyama", "Integral",
