@@ -139,9 +139,10 @@ class Execution:
         self.row += 1
 
 
-def combine(terms: Sequence[tuple[Tensor, float]], like: Tensor) -> Tensor:
+def combine(terms: Sequence[tuple[Tensor, float]], like: Tensor | None = None) -> Tensor:
     """`sum_k c_k v_k` without temporaries; zeros like `like` of no terms."""
     if not terms:
+        assert like is not None, "an empty sum has no shape"
         return torch.zeros_like(like)
     first, a = terms[0]
     if len(terms) == 1:

@@ -65,7 +65,7 @@ class Coordinate(Stochasticity):
     def at(self, step: Step) -> float:
         """The value at the start of a step; ValueError where it is not allowed."""
         value = float(self.value(step.time) if callable(self.value) else self.value)
-        if not self.allowed(value):
+        if not type(self).allowed(value):
             raise ValueError(f"{type(self).__name__} must be {self.range}, got {value}")
         return value
 

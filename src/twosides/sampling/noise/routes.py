@@ -118,7 +118,7 @@ class Langevin(Stochasticity):
         legs, along = list[Leg](), self.along.route(schedule, levels)
         for leg, after in zip_longest(along, along[1:]):
             legs.append(leg)
-            step = Step(schedule, *levels[leg.number : leg.number + 2], len(levels) - 1)
+            step = Step(schedule, levels[leg.number], levels[leg.number + 1], len(levels) - 1)
             if step.there.sigma and (after is None or after.number != leg.number):
                 again = rise(step.there, step, self.noise.overshoot(step), self.noise.scale(step))
                 legs += [again._replace(number=leg.number)] * self.times

@@ -62,7 +62,7 @@ class Integral:
     def places(self, logsnrs: Sequence[float]) -> Array:
         """Where calls at these log-SNRs lie, latest first; infinite where the variable is."""
         if self.variable is None:
-            return np.linspace(0.0, 1.0 - len(logsnrs), len(logsnrs))
+            return -np.arange(len(logsnrs), dtype=np.float64)
         ends = self.leg.here.logsnr, self.leg.there.logsnr
         first, end, *rest = self.variable.of(np.array([*ends, *logsnrs]))
         if not math.isfinite(end):  # nothing but a constant has an integral to there
@@ -79,7 +79,8 @@ class Integral:
             moments[1] = 0.5 * moments[0]  # a line, read in the middle of the leg
         if rule == "published" and count == 3:
             moments[2] *= 0.5
-        return np.linalg.solve(np.vander(places, increasing=True).T, moments)
+        weights = np.linalg.solve(np.vander(places, increasing=True).T, moments)
+        return weights.astype(np.float64)
 
     def within(self, limit: float, weights: Array) -> bool:
         """Whether these weights move the state by `limit` times its size at most.
