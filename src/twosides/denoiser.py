@@ -130,7 +130,7 @@ class Denoiser(nn.Module, BaseDenoiser):
         data_mean: float | Tensor = 0.0,
         data_std: float | Tensor = 1.0,
     ) -> None:
-        """Wrap a network; ValueError for unknown names or a data_std that is not positive.
+        """Wrap a network; ValueError for unknown names or statistics that are none.
 
         network: any module or function; its weights stay its own.
         output: what it predicts, a name such as "eps" or "-u", or an Output.
@@ -149,8 +149,10 @@ class Denoiser(nn.Module, BaseDenoiser):
         # Not buffers: `.to(bfloat16)` is for the network's weights.
         self.data_mean = torch.as_tensor(data_mean, dtype=torch.float64)
         self.data_std = torch.as_tensor(data_std, dtype=torch.float64)
-        if not bool((self.data_std > 0).all()):
-            raise ValueError(f"data_std must be positive, got {data_std}")
+        if not bool(((self.data_std > 0) & self.data_std.isfinite()).all()):
+            raise ValueError(f"data_std must be positive and finite, got {data_std}")
+        if not bool(self.data_mean.isfinite().all()):
+            raise ValueError(f"data_mean must be finite, got {data_mean}")
 
     def forward(
         self, z: Float[Tensor, " batch *event"], level: Level, **conditioning: Any

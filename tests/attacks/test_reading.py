@@ -28,7 +28,6 @@ CHECKED = "its path has passed require_file, require_folder or read_index, which
 OURS = "a file of the package or of what is installed"
 BYTES = "bytes or a stream that open_file has given"
 ELSE = "no reading: it is another function of that name"
-PLANS = "the caller names the file of a plan, and no command does"
 REASONS = {
     ("storage/reading.py", "open"): "the door",
     ("storage/reading.py", "fdopen"): "the door",
@@ -36,21 +35,21 @@ REASONS = {
     ("storage/tensors.py", "safe_open"): CHECKED,
     ("training/log.py", "open"): "for writing",
     ("generation/shards.py", "load"): CHECKED + "; or a model, by storage",
-    ("generation/samples.py", "load"): "a model, by storage",
-    ("metrics/sources.py", "load"): CHECKED,
     ("metrics/extractors.py", "from_pretrained"): CHECKED,
     ("training/posthoc.py", "load"): "a model, by storage",
     ("training/finetune.py", "load"): "a model, by storage",
     ("training/fit.py", "load"): "a model, by storage",
     ("explorer/figures/model.py", "load"): "a model, by storage",
     ("explorer/server.py", "load"): "the page, of the package",
-    ("cli/models.py", "load"): "a model, by storage",
-    ("reports/side_by_side.py", "load"): "a model, by storage",
     ("generation/workers.py", "fdopen"): "a pipe between processes of this package",
     ("integrations/diffusers/texts.py", "load_config"): CHECKED,
-    ("sampling/plan.py", "open"): PLANS,
-    ("sampling/plan.py", "load"): PLANS,
-    ("sampling/plan.py", "ZipFile"): PLANS,
+    ("storage/plans.py", "load"): BYTES,
+    ("storage/plans.py", "ZipFile"): BYTES,
+    ("storage/owner.py", "open"): "for locking, a file of the package's own",
+    ("metrics/stored.py", "ZipFile"): BYTES,
+    ("metrics/stored.py", "open"): "of what BYTES gave: an archive's member, a picture's bytes",
+    ("generation/notes.py", "load"): "a model, by storage",
+    ("training/rehearsal.py", "load"): "a model, by storage",
     ("explorer/export.py", "load"): "the page, of the package",
     ("explorer/page.py", "read_text"): OURS,
     ("explorer/page.py", "read_bytes"): OURS,

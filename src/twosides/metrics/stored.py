@@ -27,6 +27,7 @@ from torch.utils.data import Dataset
 
 from twosides.data.decode import FORMATS, MAX_BYTES, SUFFIXES, Frame
 from twosides.data.images import read_capped
+from twosides.storage.reading import open_file
 from twosides.storage.tensors import open_tensors
 
 ARRAYS = (".npy", ".npz", ".safetensors")
@@ -135,16 +136,16 @@ def _the_one(names: Sequence[str], *wanted: str) -> str:
 
 def _npy_rows(path: Path) -> Rows:
     def read_at(start: int, length: int) -> bytes:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             file.seek(start)
             return file.read(length)
 
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return _array_rows(file, path.stat().st_size, read_at)
 
 
 def _npz_rows(path: Path) -> Rows:
-    archive = zipfile.ZipFile(path)
+    archive = zipfile.ZipFile(open_file(path))
     named = {name.removesuffix(".npy"): name for name in archive.namelist()}
     name = named[_the_one(list(named), "x", "arr_0")]
     file = archive.open(name)  # stays open, since what is packed can only be read from its start

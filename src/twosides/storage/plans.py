@@ -25,8 +25,9 @@ from twosides.sampling.frames import Array
 from twosides.sampling.plan import Plan, Terms
 from twosides.sampling.sampler import Sampler
 from twosides.schedules import Level
-from twosides.storage.files import read_json, write_file
+from twosides.storage.files import write_file
 from twosides.storage.parts import describe, restore
+from twosides.storage.reading import open_file, read_json
 
 MAX_CALLS = 1 << 20  # that are read from a file
 _LEVELS, _PARTS = ("logsnr", "alpha", "sigma"), ("x", "eps", "noise")
@@ -124,13 +125,15 @@ def from_npz(path: str | Path) -> Plan:
     """The plan back, exactly; nothing is unpickled."""
     names = (*_LEVELS, *_PARTS, "name")
     try:
-        with zipfile.ZipFile(path) as archive:  # savez does not deflate
-            if any(entry.compress_type for entry in archive.infolist()):
-                raise ValueError("it is compressed")
-        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-            if missing := set(names) - set(file.files):
-                raise ValueError(f"it lacks {sorted(missing)}")
-            *tables, name = (file[key] for key in names)
+        with open_file(path) as opened:
+            with zipfile.ZipFile(opened) as archive:  # savez does not deflate
+                if any(entry.compress_type for entry in archive.infolist()):
+                    raise ValueError("it is compressed")
+            opened.seek(0)
+            with np.load(opened, allow_pickle=False) as file:
+                if missing := set(names) - set(file.files):
+                    raise ValueError(f"it lacks {sorted(missing)}")
+                *tables, name = (file[key] for key in names)
         arrays: list[Array] = [table.astype(np.float64) for table in tables]
         return of_arrays(arrays[:3], *arrays[3:], name=str(name))
     except (*_BROKEN, zipfile.BadZipFile, EOFError) as error:

@@ -68,7 +68,7 @@ class Integral:
         if not math.isfinite(end):  # nothing but a constant has an integral to there
             return np.array([0.0] + [math.inf] * (len(rest) - 1))
         with np.errstate(invalid="ignore", divide="ignore"):
-            return (np.array(rest) - first) / (end - first)
+            return (np.array(rest, dtype=np.float64) - first) / (end - first)
 
     def weights(self, places: Array, rule: str = "exact") -> Array:
         """The weights of values of o at these places, exact for polynomials through them."""
@@ -108,7 +108,7 @@ class Integral:
         along = start + pace * (real - start) if pace > 1 else real
         gaps = WEIGHTS * scale * self.frame.gap(leg.here, along)
         slopes = powers * NODES[:, None] ** np.maximum(powers - 1, 0)
-        return self.reach - gaps @ slopes
+        return np.asarray(self.reach - gaps @ slopes, dtype=np.float64)
 
 
 def integrate(integral: Integral, weights: Array, estimates: Sequence[Estimate], end: Level) -> Any:
