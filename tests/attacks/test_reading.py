@@ -46,7 +46,7 @@ REASONS = {
     ("storage/plans.py", "load"): BYTES,
     ("storage/plans.py", "ZipFile"): BYTES,
     ("storage/owner.py", "open"): "for locking, a file of the package's own",
-    ("metrics/stored.py", "ZipFile"): BYTES,
+    ("metrics/stored.py", "ZipFile"): CHECKED,
     ("metrics/stored.py", "open"): "of what BYTES gave: an archive's member, a picture's bytes",
     ("generation/notes.py", "load"): "a model, by storage",
     ("training/rehearsal.py", "load"): "a model, by storage",

@@ -27,7 +27,7 @@ from torch.utils.data import Dataset
 
 from twosides.data.decode import FORMATS, MAX_BYTES, SUFFIXES, Frame
 from twosides.data.images import read_capped
-from twosides.storage.reading import open_file
+from twosides.storage.reading import open_file, require_file
 from twosides.storage.tensors import open_tensors
 
 ARRAYS = (".npy", ".npz", ".safetensors")
@@ -58,7 +58,7 @@ class Stored(Dataset[dict[str, Tensor]]):
         """FileNotFoundError or ValueError for a path that holds no samples of one kind."""
         self.path = Path(path)
         self.files = _files(self.path)
-        pictures = self.files[0].suffix.lower() in SUFFIXES
+        pictures = self.files[0].suffix.lower() not in ARRAYS
         # Of pictures the first tells the shape, and the others are compared when they are read.
         first = self._rows(0)
         self.shape, self.dtype = first.shape, first.dtype
@@ -145,7 +145,7 @@ def _npy_rows(path: Path) -> Rows:
 
 
 def _npz_rows(path: Path) -> Rows:
-    archive = zipfile.ZipFile(open_file(path))
+    archive = zipfile.ZipFile(require_file(path))
     named = {name.removesuffix(".npy"): name for name in archive.namelist()}
     name = named[_the_one(list(named), "x", "arr_0")]
     file = archive.open(name)  # stays open, since what is packed can only be read from its start
