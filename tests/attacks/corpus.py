@@ -448,7 +448,7 @@ def _(folder):
     return folder / "plan.npz"
 
 
-@attack("a plan of 100,000 calls", plan_json, "tables are square")
+@attack("a plan of 100,000 calls", plan_json, "logsnr is not that of its alpha")
 def _(folder):
     count = 100_000
     row = {"x": [], "eps": [], "noise": []}

@@ -60,7 +60,12 @@ SCHEDULES = {**CLOSED, **NUMERICAL}
 
 
 def published(name):
-    """The name of the published form of a preset, which is the preset's where none differs."""
+    """The name of the published form of a preset, which is the preset's where none differs.
+
+    A Sampler is its own published form unless it has another.
+    """
+    if not isinstance(name, str):
+        return name.published or name
     return name + PUBLISHED if samplers[name].published else name
 
 

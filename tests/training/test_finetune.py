@@ -27,7 +27,8 @@ from twosides.losses.recipes import recipes
 from twosides.losses.truncation import Levels, Truncated
 from twosides.storage import models
 from twosides.storage.checkpoints import Checkpoints
-from twosides.training.finetune import Tuning, finetune, finetune_task, needed
+from twosides.training.checks import needed
+from twosides.training.finetune import Tuning, finetune, finetune_task
 from twosides.training.fit import Settings, loss_curve
 
 # The schedulers of diffusers make arrays of tensors in a way that NumPy 2 warns of.
