@@ -112,13 +112,19 @@ def _(folder):
     save_model(folder)
 
 
+def job_in(folder):
+    from twosides.generation.request import Request
+    from twosides.generation.shards import Job
+
+    return Job(Request("ddim", 2, count=4), folder / "model", folder / "out", shard=2)
+
+
 def read_samples_run(folder):
     from twosides.generation import shards
-    from twosides.sampling.presets import sampler_named
 
-    job = shards.Job(folder / "model", folder / "out", 4, sampler_named("ddim"), shard=2, steps=2)
+    job = job_in(folder)
     shape = shards.prepare(job, "cpu")
-    absent = shards.missing(job, range(2))
+    absent = shards.missing_shards(job, range(2))
     return shape, absent, str(shards.result(job, 0, 0.0, shape)) if not absent else None
 
 
@@ -128,18 +134,18 @@ def read_samples_run(folder):
 )  # fmt: skip
 def _(folder):
     from twosides.generation import shards
-    from twosides.sampling.presets import sampler_named
 
     save_model(folder / "model")
-    job = shards.Job(folder / "model", folder / "out", 4, sampler_named("ddim"), shard=2, steps=2)
+    job = job_in(folder)
     shards.prepare(job, "cpu")
     shards.make(job, range(2), "cpu", lambda count: None)
 
 
 def read_samples(folder):
-    from twosides.metrics.sources import read_samples
+    from twosides.metrics.stored import Stored
 
-    return plain(read_samples(folder))
+    stored = Stored(folder)
+    return [plain(stored[index]) for index in range(len(stored))]
 
 
 @listed("samples to measure", read_samples, "a.npy")

@@ -66,7 +66,8 @@ def published(name):
     """
     if not isinstance(name, str):
         return name.published or name
-    return name + PUBLISHED if samplers[name].published else name
+    preset, bracket, numbers = name.partition("(")
+    return preset + PUBLISHED * bool(samplers[preset].published) + bracket + numbers
 
 
 def outputs(schedule):
