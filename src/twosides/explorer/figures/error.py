@@ -228,8 +228,8 @@ def error(plan):
 import torch
 import twosides as ts
 from twosides.explorer import problems
-from twosides.orders import reached_variance
-from twosides.sampling.plan import run
+from twosides.reports.orders import reached_variance
+from twosides.sampling.run import run
 
 {setup}
 

@@ -171,7 +171,7 @@ def _python(data: str, schedule: str, steps: int, node: int, particles: int) -> 
     return f"""import torch
 import twosides as ts
 from twosides.explorer import problems
-from twosides.sampling.plan import run
+from twosides.sampling.run import run
 from twosides.schedules import schedule_named
 
 data, schedule = problems.named({data!r}), schedule_named({schedule!r})
