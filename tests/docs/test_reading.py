@@ -1,5 +1,6 @@
 """The pages for readers of the code name what is there."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -40,11 +41,31 @@ def test_the_words_are_different_ones():
     assert len(words) == len(set(words)) > 50
 
 
+def introduced(text):
+    """The words in italics, in the singular; questions are in italics, too."""
+    emphasised = re.findall(r"(?<![*\w])\*([^*]+)\*(?!\*)", text)
+    words = [" ".join(words.split()) for words in emphasised if not words.endswith("?")]
+    return [word.removesuffix("s") for word in words]
+
+
 def test_every_word_that_the_reading_introduces_is_in_the_glossary():
-    emphasised = re.findall(r"(?<![*\w])\*([^*]+)\*(?!\*)", READING)
-    introduced = [words for words in emphasised if not words.endswith("?")]
-    words = [row[0] for row in WORDS]
-    assert len(introduced) > 25
-    for word in introduced:
-        stem = re.sub("(ing|s)$", "", " ".join(word.split()))
-        assert any(known.startswith(stem) for known in words), word
+    words = introduced(READING)
+    assert len(words) == len(set(words)) > 25
+    for word in words:
+        assert any(row[0].startswith(word.removesuffix("ing")) for row in WORDS), word
+
+
+def test_no_file_uses_a_word_before_the_reading_has_introduced_it():
+    """Read in this order, page and docstrings; "step", "noise" and "call" are words of anybody."""
+    before, *rest = re.split(r"^### \d+\. `(.*)`$", READING, flags=re.M)
+    later = set(introduced(READING)) - {"output", "noise", "call"}
+    told = before
+    for name, text in zip(rest[::2], rest[1::2], strict=True):
+        told += text
+        later -= set(introduced(told))
+        tree = ast.parse((PACKAGE / name).read_text(encoding="utf-8"))
+        documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+        nodes = [node for node in ast.walk(tree) if isinstance(node, documented)]
+        docstrings = " ".join(ast.get_docstring(node) or "" for node in nodes)
+        for word in later:
+            assert not re.search(rf"\b{word}s?\b", docstrings), f"{name} uses {word}"
