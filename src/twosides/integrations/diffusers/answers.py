@@ -28,7 +28,7 @@ def read_answer(
         raise ValueError(
             f"the network answered {tuple(answer.shape)} to latents {tuple(sample.shape)}"
         )
-    if not (config["clip_sample"] or config["thresholding"]):
+    if not clips(config):
         return answer
     x = x_z * sample + x_o * answer
     return answer + (_clip(config, x) - x) / x_o if x_o else answer
@@ -37,6 +37,12 @@ def read_answer(
 def predicts_variance(config: Mapping[str, Any]) -> bool:
     """Whether the network has channels for a variance beside those of its prediction."""
     return (config["variance_type"] or "").startswith("learned")
+
+
+def clips(config: Mapping[str, Any]) -> bool:
+    """Whether data are clipped. CogVideoX's classes take the word, and do not look at it."""
+    asked = config["clip_sample"] and not (config["origin"] or "").startswith("CogVideoX")
+    return bool(asked or config["thresholding"])
 
 
 def _clip(config: Mapping[str, Any], x: Tensor) -> Tensor:

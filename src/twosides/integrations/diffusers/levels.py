@@ -15,13 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from twosides.clocks import CNoise
 from twosides.integrations.diffusers.notation import (
+    CONSISTENCY_CLASSES,
     FLOW_CLASSES,
     SIGMA_CLASSES,
     SOLVER_CLASSES,
     Config,
     Notation,
     origin,
+    table,
 )
 from twosides.naming import unknown
 from twosides.sampling.frames import Array
@@ -63,6 +66,11 @@ def choose_nodes(
     clock = notation.latents
     clock = clock.shifted(shift_of(config, mu)) if notation.path == "flow" else clock
     return _check_nodes(ended(config, own, clock, count))
+
+
+def steps_of(config: Config, count: int) -> int:
+    """The steps of a run of `num_inference_steps=count`, which one class counts by levels."""
+    return count - 1 if origin(config) == "MiniMaxH3" else count
 
 
 def _are_even(sigmas: Any) -> bool:
@@ -117,6 +125,9 @@ def native(config: Config, notation: Notation, steps: int, mu: float | None = No
     """The nodes of a config in `steps` steps, as log-SNRs."""
     if notation.path == "flow":
         return _flow_nodes(config, _flow_times(config, steps), shift_of(config, mu))
+    if notation.path == "angle":
+        sigma = torch.linspace(1, 0, steps + 1, dtype=torch.float64).mul(math.pi / 2).sin() ** 2
+        return torch.log1p(-(sigma**2)) - 2 * sigma.log()
     if _ramp_name(config) or notation.path != "vp":
         return _ramp_nodes(config, notation.schedule, steps)
     first = _ends_at_first(config)
@@ -147,7 +158,8 @@ def from_sigmas(config: Config, notation: Notation, sigmas: Any, mu: float | Non
 
 def from_timesteps(config: Config, notation: Notation, timesteps: Any) -> Tensor:
     """The nodes at which the network is told these timesteps."""
-    told = torch.from_numpy(_floats("timesteps", timesteps, signed=notation.path == "edm"))
+    signed = isinstance(notation.clock, CNoise)
+    told = torch.from_numpy(_floats("timesteps", timesteps, signed=signed))
     nodes = notation.clock.logsnr(told, notation.schedule)
     if notation.path == "vp" and _ends_at_first(config) and told[-1] > 0:
         return torch.cat([nodes, nodes.new_full((1,), notation.schedule.logsnr_max)])
@@ -176,32 +188,77 @@ def _then_data(nodes: Tensor) -> Tensor:
 
 
 def _ends_at_first(config: Config) -> bool:
-    if origin(config) in _TO_FIRST or config.get("final_sigmas_type") == "sigma_min":
+    name = origin(config)
+    if name in CONSISTENCY_CLASSES:
+        return False
+    if name in _TO_FIRST or config.get("final_sigmas_type") == "sigma_min":
         return True
     return config.get("set_alpha_to_one") is False
 
 
 def _indices(config: Config, count: int, steps: int, first: bool) -> Array:
+    """The indices of a discrete model with `count` of them, rounded where the class rounds them.
+
+    Where rounded indices would be equal, they are left as they are.
+    """
     spacing, name = config.get("timestep_spacing") or "leading", origin(config)
     offset = int(config.get("steps_offset") or 0)
-    if (
-        name in SOLVER_CLASSES and spacing != "trailing"
-    ):  # n + 1 points, of which the last is not used
+    if name in CONSISTENCY_CLASSES:
+        return _taught_indices(config, count, steps)
+    if name in SOLVER_CLASSES and spacing != "trailing":  # n + 1 points, the last of them unused
+        top = _highest(config, count)
         if spacing == "linspace":
-            return np.linspace(0, count - 1, steps + 1).round()[:0:-1]
-        return np.arange(steps, 0, -1.0) * (count // (steps + 1)) + offset
-    if name in SIGMA_CLASSES and spacing == "linspace":  # not rounded
-        return np.linspace(0, count - 1, steps)[::-1]
+            even = np.linspace(0, top, steps + 1)[:0:-1]
+            return np.round(even) if steps <= top else even
+        every = (top + 1) // (steps + 1)
+        # Steps that do not fit in are laid out evenly, without the offset if it has no room.
+        if every == 0:
+            return np.linspace(0, top, steps + 1)[:0:-1]
+        return np.arange(steps, 0, -1.0) * every + offset
     # Pipelines of Stable Diffusion's time write steps_offset=1 whatever the spacing.
     used = offset if spacing == "leading" else 0
-    indices = Indices(spacing, used).indices(count, steps)
-    return indices[:-1] if first and indices[-1] == 0 and steps > 1 else indices
+    if steps == 1:  # the classes begin it at index 0, where noise is no data, and return it
+        indices = np.array([count - 1.0])
+    elif name in SIGMA_CLASSES and spacing == "linspace":  # not rounded
+        indices = np.linspace(0, count - 1, steps)[::-1]
+    else:
+        indices = Indices(spacing, used).indices(count, steps)
+    # A last step from index 0 to index 0 is left out here, and idle among the timesteps.
+    return indices[:-1] if first and indices[-1] == 0 else indices
+
+
+def _highest(config: Config, count: int) -> int:
+    """The first index that a solver uses: the noisiest one above `lambda_min_clipped`."""
+    least = float(config.get("lambda_min_clipped") or -math.inf)
+    if least == -math.inf:
+        return count - 1
+    logsnrs = table(config).logsnr(torch.arange(count, dtype=torch.float64) / (count - 1))
+    return int((logsnrs / 2 >= least).sum()) - 1
+
+
+def _taught_indices(config: Config, count: int, steps: int) -> Array:
+    """Of the indices that a consistency model was taught at, `steps` from the noisiest on."""
+    taught = int(config.get("original_inference_steps") or 50)
+    if not 1 <= taught <= count:
+        raise ValueError(f"original_inference_steps lies in 1 ... {count}, got {taught}")
+    known = np.arange(int(taught * float(config.get("strength") or 1.0)), 0, -1) * (count // taught)
+    if steps > len(known):
+        raise ValueError(
+            f"{steps} steps are more than the {len(known)} levels that this model was taught at "
+            f"(original_inference_steps={taught}, times the strength); take fewer steps"
+        )
+    picked = np.floor(np.linspace(0, len(known), steps, endpoint=False)).astype(int)
+    return (known[picked] - 1).astype(np.float64)
 
 
 def _flow_times(config: Config, steps: int) -> Array:
     """Times before the shift, without the final 0."""
     least = 1 / float(config.get("num_train_timesteps") or 1000)
     name = origin(config)
+    if name == "MiniMaxH3":
+        if steps < 2:
+            raise ValueError("this class counts levels: num_inference_steps=2 is one step")
+        return np.linspace(1, 0, steps)[:-1]
     if name == "UniPCMultistep":
         return np.linspace(1, least, steps + 1)[:-1]
     if name in SOLVER_CLASSES:
@@ -218,7 +275,7 @@ def _flow_nodes(config: Config, times: Array, factor: float) -> Tensor:
     times = times[:-1] if ended else times
     times = factor * times / (1 + (factor - 1) * times)
     terminal = config.get("shift_terminal")
-    if terminal:  # stretched so that the last is this
+    if terminal and times[-1] < 1:  # stretched so that the last is this
         times = 1 - (1 - times) * (1 - float(terminal)) / (1 - times[-1])
     if _ramp_name(config):
         times = _ramp(config, times[0], times[-1], len(times))

@@ -10,6 +10,9 @@ has n points in some and n + 1 in others). Here each is read once, as the librar
 | `continuous` | Euler with continuous timesteps   | variance preserving    | log(sigma) / 4    |
 | `edm`        | EDMEuler, EDMDPMSolver, Cosine    | VP, in the data's unit | log(sigma) / 4    |
 | `flow`       | FlowMatch*, `use_flow_sigmas`     | flow matching's        | N t or N (1 - t)  |
+| `angle`      | IPNDM                             | the cosine schedule's  | atan(sigma) 2/pi  |
+
+CosineDPMSolverMultistep is told `atan(sigma) 2 / pi`, too.
 
 Timesteps are real numbers everywhere: what the network is told is the level the state really has.
 """
@@ -31,6 +34,7 @@ from twosides.naming import unknown
 from twosides.schedules import (
     EDM,
     Betas,
+    Cosine,
     EDMInput,
     FlowMatching,
     Schedule,
@@ -41,7 +45,8 @@ from twosides.schedules import (
 Config = Mapping[str, Any]
 
 # How the classes space their timesteps.
-_INDEXED = ("DDPM", "DDIM", "DDPMParallel", "DDIMParallel", "PNDM", "LCM", "TCD")
+CONSISTENCY_CLASSES = ("LCM", "TCD")
+_INDEXED = ("DDPM", "DDIM", "DDPMParallel", "DDIMParallel", "PNDM", "UnCLIP", *CONSISTENCY_CLASSES)
 _COGVIDEO = ("CogVideoXDDIM", "CogVideoXDPM")
 SIGMA_CLASSES = (
     "EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete", "LMSDiscrete", "KDPM2Discrete",
@@ -59,13 +64,44 @@ FLOW_CLASSES = (
     "FlowMatchHeunDiscrete",
     "FlowMatchLCM",
     "LTXEulerAncestralRF",
+    "MiniMaxH3",
 )
-_EDM = ("EDMEuler", "EDMDPMSolverMultistep", "CosineDPMSolverMultistep")
+_COSINE = "CosineDPMSolverMultistep"
+_EDM = ("EDMEuler", "EDMDPMSolverMultistep", _COSINE)
+_ANGLE = ("IPNDM",)
 ORIGINS = [
     f"{name}Scheduler"
-    for group in (_INDEXED, _COGVIDEO, SIGMA_CLASSES, SOLVER_CLASSES, FLOW_CLASSES, _EDM)
+    for group in (_INDEXED, _COGVIDEO, SIGMA_CLASSES, SOLVER_CLASSES, FLOW_CLASSES, _EDM, _ANGLE)
     for name in group
 ]
+
+# Classes that are not read, and why.
+_CONSISTENT = "its network jumps to the data or between two levels, and predicts no velocity there"
+_DISCRETE = "its data are tokens, to which no Gaussian noise is added"
+_BACKWARDS = "it goes from data to noise; `twosides.ode.inversion` does that with any model"
+_OTHER_STEP = "its pipeline calls more than `step` once for each timestep"
+REFUSED = {
+    "AmusedScheduler": _DISCRETE,
+    "BlockRefinementScheduler": _DISCRETE,
+    "DiscreteDDIMScheduler": _DISCRETE,
+    "EntropyBoundScheduler": _DISCRETE,
+    "VQDiffusionScheduler": _DISCRETE,
+    "CMStochasticIterativeScheduler": _CONSISTENT,
+    "ConsistencyDecoderScheduler": _CONSISTENT,
+    "FlowMapEulerDiscreteScheduler": _CONSISTENT,
+    "SCMScheduler": _CONSISTENT,
+    "DDIMInverseScheduler": _BACKWARDS,
+    "DPMSolverMultistepInverseScheduler": _BACKWARDS,
+    "RePaintScheduler": "its step takes the picture to be repainted, too",
+    "ScoreSdeVeScheduler": _OTHER_STEP,
+    "ScoreSdeVpScheduler": _OTHER_STEP,
+    "KarrasVeScheduler": _OTHER_STEP,
+    "HeliosScheduler": "its run has stages, each with a schedule of its own",
+    "HeliosDMDScheduler": "its run has stages, each with a schedule of its own",
+    "PiflowScheduler": "its network predicts a policy for several steps",
+    "RFD4ProteinaScheduler": "its step is that of a model of proteins, with several kinds of data",
+    "DDPMWuerstchenScheduler": "its network is told a time of its own kind",
+}
 
 PREDICTIONS = {
     "epsilon": "eps",
@@ -98,20 +134,42 @@ class Notation:
         return Denoiser(network, self.output, self.schedule, self.clock)
 
 
+@dataclass(frozen=True)
+class Angle(Clock):
+    """`atan(sigma / alpha) 2 / pi`, from 0 for data to 1 for noise."""
+
+    def read(self, logsnr: Tensor, schedule: Schedule) -> Tensor:
+        """The angle, in right ones."""
+        return (-0.5 * logsnr).exp().atan() * (2 / math.pi)
+
+    def logsnr(self, time: Tensor, schedule: Schedule) -> Tensor:
+        """Its inverse, infinite at both ends."""
+        quarter = 0.5 * math.pi * time.clamp(0, 1)
+        return 2 * (quarter.cos().log() - quarter.sin().log()).where(time < 1, -math.inf)
+
+
 def origin(config: Config) -> str:
     """The diffusers class, without "Scheduler"; "" for a config of our own making."""
     return str(config.get("origin") or "").removesuffix("Scheduler")
 
 
+def tells_data(config: Config) -> bool:
+    """Whether pipelines of this class look for the predicted data in the tuple of a step."""
+    return origin(config) in CONSISTENCY_CLASSES
+
+
 def path_of(config: Config) -> str:
-    """ "vp", "continuous", "edm" or "flow"."""
+    """ "vp", "continuous", "edm", "angle" or "flow"."""
     name = origin(config)
+    if name in _ANGLE:
+        return "angle"
     if name in _EDM:
         return "edm"
     flow = config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction"
     if name in FLOW_CLASSES or flow:
         return "flow"
-    return "continuous" if config.get("timestep_type") == "continuous" else "vp"
+    continuous = config.get("timestep_type") == "continuous"  # which the class means of v only
+    return "continuous" if continuous and config.get("prediction_type") == "v_prediction" else "vp"
 
 
 def read(config: Config) -> Notation:
@@ -121,6 +179,8 @@ def read(config: Config) -> Notation:
         return _flow(config, predicts)
     if path == "edm":
         return _edm(config, predicts)
+    if path == "angle":  # the class has no words of its own
+        return Notation(path, "v", Cosine(), Angle(), Cosine())
     if predicts not in PREDICTIONS:
         raise unknown("prediction_type", predicts, PREDICTIONS)
     if path == "continuous":
@@ -133,8 +193,10 @@ def read(config: Config) -> Notation:
 
 
 def _flow(config: Config, predicts: str) -> Notation:
-    mirrored = bool(config.get("invert_sigmas"))
+    mirrored = bool(config.get("invert_sigmas")) or origin(config) == "MiniMaxH3"
     count = float(config.get("num_train_timesteps") or 1000)
+    if origin(config) == "MiniMaxH3":  # told 1 - t itself
+        count = 1.0
     known = {**PREDICTIONS, "epsilon": "u", "v_prediction": "u"}  # FlowMatch* have no such word
     if origin(config) not in FLOW_CLASSES:
         known = PREDICTIONS
@@ -158,7 +220,8 @@ def _edm(config: Config, predicts: str) -> Notation:
     base, output = EDM(*ends, rho=float(config.get("rho") or 7.0)), f"{signs[predicts]}F({data})"
 
     shown, kept = base.with_scaling(EDMInput(data)), base.with_scaling(EDMInput(data, data))
-    return Notation("edm", output, shown, CNoise(), kept)
+    clock = Angle() if origin(config) == _COSINE else CNoise()
+    return Notation("edm", output, shown, clock, kept)
 
 
 # ---------------------------------------------------------------------------- betas

@@ -21,9 +21,9 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from twosides.integrations.diffusers import notation as notations
-from twosides.integrations.diffusers.answers import predicts_variance, read_answer
-from twosides.integrations.diffusers.configs import as_count, translate
-from twosides.integrations.diffusers.levels import choose_nodes, interpolate, shift_of
+from twosides.integrations.diffusers.answers import clips, predicts_variance, read_answer
+from twosides.integrations.diffusers.configs import as_count, translate, usual_words
+from twosides.integrations.diffusers.levels import choose_nodes, interpolate, shift_of, steps_of
 from twosides.integrations.diffusers.notation import Notation
 from twosides.integrations.diffusers.passes import Pass, spread
 from twosides.integrations.diffusers.runs import Run, Runs
@@ -105,6 +105,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         time_shift_type: str = "exponential",
         shift_terminal: float | None = None,
         invert_sigmas: bool = False,
+        original_inference_steps: int | None = None,
+        lambda_min_clipped: float | None = None,
         variance_type: str | None = None,
         clip_sample: bool = False,
         clip_sample_range: float = 1.0,
@@ -142,13 +144,18 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         cls, config: Any = None, return_unused_kwargs: bool = False, **options: Any
     ) -> Any:
         """From the config of this class, or of a scheduler of diffusers', with its defaults."""
-        known = set(inspect.signature(cls.__init__).parameters) - {"self"}
+        made = inspect.signature(cls.__init__).parameters
+        known = {name: each.default for name, each in made.items() if name != "self"}
         config = translate(config, known)
-        if not return_unused_kwargs and (wrong := options.keys() - known):
+        if not return_unused_kwargs and (wrong := options.keys() - known.keys()):
             raise TypeError(str(unknown("option", min(wrong), known)))
         if isinstance(options.get("sampler"), Sampler):
             options["sampler"] = describe(options["sampler"])
-        return super().from_config(config, return_unused_kwargs, **options)
+        answer: Any = super().from_config(config, return_unused_kwargs, **options)
+        scheduler = answer[0] if return_unused_kwargs else answer
+        usual = {*scheduler.config["_use_default_values"], *usual_words(scheduler.config)}
+        scheduler.register_to_config(_use_default_values=sorted(usual))
+        return answer
 
     # ------------------------------------------------------------------ what the config means
 
@@ -169,17 +176,25 @@ class Scheduler(SchedulerMixin, ConfigMixin):
 
     def set_timesteps(
         self,
-        num_inference_steps: int | None = None,
+        num_inference_steps: Any = None,
         device: Any = None,
         timesteps: Any = None,
         sigmas: Any = None,
         mu: float | None = None,
+        original_inference_steps: int | None = None,
+        strength: float = 1.0,
     ) -> None:
         """Lay out a run of `num_inference_steps` steps, or through given levels.
 
-        timesteps: what the network is to be told, exactly. sigmas: flow times before the shift, or
-        sigma / alpha; the final 0 may be left out. Both: levels are the sigmas', the network is
-        told the timesteps. mu: the shift's logarithm, where it depends on the resolution.
+        num_inference_steps: a whole number >= 1, left out where levels are given.
+        device: where `timesteps` lie.
+        timesteps: what the network is to be told, exactly.
+        sigmas: flow times before the shift, or sigma / alpha; the final 0 may be left out. With
+            timesteps too, levels are the sigmas', and the network is told the timesteps.
+        mu: the shift's logarithm, where it depends on the resolution.
+        original_inference_steps: the number of levels that a consistency model (LCM, TCD) was
+            taught at, of which the run takes some; by default the config's.
+        strength: of these, the share from the data on that is used, in (0, 1].
         """
         for name, values in (("timesteps", timesteps), ("sigmas", sigmas)):
             if values is not None and num_inference_steps not in (None, len(values)):
@@ -189,9 +204,13 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         notation, sampler = self.notation, self._sampler()
         counted = timesteps is None and sigmas is None
         steps = as_count(num_inference_steps) if counted else 0
-        nodes = choose_nodes(self.config, notation, sampler, steps, timesteps, sigmas, mu)
+        config = dict(self.config) | {"strength": strength}
+        if original_inference_steps is not None:
+            config["original_inference_steps"] = original_inference_steps
+        nodes = choose_nodes(config, notation, sampler, steps, timesteps, sigmas, mu)
         walk = Pass(sampler, notation, nodes)
         plan, order = walk.plan, sampler.nfe_per_step if counted else 1
+        steps = steps_of(config, steps)
         places = spread(walk.steps_of_calls(), order, steps) if counted else range(plan.nfe)
         asked = [plan.levels[place].logsnr for place in places]
         if timesteps is not None and sigmas is not None:
@@ -227,6 +246,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         variance_noise: Tensor | None = None,
         return_dict: bool = True,
         use_clipped_model_output: bool = False,
+        prev_timestep: Any = None,
     ) -> Any:
         """The next latents, from the network's answer to `sample` at `timestep`.
 
@@ -240,8 +260,10 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         generator: a torch.Generator of the noise, or one for each sample.
         variance_noise: the first noise of the step, instead of drawing it.
         return_dict: whether to return a SchedulerOutput, or else a tuple (latents,), with the
-            predicted data too where the run is a single step.
+            predicted data too where the run is a single step, or the model's own class gives them
+            (LCM, TCD).
         use_clipped_model_output: ignored, for data are always clipped consistently.
+        prev_timestep: ignored, for the run knows where it goes; unCLIP's pipelines say it.
 
         Under torch.compile a graph serves all steps, of the run that was laid out last, from
         set_begin_index on, one after the other; noise is torch's or variance_noise, eta and
@@ -254,7 +276,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         run.arrive(timestep, eta)
         x_z, x_o = run.solution
         z, answer = _wide(sample), _wide(read_answer(self.config, x_z, x_o, model_output, sample))
-        x = x_z * z + x_o * answer if return_dict or len(run.places) == 1 else None
+        told = return_dict or len(run.places) == 1 or notations.tells_data(self.config)
+        x = x_z * z + x_o * answer if told else None
 
         def noise() -> Tensor:
             return given.pop().to(z) if given else self._noise(run, z, generator)
@@ -290,7 +313,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         config = self.config
         learned = predicts_variance(config)
         own = {"a seed": config["seed"] is not None, "a learned variance": learned}
-        own |= {name: config[name] for name in ("clip_sample", "thresholding")}
+        own["clipped data"] = clips(config)
         return ", ".join(name for name, asked in own.items() if asked)
 
     def _noise(self, run: Run, like: Tensor, generator: Any) -> Tensor:
