@@ -23,13 +23,13 @@ from twosides.sampling import grids as grids
 from twosides.sampling import noise as noise
 from twosides.sampling import solvers as solvers
 from twosides.sampling.brownian import Brownian as Brownian
+from twosides.sampling.named import plan as plan
 from twosides.sampling.noise import Churn as Churn
 from twosides.sampling.noise import DDIMEta as DDIMEta
 from twosides.sampling.noise import EDMChurn as EDMChurn
 from twosides.sampling.noise import Epsilon as Epsilon
 from twosides.sampling.noise import Eta as Eta
 from twosides.sampling.plan import Plan as Plan
-from twosides.sampling.presets import plan as plan
 from twosides.sampling.presets import samplers as samplers
 from twosides.sampling.sample import sample as sample
 from twosides.sampling.sampler import Sampler as Sampler

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import importlib
-import os
 import re
-import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -69,25 +66,3 @@ def named(kind: str, text: Any, known: Mapping[str, Any]) -> Any:
         return maker(*numbers)
     except TypeError as error:
         raise ValueError(f"{kind} {text!r}: {error}") from None
-
-
-def import_object(path: str, what: str, *, trust_code: bool) -> Any:
-    """The object that an import path names, `package.module:name`; None if the module lacks it.
-
-    This is the only place where the package imports what a name from outside asks for. Importing a
-    module runs it, so it is refused unless the user has said that the code is trusted.
-
-    path: the import path. The current folder is searched last, after all that is installed, so
-        that a file in it hides no installed module.
-    what: what the path stands for in the error, such as "network".
-    trust_code: whether the user trusts the code, or has typed the path to have it run.
-    """
-    module, _, name = path.partition(":")
-    if not trust_code:
-        raise ValueError(
-            f"the {what} {path} is code outside this library; using it imports that module. If you "
-            "trust it, pass trust_code=True"
-        )
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    return getattr(importlib.import_module(module), name, None)

@@ -8,7 +8,7 @@ import pytest
 from twosides.naming import named
 from twosides.outputs import OUTPUTS
 from twosides.sampling.grids import GRIDS
-from twosides.sampling.presets import sampler_named
+from twosides.sampling.named import sampler_named
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "choose.md").read_text(encoding="utf-8")

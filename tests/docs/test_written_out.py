@@ -10,7 +10,7 @@ import torch
 
 import twosides as ts
 from twosides.outputs import Estimate
-from twosides.sampling.presets import sampler_named
+from twosides.sampling.named import sampler_named
 from twosides.sampling.run import run
 
 PAGE = (Path(__file__).parents[2] / "docs/written_out.md").read_text(encoding="utf-8")

@@ -15,7 +15,8 @@ from twosides.generation.samples import label_tensor
 from twosides.generation.shards import Job
 from twosides.metrics import command, sources
 from twosides.reports import side_by_side
-from twosides.sampling.presets import sampler_named, samplers
+from twosides.sampling.named import sampler_named
+from twosides.sampling.presets import samplers
 from twosides.storage import models
 from twosides.storage.networks import MLP
 

@@ -6,7 +6,8 @@ import torch
 
 from twosides.dynamics import FromSDE
 from twosides.outputs import OUTPUTS, F, velocity
-from twosides.sampling.presets import PUBLISHED, samplers
+from twosides.sampling.named import PUBLISHED
+from twosides.sampling.presets import samplers
 from twosides.schedules import (
     EDM,
     Betas,

@@ -24,7 +24,7 @@ TOP = {"__init__", "__main__", "cli"}  # programs and the public names import wh
 UP = {
     # A plan or sampler is read where a file's name is given for it, and a plan writes itself.
     ("sampling.plan", "storage"),
-    ("sampling.presets", "storage"),
+    ("sampling.named", "storage"),
 }
 
 

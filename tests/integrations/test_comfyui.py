@@ -14,7 +14,7 @@ from twosides.integrations.comfyui import (
 )
 from twosides.oracle import GaussianMixture
 from twosides.sampling.grids import GRIDS
-from twosides.sampling.presets import names
+from twosides.sampling.named import names
 from twosides.schedules import Level, ScaledLinear
 
 DATA = GaussianMixture.gaussian([0.4, 0.4], 0.25 * torch.eye(2))

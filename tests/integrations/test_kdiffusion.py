@@ -12,7 +12,8 @@ from twosides.integrations.kdiffusion import sampler_function
 from twosides.oracle import GaussianMixture
 from twosides.randomness import PerSample
 from twosides.sampling.grids import Given
-from twosides.sampling.presets import sampler_named, samplers
+from twosides.sampling.named import sampler_named
+from twosides.sampling.presets import samplers
 from twosides.sampling.sample import sample
 from twosides.schedules import EDM, FlowMatching, Level
 

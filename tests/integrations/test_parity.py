@@ -28,9 +28,9 @@ import torch
 from instances import published as published_name
 from twosides.oracle import GaussianMixture
 from twosides.sampling.grids import Given, Uniform
+from twosides.sampling.named import sampler_named
 from twosides.sampling.noise import Deterministic, Eta, Rectified, Tau
 from twosides.sampling.plan import Plan
-from twosides.sampling.presets import sampler_named
 from twosides.sampling.run import run
 from twosides.sampling.sampler import Sampler
 from twosides.sampling.solvers import Adams, Euler, RungeKutta, Tableau

@@ -13,8 +13,9 @@ from twosides.outputs import Estimate
 from twosides.randomness import PerSample
 from twosides.sampling.brownian import Brownian, Clock, increments
 from twosides.sampling.grids import UniformLogSNR
+from twosides.sampling.named import plan
 from twosides.sampling.noise import Eta, Langevin
-from twosides.sampling.presets import plan, samplers
+from twosides.sampling.presets import samplers
 from twosides.sampling.run import run
 from twosides.sampling.sample import sample
 from twosides.sampling.sampler import Sampler

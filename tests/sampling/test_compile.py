@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from twosides.denoiser import Denoiser
-from twosides.sampling.presets import plan, samplers
+from twosides.sampling.named import plan
+from twosides.sampling.presets import samplers
 from twosides.sampling.run import run
 from twosides.sampling.sample import sample
 from twosides.schedules import Cosine, FlowMatching

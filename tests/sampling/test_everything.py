@@ -10,7 +10,8 @@ from twosides.conversion import convert
 from twosides.denoiser import Denoiser
 from twosides.dynamics import FromSDE
 from twosides.oracle import GaussianMixture
-from twosides.sampling.presets import plan, samplers
+from twosides.sampling.named import plan
+from twosides.sampling.presets import samplers
 from twosides.sampling.run import run
 
 RING = GaussianMixture.ring(8, std=0.2)

@@ -16,6 +16,7 @@ from twosides.comparison import compare
 from twosides.oracle import GaussianMixture
 from twosides.reports.orders import SCHEDULES, inside, measured_order
 from twosides.sampling.grids import UniformTime
+from twosides.sampling.named import plan, sampler_named
 from twosides.sampling.noise import (
     ER,
     Churn,
@@ -31,7 +32,7 @@ from twosides.sampling.noise import (
     Tau,
 )
 from twosides.sampling.plan import Plan
-from twosides.sampling.presets import kappa_adams, plan, sampler_named, samplers
+from twosides.sampling.presets import kappa_adams, samplers
 from twosides.sampling.run import run
 from twosides.sampling.sample import sample
 from twosides.sampling.sampler import Sampler

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from twosides.denoiser import Denoiser
-from twosides.sampling.presets import plan
+from twosides.sampling.named import plan
 from twosides.sampling.run import run
 from twosides.schedules import Cosine, FlowMatching
 

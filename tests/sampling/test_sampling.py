@@ -14,6 +14,7 @@ from twosides.denoiser import Denoiser, as_denoiser
 from twosides.oracle import GaussianMixture
 from twosides.randomness import PerSample
 from twosides.sampling.grids import Given, Karras, UniformLogSNR, UniformTime
+from twosides.sampling.named import plan, sampler_named
 from twosides.sampling.noise import (
     Churn,
     DDIMEta,
@@ -27,7 +28,7 @@ from twosides.sampling.noise import (
 )
 from twosides.sampling.noise import convert as convert_noise
 from twosides.sampling.plan import Plan
-from twosides.sampling.presets import plan, sampler_named, samplers
+from twosides.sampling.presets import samplers
 from twosides.sampling.run import run
 from twosides.sampling.sample import Trajectory, sample
 from twosides.sampling.sampler import Sampler

@@ -6,8 +6,9 @@ import torch
 
 from twosides.denoiser import Denoiser
 from twosides.oracle import GaussianMixture
+from twosides.sampling.named import plan
 from twosides.sampling.noise import Epsilon
-from twosides.sampling.presets import plan, samplers
+from twosides.sampling.presets import samplers
 from twosides.sampling.run import run
 from twosides.sampling.sample import sample
 from twosides.sampling.sampler import Sampler

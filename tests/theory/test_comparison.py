@@ -8,8 +8,9 @@ import torch
 from twosides.comparison import compare
 from twosides.losses.recipes import Recipe, recipes
 from twosides.sampling.grids import Given
+from twosides.sampling.named import plan
 from twosides.sampling.noise import Churn, EDMChurn, Eta
-from twosides.sampling.presets import plan, samplers
+from twosides.sampling.presets import samplers
 from twosides.sampling.sampler import Sampler
 from twosides.sampling.solvers import DDIM, Euler
 from twosides.schedules import Cosine, FlowMatching, VPLinear

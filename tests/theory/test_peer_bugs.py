@@ -21,8 +21,8 @@ from twosides.conversion import convert
 from twosides.denoiser import Denoiser
 from twosides.oracle import GaussianMixture
 from twosides.sampling.grids import Given, Grid, Karras, ShiftedGrid, ThenData, Uniform, UniformTime
+from twosides.sampling.named import sampler_named
 from twosides.sampling.noise import EDMChurn, Eta
-from twosides.sampling.presets import sampler_named
 from twosides.sampling.run import run
 from twosides.sampling.sample import sample
 from twosides.sampling.sampler import Sampler

@@ -13,8 +13,9 @@ from instances import CLOSED
 from twosides.denoiser import Denoiser
 from twosides.outputs import kappa
 from twosides.sampling.grids import Given
+from twosides.sampling.named import plan
 from twosides.sampling.noise import Churn, DDIMEta, Deterministic, EDMChurn, Epsilon, Eta, Overshoot
-from twosides.sampling.presets import plan, samplers
+from twosides.sampling.presets import samplers
 from twosides.sampling.run import run
 from twosides.sampling.sampler import Sampler
 from twosides.sampling.solvers import DDIM, TABLEAUS, Adams, RungeKutta

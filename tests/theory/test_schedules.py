@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instances import CLOSED, NUMERICAL, SCHEDULES
-from twosides.sampling.presets import plan
+from twosides.sampling.named import plan
 from twosides.schedules import (
     Betas,
     Cosine,

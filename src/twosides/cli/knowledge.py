@@ -66,7 +66,7 @@ def compare(
     from twosides.losses.recipes import recipe_named
     from twosides.losses.recipes import recipes as published
     from twosides.naming import unknown
-    from twosides.sampling.presets import plan
+    from twosides.sampling.named import plan
     from twosides.sampling.presets import samplers as presets
     from twosides.schedules import schedule_named
 

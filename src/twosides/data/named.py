@@ -17,8 +17,9 @@ from twosides.data.decode import Frame
 from twosides.data.glyphs import Glyphs
 from twosides.data.images import Folder, Images
 from twosides.data.tasks import Points, Task, unet
-from twosides.naming import import_object, unknown
+from twosides.naming import unknown
 from twosides.oracle import GaussianMixture
+from twosides.storage.trust import import_object
 
 if TYPE_CHECKING:
     from twosides.data.latents import Latents

@@ -17,8 +17,9 @@ from typing import Any
 
 from twosides.naming import unknown
 from twosides.sampling.grids import Grid
+from twosides.sampling.named import sampler_named
 from twosides.sampling.noise import Stochasticity
-from twosides.sampling.presets import sampler_named, samplers
+from twosides.sampling.presets import samplers
 from twosides.sampling.sampler import Sampler
 from twosides.schedules import Schedule, schedule_named
 from twosides.storage import parts

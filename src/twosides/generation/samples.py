@@ -24,7 +24,7 @@ from twosides.generation.notes import Notes, load_model, one_sentence, read_note
 from twosides.generation.request import Request
 from twosides.guidance import classifier_free
 from twosides.naming import unknown
-from twosides.sampling.presets import plan, sampler_named
+from twosides.sampling.named import plan, sampler_named
 from twosides.sampling.sample import sample
 from twosides.sampling.sampler import Sampler
 from twosides.schedules import Cosine, Schedule

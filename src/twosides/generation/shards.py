@@ -28,7 +28,8 @@ from twosides.display.pictures import npy
 from twosides.generation.notes import load_model, read_notes
 from twosides.generation.request import Request
 from twosides.generation.samples import drawer, label_tensor
-from twosides.sampling.presets import sampler_named, samplers
+from twosides.sampling.named import sampler_named
+from twosides.sampling.presets import samplers
 from twosides.storage import models, parts
 from twosides.storage.files import MANIFEST, verify_folder, write_file
 from twosides.storage.owner import claim

@@ -25,8 +25,8 @@ from twosides.naming import unknown
 from twosides.outputs import Estimate
 from twosides.randomness import PerSample
 from twosides.sampling.grids import Given
+from twosides.sampling.named import sampler_named
 from twosides.sampling.noise import Leg
-from twosides.sampling.presets import sampler_named
 from twosides.sampling.sampler import Sampler
 from twosides.sampling.solvers import Asks, walk
 from twosides.schedules import EDM, FlowMatching, Level, Schedule

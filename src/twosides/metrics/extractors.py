@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
 from twosides.data.decode import MAX_SIDE
-from twosides.naming import import_object, unknown
+from twosides.naming import unknown
 from twosides.storage.reading import read_json, require_folder
+from twosides.storage.trust import import_object
 
 Extractor = Callable[[Tensor], Tensor]
 BATCH = 250

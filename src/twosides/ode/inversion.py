@@ -26,8 +26,8 @@ from torch import Tensor
 
 from twosides.denoiser import Denoises, as_denoiser
 from twosides.sampling.frames import Frame
+from twosides.sampling.named import plan, sampler_named
 from twosides.sampling.plan import Plan, trace
-from twosides.sampling.presets import plan, sampler_named
 from twosides.sampling.run import Visit, run
 from twosides.sampling.sample import sample
 from twosides.sampling.sampler import Sampler
@@ -114,8 +114,9 @@ def runs_backwards(sampler: Sampler, schedule: Schedule, steps: SupportsIndex) -
 
 def _require_regular(solver: Leapfrog, schedule: Schedule, levels: list[Level]) -> None:
     for before, here, there in zip(levels, levels[1:], levels[2:], strict=False):
-        frame = Frame.at(solver.output, here, schedule)
-        if not math.isfinite(frame.gap(here, before.logsnr) + frame.gap(here, there.logsnr)):
+        frame = Frame.regular(solver.output, here, schedule)
+        gaps = [frame.gap(here, level.logsnr) for level in (before, there)] if frame else [math.inf]
+        if not math.isfinite(sum(gaps)):
             raise ValueError(
                 f"between {before} and {there} the frame of {solver} is infinite, and the step it "
                 "takes there, DDIM's, is not its own inverse; use Leapfrog('u'), or end the grid "

@@ -36,8 +36,8 @@ from twosides.ode.integrate import State, integrate
 from twosides.ode.inversion import spread, standardised
 from twosides.outputs import Estimate
 from twosides.randomness import PerSample
+from twosides.sampling.named import plan
 from twosides.sampling.plan import Plan
-from twosides.sampling.presets import plan
 from twosides.sampling.run import Visit, combine, run
 from twosides.sampling.sampler import Sampler
 from twosides.schedules import Level, Schedule, schedule_named

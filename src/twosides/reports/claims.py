@@ -23,10 +23,10 @@ from twosides.losses.recipes import recipes
 from twosides.oracle import GaussianMixture
 from twosides.outputs import OUTPUTS, F
 from twosides.sampling.grids import Given
+from twosides.sampling.named import plan
 from twosides.sampling.noise import Churn, DDIMEta, EDMChurn, Eta, Step
 from twosides.sampling.noise import convert as convert_noise
 from twosides.sampling.plan import Plan
-from twosides.sampling.presets import plan
 from twosides.sampling.sample import sample
 from twosides.sampling.sampler import Sampler
 from twosides.sampling.solvers import Euler, EulerMaruyama

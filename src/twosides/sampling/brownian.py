@@ -44,7 +44,7 @@ class Brownian:
     eta on grids that keep their nodes when n is doubled, and in the limit of short steps otherwise
     (EDM's churn, whose noise comes before the call and in the initial state, only loosely).
 
-        >>> from twosides.sampling.presets import plan
+        >>> from twosides.sampling.named import plan
         >>> path = Brownian(plan("ddpm", "cosine", 10), 0, range(4), (2,))
         >>> len([path() for _ in range(9)])  # the tenth step ends at the data
         9

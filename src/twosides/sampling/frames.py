@@ -58,14 +58,6 @@ class Frame(NamedTuple):
     b: float
 
     @classmethod
-    def at(cls, output: str | Output, level: Level, schedule: Schedule) -> Frame:
-        """The frame of an output at a level; ValueError where it does not determine (x, eps)."""
-        output = output_named(output, schedule)
-        output.solve(level)
-        a, b = output.coefficients(level)
-        return cls(float(a), float(b))
-
-    @classmethod
     def regular(cls, output: str | Output, level: Level, schedule: Schedule) -> Frame | None:
         """The frame of an output at a level; None where it is singular.
 

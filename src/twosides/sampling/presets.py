@@ -1,8 +1,7 @@
-"""Presets: the names that papers and programs gave to samplers, and what a name may be.
+"""Presets: the names that papers and programs gave to samplers.
 
 A preset is a row of `samplers`. Adding one is adding it here: the command line, the documentation,
-the explorer and the tests read this table. `sampler_named` is the one place where names become
-samplers.
+the explorer and the tests read this table. `named` makes samplers of names.
 """
 
 from __future__ import annotations
@@ -11,15 +10,13 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import Any
 
-from twosides.naming import Table, named, split_call, unknown
+from twosides.naming import Table
 from twosides.outputs import kappa
-from twosides.sampling.grids import GRIDS, Grid, Karras, Uniform, UniformTime
+from twosides.sampling.grids import Grid, Karras, Uniform, UniformTime
 from twosides.sampling.noise import (
     ER,
-    STOCHASTICITIES,
     Churn,
     DDIMEta,
     Deterministic,
@@ -33,7 +30,6 @@ from twosides.sampling.noise import (
     Stochasticity,
     Tau,
 )
-from twosides.sampling.plan import Plan
 from twosides.sampling.sampler import Sampler
 from twosides.sampling.solvers import (
     BDIA,
@@ -44,7 +40,6 @@ from twosides.sampling.solvers import (
     Leapfrog,
     RungeKutta,
 )
-from twosides.schedules import Schedule, schedule_named
 
 
 def kappa_adams(
@@ -208,101 +203,3 @@ FAMILIES: dict[str, Callable[..., Sampler]] = {
     "kab2c": partial(kappa_adams, order=2, corrector=3),
     "kab3c": partial(kappa_adams, order=3, corrector=4),
 }
-
-
-PUBLISHED = "-published"
-
-
-def names() -> list[str]:
-    """All names of presets, those of published forms included."""
-    others = [name + PUBLISHED for name, preset in samplers.items() if preset.published]
-    return [*samplers, *others]
-
-
-def sampler_named(
-    sampler: str | Sampler,
-    noise: str | Stochasticity | None = None,
-    grid: str | Grid | None = None,
-) -> Sampler:
-    """The sampler of a name, or the Sampler itself; with other noise or another grid if wanted.
-
-    sampler: a preset, "dpmpp-2m"; with numbers if it takes some, "kab2(0.5, 3)"; with "-published"
-        for the form that its authors' code has, known errors included, where that differs,
-        "unipc-published"; or the path of a JSON file of a sampler (`storage.plans`).
-    noise: in place of its own: a row of STOCHASTICITIES, with numbers if wanted, "churn(0.3)".
-    grid: in place of its own: a row of GRIDS, with numbers if wanted, "karras(5)".
-
-        >>> sampler_named("kab2(0.5, 3)").order
-        2
-        >>> sampler_named("unipc-published").solver.lower_order_final
-        True
-    """
-    made = _preset(sampler) if isinstance(sampler, str) else sampler
-    if isinstance(made, type):
-        raise TypeError(f"{made.__name__} is a class; pass {made.__name__}()")
-    if not isinstance(made, Sampler):
-        raise TypeError(
-            f"a sampler is a preset's name or a Sampler(grid, solver, stochasticity), got {made!r}"
-        )
-    if noise is not None:
-        made = replace(made, stochasticity=_part("noise", noise, STOCHASTICITIES))
-    return made if grid is None else replace(made, grid=_part("grid", grid, GRIDS))
-
-
-def _part(kind: str, name: Any, table: Any) -> Any:
-    return named(kind, name, table) if isinstance(name, str) else name
-
-
-def _preset(text: str) -> Sampler:
-    if text.endswith(".json"):
-        from twosides.storage.plans import read_named
-
-        found = read_named(Path(text))
-        if isinstance(found, Plan):
-            raise ValueError(
-                f"{text} is the file of a plan, which has its own schedule and steps; where a "
-                "sampler for any is wanted, name a preset or a file of a sampler"
-            )
-        return found
-    name, numbers = split_call(text)
-    name, published = name.removesuffix(PUBLISHED), name.endswith(PUBLISHED)
-    if name not in samplers:
-        raise unknown("sampler", name, samplers)
-    if numbers and name not in FAMILIES:
-        raise ValueError(f"{name} takes no numbers; these do: {', '.join(FAMILIES)}")
-    try:
-        made = FAMILIES[name](*numbers) if numbers else samplers[name]
-    except TypeError:
-        raise ValueError(f"sampler {text!r}: {name} takes fewer numbers") from None
-    if published and made.published is None:
-        raise ValueError(f"{name} is as it was published; leave {PUBLISHED} out")
-    return made.published if published and made.published else made
-
-
-def plan(
-    sampler: str | Sampler,
-    schedule: str | Schedule,
-    steps: SupportsIndex,
-    *,
-    encode: bool = False,
-) -> Plan:
-    """The plan of a sampler on a schedule.
-
-    sampler: a Sampler or a name, see `sampler_named`; or the path of a JSON file of a plan, whose
-        own schedule and steps then count.
-    schedule: where to sample, a name or a Schedule.
-    steps: the number of steps, >= 1.
-    encode: whether to go from data to noise.
-
-    >>> from twosides.schedules import FlowMatching
-    >>> plan("ddim", FlowMatching(), 4).nfe
-    4
-    """
-    name = sampler if isinstance(sampler, str) else ""
-    if name.endswith(".json"):
-        from twosides.storage.plans import read_named
-
-        found = read_named(Path(name))
-        if isinstance(found, Plan):
-            return found
-    return sampler_named(sampler).plan(schedule_named(schedule), steps, name, encode=encode)

@@ -2,9 +2,8 @@
 
 `lower` folds a denoiser into the coefficients of a plan: the rows of the *program* act on what the
 network is shown and what it answers. `Execution` is a program under way: it makes each state from
-what it keeps, and keeps what later states need. Whoever runs a plan drives one: `run` here, which
-calls the network itself, `transitions`, which tells the noise from the rest, and the scheduler for
-diffusers, whose pipelines call the network.
+what it keeps, and keeps what later states need. Whoever runs a plan drives one: `run`, which calls
+the network itself, `transitions`, which tells the noise from the rest, and the diffusers scheduler.
 """
 
 from __future__ import annotations
@@ -41,7 +40,6 @@ class Row(NamedTuple):
 class Program(NamedTuple):
     """A plan lowered to a denoiser.
 
-    rows, calls: those of the plan.
     noise: 2n, the slot of the initial noise, after which those of the injected ones come.
     """
 
@@ -157,7 +155,7 @@ def combine(terms: Sequence[tuple[Tensor, float]], like: Tensor | None = None) -
 
 
 class Visit(NamedTuple):
-    """One network call of a run: its number, input and level, and a function for the estimate."""
+    """A network call of a run: its number, input and level, and a function for the estimate."""
 
     number: int
     z: Tensor

@@ -16,8 +16,8 @@ from twosides.outputs import Estimate
 from twosides.placement import device_of
 from twosides.randomness import PerSample, fresh_seed
 from twosides.sampling.brownian import Brownian
+from twosides.sampling.named import plan
 from twosides.sampling.plan import Plan
-from twosides.sampling.presets import plan
 from twosides.sampling.run import Visit, run
 from twosides.sampling.sampler import Sampler
 from twosides.schedules import Level, Schedule
@@ -63,7 +63,7 @@ def sample(
     """Draw samples of shape (B, ...) from a denoiser.
 
     shape: (number of samples, ...).
-    sampler: a name (`presets.sampler_named` says which there are), a Sampler, or a Plan, whose own
+    sampler: a name (`named.sampler_named` says which there are), a Sampler, or a Plan, whose own
         schedule and steps then count.
     steps: the number of steps, >= 1.
     schedule: where to sample, by default on the denoiser's own; another gives its grid and scaling.

@@ -39,8 +39,8 @@ from torch import Tensor
 from twosides.denoiser import Denoises, as_denoiser
 from twosides.placement import device_of
 from twosides.randomness import PerSample, fresh_seed
+from twosides.sampling.named import plan
 from twosides.sampling.plan import Plan
-from twosides.sampling.presets import plan
 from twosides.sampling.run import Execution, combine, lower
 from twosides.sampling.sample import check_indices, check_shape, to_data
 from twosides.sampling.sampler import Sampler

@@ -1,14 +1,16 @@
 """Noise schedules: a time warp t <-> logsnr and a scaling convention, and their names.
 
-`level` has a noise level and the scalings, `schedule` what all schedules have, `closed`, `discrete`
-and `numerical` the schedules themselves. A new one is a class there and a row of `SCHEDULES`.
+`level` has a noise level and the scalings, `schedule` what all schedules have, `closed`,
+`exploding`, `discrete` and `numerical` the schedules themselves. A new one is a class there and a
+row of `SCHEDULES`.
 """
 
 from __future__ import annotations
 
 from twosides.naming import named
-from twosides.schedules.closed import EDM, Cosine, EDMInput, FlowMatching, Geometric, VPLinear
+from twosides.schedules.closed import Cosine, FlowMatching, VPLinear
 from twosides.schedules.discrete import Betas, ScaledLinear, Tabulated, logsnr_of_betas
+from twosides.schedules.exploding import EDM, EDMInput, Geometric
 from twosides.schedules.level import (
     SCALINGS,
     Level,

@@ -1,8 +1,8 @@
 """A noise level, and the conventions for the scale of (alpha, sigma).
 
-A scaling is not to be confused with a schedule: it says how long the vector (alpha, sigma) is at a
-log-SNR, while the schedule says which log-SNR a time means. Slopes are taken in the flow time
-`tau = sigma / (alpha + sigma)`, which runs from 0 at the data to 1 at noise.
+A scaling says how long the vector (alpha, sigma) is at a log-SNR, and not which log-SNR a time
+means. Slopes are taken in the flow time `tau = sigma / (alpha + sigma)`, which runs from 0 at the
+data to 1 at noise.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class Level(NamedTuple):
     """A noise level of `z = alpha x + sigma eps`.
 
     logsnr: `log(alpha^2 / sigma^2)`, which identifies the level; +-inf are ordinary values.
-    alpha, sigma: the weights of data and noise, in some scaling. All three are floats while a plan
-        is made, and tensors of shape (B,) in training, one level for each sample.
+    alpha, sigma: the weights of data and noise, in some scaling. All three are floats in sampling,
+        and tensors of shape (B,) in training, one level for each sample.
     """
 
     logsnr: Scalar

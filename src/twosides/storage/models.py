@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from twosides.clocks import Clock
 from twosides.conversion import Converted, convert
 from twosides.denoiser import Denoiser
-from twosides.naming import import_object, unknown
+from twosides.naming import unknown
 from twosides.schedules import Schedule
 from twosides.storage.files import commit_folder, verify_folder
 from twosides.storage.limits import MAX_CONVERSIONS, MAX_TENSORS, MAX_WHOLE, bounded, check_notes
@@ -27,6 +27,7 @@ from twosides.storage.networks import NETWORKS
 from twosides.storage.parts import describe, describe_output, restore, restore_output
 from twosides.storage.reading import blame, read_json
 from twosides.storage.tensors import load_tensors, open_tensors, save_tensors
+from twosides.storage.trust import import_object
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 

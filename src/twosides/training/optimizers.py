@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from twosides.naming import import_object, unknown
+from twosides.naming import unknown
+from twosides.storage.trust import import_object
 
 Make = Callable[..., Optimizer]
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from twosides.integrations.kdiffusion import is_flow, sampler_function
 from twosides.sampling.grids import GRIDS, ThenData
-from twosides.sampling.presets import names
+from twosides.sampling.named import names
 from twosides.schedules import Betas, FlowMatching, Schedule
 
 

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from twosides.integrations.diffusers.notation import ORIGINS, REFUSED
-from twosides.sampling.presets import PUBLISHED
+from twosides.sampling.named import PUBLISHED
 
 OWN = "Scheduler"
 

@@ -30,7 +30,7 @@ from twosides.integrations.diffusers.runs import Run, Runs
 from twosides.naming import unknown
 from twosides.randomness import PerSample
 from twosides.sampling.grids import GRIDS
-from twosides.sampling.presets import sampler_named
+from twosides.sampling.named import sampler_named
 from twosides.sampling.sampler import Sampler
 from twosides.schedules import Tabulated, along_batch
 from twosides.storage.parts import describe, restore
@@ -49,7 +49,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
 
         pipe.scheduler = Scheduler.from_pipeline(pipe, sampler="dpmpp-2m")
 
-    sampler: a name, see `presets.sampler_named`: a preset, with numbers if it takes some
+    sampler: a name, see `named.sampler_named`: a preset, with numbers if it takes some
         ("kab2(0.5, 3)"), "unipc-published", the path of a sampler's file; or a Sampler.
     grid: where to step. None: as the model's own scheduler does or the pipeline asks, but a Sampler
         given whole, and a solver that needs even steps, keep theirs; "sampler": the sampler's; else

@@ -1,21 +1,14 @@
 """Where a sampler steps: grids, the levels of a run from noise to data.
 
-`grid` says what a grid is, `even` has those of equal steps in a variable, `tables` those of tables,
-`indices` those of discrete models, `wrapped` those of other grids. A new grid is a class in one of
-them and a row of the table here.
+`grid` says what a grid is, `even` and `ramps` have those of equal steps in a variable, `tables`
+those of tables, `indices` those of discrete models, `wrapped` those of other grids. A new grid is a
+class in one of them and a row of the table here.
 """
 
-from twosides.sampling.grids.even import (
-    Arctan,
-    Beta,
-    Exponential,
-    Karras,
-    Uniform,
-    UniformLogSNR,
-    UniformTime,
-)
+from twosides.sampling.grids.even import Arctan, Uniform, UniformLogSNR, UniformTime
 from twosides.sampling.grids.grid import Even, Given, Grid
 from twosides.sampling.grids.indices import Indices
+from twosides.sampling.grids.ramps import Beta, Exponential, Karras
 from twosides.sampling.grids.tables import AYS, Entropic, Quantiles
 from twosides.sampling.grids.wrapped import (
     ShiftedGrid,

@@ -96,9 +96,9 @@ class Integral:
 
         By parts, `c int s^j d(eta) = reach - j c int s^(j-1) (eta(s) - eta_here) ds`.
         """
-        powers, leg = np.arange(count), self.leg
+        powers, leg = np.arange(count, dtype=np.float64), self.leg
         if count == 1 or self.variable is None:
-            return self.reach / (powers + 1.0)
+            return self.reach / (powers + 1)
         scale = float(self.frame.scale(leg.over.alpha, leg.over.sigma))
         if scale == 0:  # the whole integral lies at the end
             return np.full(count, self.reach)
@@ -108,7 +108,7 @@ class Integral:
         along = start + pace * (real - start) if pace > 1 else real
         gaps = WEIGHTS * scale * self.frame.gap(leg.here, along)
         slopes = powers * NODES[:, None] ** np.maximum(powers - 1, 0)
-        return np.asarray(self.reach - gaps @ slopes, dtype=np.float64)
+        return self.reach - gaps @ slopes
 
 
 def integrate(integral: Integral, weights: Array, estimates: Sequence[Estimate], end: Level) -> Any:
