@@ -26,7 +26,7 @@ from twosides import cli
 from twosides.explorer import names
 from twosides.reports import catalogue
 from twosides.sampling.grids import GRIDS
-from twosides.sampling.noise import STOCHASTICITIES, DDIMEta, Eta, Step, convert
+from twosides.sampling.noise import STOCHASTICITIES, DDIMEta, Deterministic, Eta, Step, convert
 from twosides.sampling.presets import sampler_named
 from twosides.sampling.solvers import SOLVERS
 from twosides.storage import plans
@@ -51,7 +51,7 @@ with open("wrong.json", "w") as file:
 step = Step.between(flow, 0.6, 0.5)
 quadratic, output = ts.schedules.schedule_named("quadratic"), ts.outputs.OUTPUTS["half-u"]
 times = torch.linspace(0, 1, 9, dtype=torch.float64)
-square = ts.FromFunctions(lambda t: 1 - t**2, lambda t: t**2)
+square = ts.schedules.FromFunctions(lambda t: 1 - t**2, lambda t: t**2)
 fresh = STOCHASTICITIES["fresh"](0.2)
 shifted = GRIDS["shifted-time"].logsnrs(flow, 6)
 print(json.dumps({
@@ -77,7 +77,7 @@ print(json.dumps({
             - dataclasses.replace(
                 sampler, stochasticity=noise, solver=ts.solvers.RungeKutta("midpoint", "u")
             ).plan(s, 7).matrix()).max()
-            for s in (flow, ts.Cosine(-9, 9)) for noise in (ts.Deterministic(), Eta(0.7)))),
+            for s in (flow, ts.Cosine(-9, 9)) for noise in (Deterministic(), Eta(0.7)))),
         "grid": float(abs(shifted[1:-1]
             - ts.grids.ShiftedGrid(ts.grids.UniformTime(), 3).logsnrs(flow, 6)[1:-1]).max()),
         "noise": float(abs(convert(convert(fresh, DDIMEta, step), type(fresh), step).value - 0.2)),
@@ -109,7 +109,7 @@ def seen(tmp_path_factory):
     shutil.copytree(ROOT / "src", folder / "src", ignore=ignored)
     for kind, patch in PATCHES.items():
         (folder / f"{kind}.diff").write_text(patch, encoding="utf-8")
-        command = ["git", "apply", "--whitespace=nowarn", f"{kind}.diff"]
+        command = ["git", "apply", "--unidiff-zero", "--whitespace=nowarn", f"{kind}.diff"]
         alone = {**os.environ, "GIT_CEILING_DIRECTORIES": str(folder.parent)}
         done = subprocess.run(command, cwd=folder, env=alone, capture_output=True, text=True)
         assert done.returncode == 0, f"{kind}: {done.stderr}"
