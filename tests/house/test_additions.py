@@ -109,7 +109,7 @@ def seen(tmp_path_factory):
     shutil.copytree(ROOT / "src", folder / "src", ignore=ignored)
     for kind, patch in PATCHES.items():
         (folder / f"{kind}.diff").write_text(patch, encoding="utf-8")
-        command = ["git", "apply", "--whitespace=nowarn", f"{kind}.diff"]
+        command = ["git", "apply", "--unidiff-zero", "--whitespace=nowarn", f"{kind}.diff"]
         alone = {**os.environ, "GIT_CEILING_DIRECTORIES": str(folder.parent)}
         done = subprocess.run(command, cwd=folder, env=alone, capture_output=True, text=True)
         assert done.returncode == 0, f"{kind}: {done.stderr}"
