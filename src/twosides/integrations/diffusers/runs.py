@@ -21,6 +21,7 @@ from torch import Tensor
 
 from twosides.integrations.diffusers.passes import Band, Pass
 from twosides.randomness import PerSample
+from twosides.sampling.brownian import Brownian
 from twosides.sampling.noise import DDIMEta
 
 
@@ -67,6 +68,8 @@ class Run:
     idle: bool = field(init=False, default=False)
     band: Band = field(init=False)
     _past: Taken | None = field(init=False, default=None)
+    _path: Brownian | None = field(init=False, default=None)
+    _drawn: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         """Note where the timesteps are stored."""
@@ -168,11 +171,32 @@ class Run:
         self._past = Taken(self.walk, self.walk.place, dict(self.walk.execution.kept))
         return self.walk.advance(z, answer, noise)
 
+    def brownian(self, seed: int, like: Tensor) -> Tensor:
+        """The noise of the step that is being taken, on the path of a seed.
+
+        It is that of the whole run at this place, wherever the run began and went.
+        """
+        assert self.walk is not None
+        whole = self._with_eta()
+        first = whole.program.noise
+        drawn = {slot for row in whole.program.rows[: self.walk.place] for slot, _ in row.terms}
+        wanted = sum(slot > first for slot in drawn)
+        if self._path is None or self._drawn > wanted:
+            kind = {"dtype": like.dtype, "device": like.device}
+            self._path = Brownian(whole.plan, seed, range(len(like)), like.shape[1:], **kind)
+            self._drawn = 0
+        while self._drawn < wanted:
+            self._path()
+            self._drawn += 1
+        self._drawn += 1
+        return self._path()
+
     def twin(self) -> Run:
         """A run of its own, at the same place."""
         made = copy.copy(self)
         made.timesteps = self.timesteps.clone()
         made.__post_init__()
+        made._path = None
         made.own, made._next = copy.deepcopy(self.own), self._next
         made.walk = self.walk and self.walk.twin()
         return made

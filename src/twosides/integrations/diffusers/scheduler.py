@@ -56,6 +56,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         the name of a grid. Where a grid ends above the model's own end, a step leads there.
     seed: of the noise, in pipelines that pass no generator to `step`; sample i of a batch depends
         on (seed, i) only. None: torch's global generator.
+    noise: "brownian" for noise that is one path of the seed, whatever the number of steps
+        (`sampling.brownian`). None: that of each step is drawn by itself.
     origin: the diffusers class whose words the other arguments are (`notation` says what they
         mean). `from_pipeline` and `from_config` fill them in.
 
@@ -71,6 +73,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         sampler: Any = "ddim",
         grid: str | None = None,
         seed: int | None = None,
+        noise: str | None = None,
         origin: str | None = None,
         num_train_timesteps: int = 1000,
         prediction_type: str = "epsilon",
@@ -119,6 +122,10 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             self.register_to_config(sampler=describe(sampler))
         if grid not in (None, "sampler", *GRIDS):
             raise unknown("grid", grid, ["sampler", *GRIDS])
+        if noise not in (None, "brownian"):
+            raise unknown("noise", noise, ["brownian"])
+        if noise and seed is None:
+            raise ValueError("noise='brownian' is the path of a seed; pass seed=0, or another")
         if origin not in (None, *notations.ORIGINS):
             raise unknown("scheduler class", origin, notations.ORIGINS)
         self._forget_runs()
@@ -318,6 +325,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):
 
     def _noise(self, run: Run, like: Tensor, generator: Any) -> Tensor:
         seed = self.config["seed"]
+        if self.config["noise"] == "brownian":
+            return run.brownian(seed, like)
         if generator is not None or seed is None:
             return randn_tensor(tuple(like.shape), generator, like.device, like.dtype)
         run.own = run.own or PerSample(seed, range(len(like)))
