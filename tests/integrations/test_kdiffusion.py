@@ -445,7 +445,7 @@ def test_flip_sigmas_unsamples(name, path):
     assert next(float(told["sigma"]) for told in seen) == float(dense[-1])
     back = function(model, encoded, dense)
     assert not torch.allclose(encoded, data, atol=0.1)
-    assert float((back - data).norm() / data.norm()) < (0.1 if name == "ddim" else 0.01)
+    assert float((back - data).norm() / data.norm()) < (0.15 if name == "ddim" else 0.01)
     with pytest.raises(ValueError, match="only samplers without noise"):
         sampler_function("ddpm", path=path)(model, data, dense.flip(0))
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 import copy
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from twosides.integrations.diffusers.passes import Band, Pass
@@ -73,10 +74,15 @@ class Run:
 
     def __post_init__(self) -> None:
         """Note where the timesteps are stored."""
-        first = self.timesteps.data_ptr()
-        self._stored = range(first, first + self.timesteps.nbytes, self.timesteps.itemsize)
+        self.hand_out(self.timesteps)
         self._next = 0
         self.set_band(self.begin or 0)
+
+    def hand_out(self, timesteps: Tensor) -> None:
+        """Take this tensor for the one that pipelines iterate over."""
+        first = timesteps.data_ptr()
+        self.timesteps = timesteps
+        self._stored = range(first, first + timesteps.nbytes, timesteps.itemsize)
 
     def set_band(self, begin: int) -> None:
         """Prepare what compiled steps need, from a timestep on."""
@@ -170,6 +176,16 @@ class Run:
         assert self.walk is not None
         self._past = Taken(self.walk, self.walk.place, dict(self.walk.execution.kept))
         return self.walk.advance(z, answer, noise)
+
+    def draw(self, config: Mapping[str, Any], like: Tensor, generator: Any) -> Tensor:
+        """Noise for this step: of the scheduler's seed, or else of the caller's generator."""
+        seed = config["seed"]
+        if config["noise"] == "brownian":
+            return self.brownian(seed, like)
+        if generator is not None or seed is None:
+            return randn_tensor(tuple(like.shape), generator, like.device, like.dtype)
+        self.own = self.own or PerSample(seed, range(len(like)))
+        return self.own.normal(like.shape[1:], like.dtype, like.device)
 
     def brownian(self, seed: int, like: Tensor) -> Tensor:
         """The noise of the step that is being taken, on the path of a seed.
