@@ -166,6 +166,21 @@ def test_seed_and_published_forms_are_used():
     assert not torch.allclose(first, run("dpmpp-3m-published", 0), atol=1e-5)
 
 
+def test_brownian_noise_is_an_option_of_the_node():
+    kind = NODE_CLASS_MAPPINGS["TwosidesSampler"]
+    assert kind.INPUT_TYPES()["optional"]["noise"][0] == ["independent", "brownian"]
+    guider = types.SimpleNamespace(model_sampling=Discrete())
+    sigmas, start = sigmas_of(Discrete(), "karras"), torch.ones(2, 2)
+
+    def run(**options):
+        (made,) = kind().sampler("ddpm", 0, **options)
+        return made.sample(guider, sigmas, start)
+
+    assert torch.equal(run(), run(noise="independent"))
+    assert torch.equal(run(noise="brownian"), run(noise="brownian"))
+    assert not torch.allclose(run(), run(noise="brownian"), atol=1e-3)
+
+
 # ---------------------------------------------------------------------------- levels
 
 

@@ -397,10 +397,10 @@ def test_flow_models_with_scaled_noise_get_scaled_noise():
 @pytest.mark.parametrize(
     ("sigmas", "path", "message"),
     [
-        ([1.0], "ve", "1-D tensor"),
         ([[1.0, 0.0]], "ve", "1-D tensor"),
-        ([1.0, 0.5, 0.5, 0.0], "ve", r"sigmas\[1\] = 0.5 is followed by 0.5"),
-        ([0.0, 0.5, 1.0], "ve", r"sigmas\[0\] = 0 is followed by 0.5.*flip"),
+        ([1.0, 0.5, 0.7, 0.0], "ve", "must fall.*0.5 is followed by 0.7"),
+        ([0.1, 0.7, 0.5, 1.0], "ve", "must fall.*0.5 is followed by 0.7"),
+        ([0.0, 0.5, 1.0], "ve", "rising sigmas begin at 0.*FlipSigmas"),
         ([1.0, math.nan, 0.0], "ve", r"sigmas\[1\] is nan"),
         ([math.inf, 1.0, 0.0], "ve", r"sigmas\[0\] is inf"),
         ([1.0, -0.1], "ve", r"sigmas\[1\] is -0.1.*finite and >= 0"),
@@ -412,6 +412,67 @@ def test_levels_that_are_refused(sigmas, path, message):
     name, path = ("restart", "ve") if path == "restart" else ("ddim", path)
     with pytest.raises(ValueError, match=message):
         sampler_function(name, path=path)(ve, noise(), torch.tensor(sigmas, dtype=FLOAT64))
+
+
+@pytest.mark.parametrize("sigmas", [[], [0.7], [0.7, 0.7]])
+def test_split_sigmas_at_an_end_changes_nothing(sigmas):
+    x = noise()
+    assert sampler_function("heun")(ve, x, torch.tensor(sigmas, dtype=FLOAT64)) is x
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpmpp-2m", "heun", "dpmpp-2m-sde"])
+def test_repeated_levels_are_visited_once(name):
+    """Callbacks still count the caller's levels."""
+    repeated, seen = SIGMAS.repeat_interleave(2), []
+    function = sampler_function(name, seed=0)
+    got = function(ve, noise() * SIGMAS[0], repeated, callback=seen.append)
+    assert torch.equal(got, function(ve, noise() * SIGMAS[0], SIGMAS))
+    assert [told["i"] for told in seen][:: samplers[name].nfe_per_step][:3] == [0, 2, 4]
+    assert all(repeated[told["i"]] == told["sigma"] for told in seen)
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpmpp-2m", "heun", "kab2c", "rk4"])
+@pytest.mark.parametrize("path", ["ve", "flow"])
+def test_flip_sigmas_unsamples(name, path):
+    """From data to noise along the ODE, and back: the same data, as exactly as many steps allow."""
+    model, sigmas = (ve, SIGMAS) if path == "ve" else (flow, SIGMAS / (1 + SIGMAS))
+    dense = torch.cat([sigmas[:-1], sigmas.new_tensor([1e-4])])
+    dense = torch.logspace(
+        math.log10(float(dense[0])), math.log10(float(dense[-1])), 81, dtype=FLOAT64
+    )
+    function, seen = sampler_function(name, path=path), []
+    data = noise(seed=3)
+    encoded = function(model, data, dense.flip(0), callback=seen.append)
+    assert next(float(told["sigma"]) for told in seen) == float(dense[-1])
+    back = function(model, encoded, dense)
+    assert not torch.allclose(encoded, data, atol=0.1)
+    assert float((back - data).norm() / data.norm()) < (0.15 if name == "ddim" else 0.01)
+    with pytest.raises(ValueError, match="only samplers without noise"):
+        sampler_function("ddpm", path=path)(model, data, dense.flip(0))
+
+
+def test_brownian_noise_is_that_of_sample():
+    """And refines itself: twice the steps follow the same path, more or less of it held."""
+    from twosides.sampling.grids import Given
+    from twosides.sampling.noise import Eta
+    from twosides.sampling.sampler import Sampler
+
+    made = Sampler(Given((0.0,)), stochasticity=Eta(1.0))
+    function = sampler_function(made, seed=3, noise="brownian")
+    fine = torch.logspace(1, -1, 65, dtype=FLOAT64)
+    fixed = torch.full((5, 2), 0.3, dtype=FLOAT64)
+
+    def held(x, sigma):
+        return fixed
+
+    ends = [function(held, noise() * 10, levels) for levels in (fine, fine[::2], fine[::4])]
+    assert torch.allclose(ends[0], ends[1], atol=1e-9) and torch.allclose(
+        ends[1], ends[2], atol=1e-9
+    )
+    plain = sampler_function(made, seed=3)
+    assert not torch.allclose(plain(held, noise() * 10, fine), plain(held, noise() * 10, fine[::2]))
+    with pytest.raises(ValueError, match="unknown noise"):
+        sampler_function("ddpm", noise="brown")
 
 
 def test_arguments_that_are_refused():

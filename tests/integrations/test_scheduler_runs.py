@@ -132,6 +132,22 @@ def test_eta_that_moves_the_calls_is_refused():
         scheduler.step(normal(2, 3), scheduler.timesteps[0], normal(2, 3), eta=1.0)
 
 
+def test_brownian_noise_is_that_of_its_place():
+    """Wherever a run begins and goes, the noise of a step is the path's."""
+    options = {"noise": "brownian", "grid": "uniform-logsnr", **SD}
+    scheduler = laid_out("ddpm", 8, **options)
+    z, t = normal(2, 3), scheduler.timesteps
+    whole = walk(scheduler, t, z)
+    assert torch.equal(walk(scheduler, t, z), whole)
+    reached = walk(scheduler, t[:4], z)
+    assert torch.equal(walk(scheduler, t[4:], reached), whole)
+    late = laid_out("ddpm", 8, **options)
+    late.set_begin_index(4)
+    assert torch.equal(walk(late, late.timesteps[4:], reached), whole)
+    with pytest.raises(ValueError, match="the path of a seed"):
+        Scheduler("ddpm", noise="brownian")
+
+
 # ---------------------------------------------------------------------------- calls are not steps
 
 

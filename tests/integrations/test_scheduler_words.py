@@ -42,7 +42,7 @@ def test_every_class_is_read_or_refused_by_name():
 @pytest.mark.parametrize("kind", ["LCM", "TCD"])
 def test_sd_cpp_983_and_5815_consistency_models_begin_at_the_top(kind):
     """4 steps gave 750, 500, 250, 0, and 1 step timestep 0, so that the noise came back."""
-    scheduler = ours(getattr(diffusers, f"{kind}Scheduler")(), "lcm", seed=0)
+    scheduler = ours(getattr(diffusers, f"{kind}Scheduler")(), "lcm", seed=0, gives_data=True)
     scheduler.set_timesteps(4)
     assert scheduler.timesteps.tolist() == [999, 759, 499, 259]
     scheduler.set_timesteps(4, original_inference_steps=100)

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from twosides.naming import unknown
 from twosides.outputs import Estimate
-from twosides.randomness import PerSample
+from twosides.randomness import PerSample, fresh_seed
+from twosides.sampling.brownian import Brownian
 from twosides.sampling.grids import Given
 from twosides.sampling.named import sampler_named
 from twosides.sampling.noise import Leg
@@ -39,6 +40,7 @@ def sampler_function(
     *,
     path: str | None = None,
     seed: int | None = None,
+    noise: str | None = None,
 ) -> Callable[..., Tensor]:
     """A preset's name or a Sampler as a function with k-diffusion's signature,
 
@@ -48,6 +50,11 @@ def sampler_function(
     seed: of the injected noise; that of sample i depends on (seed, i) only, and is what `sample`
         injects with this seed. None is torch's global generator. Both halves of a run that is cut
         in two inject the same noise, unless their seeds differ.
+    noise: "brownian" for noise that is one path, whatever the number of steps
+        (`sampling.brownian`); by default that of each step is drawn by itself.
+
+    Levels that come twice are visited once, and less than two leave x as it is (SplitSigmas at an
+    end). Where they rise (FlipSigmas) the sampler is run backwards, from data to noise.
 
     The sampler's own grid is not used, but Restart's jumps are kept. Where a preset refers to the
     time t, this is sigma / sigmas[0] on "ve", and sigma on "flow".
@@ -59,8 +66,8 @@ def sampler_function(
     noise_sampler(sigma, sigma_next): unit noise for the step between two levels, of x's shape; a
         Brownian one suits samplers that draw once per step.
 
-    ValueError for unknown names, and when called for sigmas that do not fall inside the path's
-    range, or shapes that do not fit.
+    ValueError for unknown names, and when called for sigmas that neither fall nor rise, or lie
+    outside the path's range, for shapes that do not fit, and for noise on the way to noise.
 
         >>> f = sampler_function("dpmpp-2m")
         >>> f(lambda x, sigma: 0 * x, torch.ones(1, 2), torch.tensor([1.0, 0.5, 0.25]))
@@ -69,6 +76,8 @@ def sampler_function(
     made = sampler_named(sampler)
     if path not in (None, *PATHS):
         raise unknown("path", path, PATHS)
+    if noise not in (None, "brownian"):
+        raise unknown("noise", noise, ("brownian",))
 
     @torch.no_grad()
     def function(
@@ -82,14 +91,28 @@ def sampler_function(
     ) -> Tensor:
         _check_state(x)
         own = model_sampling(model)
-        schedule, given = _walked(sigmas, path or ("flow" if is_flow(own) else "ve"))
-        levels = replace(made, grid=given).levels(schedule, len(sigmas) - 1)
+        kind = path or ("flow" if is_flow(own) else "ve")
+        places, backwards = _visited(sigmas, kind)
+        if len(places) < 2:
+            return x
+        schedule, given = _walked(sigmas[places], kind)
+        here = replace(made, grid=given)
+        levels = here.levels(schedule, len(places) - 1)
+        if backwards:
+            _check_backwards(made, levels)
+            levels, places = levels[::-1], places[::-1]
         route = made.stochasticity.route(schedule, levels)
         walked: list[Leg] = []
         draw = noise_sampler or _drawn(x, seed)
+        if noise == "brownian" and made.stochastic and noise_sampler is None:
+            source = fresh_seed() if seed is None else seed
+            plan = here.plan(schedule, len(places) - 1)
+            shape, like = x.shape[1:], {"dtype": x.dtype, "device": x.device}
+            brownian = Brownian(plan, source, range(len(x)), shape, **like)
+            draw = lambda sigma, sigma_next: brownian()  # noqa: E731
         scale = getattr(own, "noise_scale", 1.0)  # some flow models' n is not of unit variance
 
-        def noise() -> Tensor:
+        def inject() -> Tensor:
             # Noise that comes before a call, as EDM's churn does, is the next step's.
             leg = walked[-1] if walked else None
             step = leg.number + (leg.over == levels[leg.number + 1]) if leg else 0
@@ -101,13 +124,13 @@ def sampler_function(
             sigma = torch.full((len(z),), level.sigma, dtype=dtype, device=z.device)
             denoised = _checked_answer(model(z, sigma, **(extra_args or {})), z)
             if callback is not None:
-                i = walked[-1].number
+                i = places[walked[-1].number]
                 told = {"x": z, "i": i, "sigma": sigmas[i], "denoised": denoised}
                 callback(told | {"sigma_hat": sigmas.new_tensor(level.sigma)})
             return denoised
 
         ends = levels[0], levels[-1]
-        asks = walk(made.solver, x, route, ends, noise, visit=walked.append)
+        asks = walk(made.solver, x, route, ends, inject, visit=walked.append)
         return _driven(asks, denoise)
 
     function.__name__ = function.__qualname__ = f"twosides {sampler}"
@@ -132,21 +155,45 @@ def is_flow(sampling: Any) -> bool:
 # ---------------------------------------------------------------------------- the caller's levels
 
 
-def _walked(sigmas: Tensor, path: str) -> tuple[Schedule, Given]:
-    """The schedule of a path, and the nodes on it; ValueError for sigmas that are none."""
-    if sigmas.ndim != 1 or len(sigmas) < 2 or not sigmas.is_floating_point():
+def _visited(sigmas: Tensor, path: str) -> tuple[list[int], bool]:
+    """The numbers of the levels, noise to data, without those that repeat the one before.
+
+    And whether they rise; the numbers are then those of the flipped levels.
+    """
+    if sigmas.ndim != 1 or not sigmas.is_floating_point():
         raise ValueError(
             "sigmas is a 1-D tensor of floats, n + 1 levels for n >= 1 steps, but got "
             f"{sigmas.dtype} of shape {tuple(sigmas.shape)}"
         )
+    _check_range(sigmas.detach().cpu().double(), path)
+    values = sigmas.tolist()
+    places = [i for i, value in enumerate(values) if i == 0 or value != values[i - 1]]
+    backwards = len(places) > 1 and values[places[0]] < values[places[-1]]
+    return (places[::-1] if backwards else places), backwards
+
+
+def _check_backwards(sampler: Sampler, levels: list[Level]) -> None:
+    if sampler.stochastic:
+        raise ValueError(
+            "rising sigmas lead from data to noise, where only samplers without noise run"
+        )
+    if levels[-1].sigma == 0:
+        raise ValueError(
+            "rising sigmas begin at 0, where a model says nothing of the noise; begin just above, "
+            "at 0.0001, as FlipSigmas does"
+        )
+
+
+def _walked(sigmas: Tensor, path: str) -> tuple[Schedule, Given]:
+    """The schedule of a path, and the nodes on it; ValueError for sigmas that are none."""
     values = sigmas.detach().cpu().double()
-    _check_levels(values, path)
+    _check_order(values)
     data = torch.log1p(-values) if path == "flow" else torch.zeros_like(values)
     given = Given(tuple((2 * (data - values.log())).tolist()))
     return FlowMatching() if path == "flow" else EDM(0.0, float(values[0]), 1.0), given
 
 
-def _check_levels(values: Tensor, path: str) -> None:
+def _check_range(values: Tensor, path: str) -> None:
     inside = (values >= 0) & (values <= 1 if path == "flow" else values < math.inf)
     if not bool(inside.all()):
         bad = int((~inside).nonzero()[0])
@@ -156,12 +203,15 @@ def _check_levels(values: Tensor, path: str) -> None:
             f"sigmas[{bad}] is {float(values[bad]):.6g}, but on path {path!r} noise levels are "
             f"{needed}; correct the scheduler that made it{other}"
         )
+
+
+def _check_order(values: Tensor) -> None:
     falls = values[1:] < values[:-1]
     if not bool(falls.all()):
         bad = int((~falls).nonzero()[0])
         raise ValueError(
-            f"sigmas must fall from noise to data, but sigmas[{bad}] = {float(values[bad]):.6g} is "
-            f"followed by {float(values[bad + 1]):.6g}; drop repeated levels, and flip a rising run"
+            f"sigmas must fall from noise to data, or rise from data to noise, but "
+            f"{float(values[bad]):.6g} is followed by {float(values[bad + 1]):.6g}"
         )
 
 

@@ -27,6 +27,7 @@ class TwosidesSampler:
     """A SAMPLER: any preset, on the sigmas and the model that it is used with.
 
     seed: of the noise that stochastic samplers inject, not of the initial one.
+    noise: "brownian" for noise that is one path, whatever the number of steps.
     """
 
     RETURN_TYPES = ("SAMPLER",)
@@ -40,12 +41,14 @@ class TwosidesSampler:
             "required": {
                 "sampler": (names(),),
                 "seed": ("INT", {"default": 0, "min": 0, "max": 2**64 - 1}),
-            }
+            },
+            "optional": {"noise": (["independent", "brownian"],)},
         }
 
-    def sampler(self, sampler: str, seed: int) -> tuple[Any]:
+    def sampler(self, sampler: str, seed: int, noise: str = "independent") -> tuple[Any]:
         """(KSAMPLER,)."""
-        function = sampler_function(sampler, seed=seed)
+        drawn = noise if noise == "brownian" else None
+        function = sampler_function(sampler, seed=seed, noise=drawn)
         return (importlib.import_module("comfy.samplers").KSAMPLER(function, {}, {}),)
 
 

@@ -39,6 +39,16 @@ def predicts_variance(config: Mapping[str, Any]) -> bool:
     return (config["variance_type"] or "").startswith("learned")
 
 
+def why_eager(config: Mapping[str, Any]) -> str:
+    """What of a config only the step that is not compiled does; "" where there is nothing."""
+    asked = {
+        "a seed": config["seed"] is not None,
+        "a learned variance": predicts_variance(config),
+        "clipped data": clips(config),
+    }
+    return ", ".join(name for name, is_asked in asked.items() if is_asked)
+
+
 def clips(config: Mapping[str, Any]) -> bool:
     """Whether data are clipped. CogVideoX's classes take the word, and do not look at it."""
     asked = config["clip_sample"] and not (config["origin"] or "").startswith("CogVideoX")

@@ -153,11 +153,6 @@ def origin(config: Config) -> str:
     return str(config.get("origin") or "").removesuffix("Scheduler")
 
 
-def tells_data(config: Config) -> bool:
-    """Whether pipelines of this class look for the predicted data in the tuple of a step."""
-    return origin(config) in CONSISTENCY_CLASSES
-
-
 def path_of(config: Config) -> str:
     """ "vp", "continuous", "edm", "angle" or "flow"."""
     name = origin(config)

@@ -11,16 +11,18 @@ from __future__ import annotations
 import copy
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from twosides.integrations.diffusers.passes import Band, Pass
 from twosides.randomness import PerSample
+from twosides.sampling.brownian import Brownian
 from twosides.sampling.noise import DDIMEta
 
 
@@ -67,13 +69,20 @@ class Run:
     idle: bool = field(init=False, default=False)
     band: Band = field(init=False)
     _past: Taken | None = field(init=False, default=None)
+    _path: Brownian | None = field(init=False, default=None)
+    _drawn: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         """Note where the timesteps are stored."""
-        first = self.timesteps.data_ptr()
-        self._stored = range(first, first + self.timesteps.nbytes, self.timesteps.itemsize)
+        self.hand_out(self.timesteps)
         self._next = 0
         self.set_band(self.begin or 0)
+
+    def hand_out(self, timesteps: Tensor) -> None:
+        """Take this tensor for the one that pipelines iterate over."""
+        first = timesteps.data_ptr()
+        self.timesteps = timesteps
+        self._stored = range(first, first + timesteps.nbytes, timesteps.itemsize)
 
     def set_band(self, begin: int) -> None:
         """Prepare what compiled steps need, from a timestep on."""
@@ -168,11 +177,42 @@ class Run:
         self._past = Taken(self.walk, self.walk.place, dict(self.walk.execution.kept))
         return self.walk.advance(z, answer, noise)
 
+    def draw(self, config: Mapping[str, Any], like: Tensor, generator: Any) -> Tensor:
+        """Noise for this step: of the scheduler's seed, or else of the caller's generator."""
+        seed = config["seed"]
+        if config["noise"] == "brownian":
+            return self.brownian(seed, like)
+        if generator is not None or seed is None:
+            return randn_tensor(tuple(like.shape), generator, like.device, like.dtype)
+        self.own = self.own or PerSample(seed, range(len(like)))
+        return self.own.normal(like.shape[1:], like.dtype, like.device)
+
+    def brownian(self, seed: int, like: Tensor) -> Tensor:
+        """The noise of the step that is being taken, on the path of a seed.
+
+        It is that of the whole run at this place, wherever the run began and went.
+        """
+        assert self.walk is not None
+        whole = self._with_eta()
+        first = whole.program.noise
+        drawn = {slot for row in whole.program.rows[: self.walk.place] for slot, _ in row.terms}
+        wanted = sum(slot > first for slot in drawn)
+        if self._path is None or self._drawn > wanted:
+            kind = {"dtype": like.dtype, "device": like.device}
+            self._path = Brownian(whole.plan, seed, range(len(like)), like.shape[1:], **kind)
+            self._drawn = 0
+        while self._drawn < wanted:
+            self._path()
+            self._drawn += 1
+        self._drawn += 1
+        return self._path()
+
     def twin(self) -> Run:
         """A run of its own, at the same place."""
         made = copy.copy(self)
         made.timesteps = self.timesteps.clone()
         made.__post_init__()
+        made._path = None
         made.own, made._next = copy.deepcopy(self.own), self._next
         made.walk = self.walk and self.walk.twin()
         return made

@@ -17,22 +17,25 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.outputs import BaseOutput
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from twosides.integrations.diffusers import notation as notations
-from twosides.integrations.diffusers.answers import clips, predicts_variance, read_answer
+from twosides.integrations.diffusers.answers import read_answer, why_eager
 from twosides.integrations.diffusers.configs import as_count, translate, usual_words
-from twosides.integrations.diffusers.levels import choose_nodes, interpolate, shift_of, steps_of
+from twosides.integrations.diffusers.demands import check_demands, demands
+from twosides.integrations.diffusers.forward import (
+    coefficients,
+    kept_shares,
+    training_levels,
+)
+from twosides.integrations.diffusers.levels import choose_nodes, interpolate, steps_of
 from twosides.integrations.diffusers.notation import Notation
 from twosides.integrations.diffusers.passes import Pass, spread
 from twosides.integrations.diffusers.runs import Run, Runs
 from twosides.naming import unknown
-from twosides.randomness import PerSample
 from twosides.sampling.grids import GRIDS
 from twosides.sampling.named import sampler_named
 from twosides.sampling.sampler import Sampler
-from twosides.schedules import Tabulated, along_batch
 from twosides.storage.parts import describe, restore
 
 
@@ -56,6 +59,9 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         the name of a grid. Where a grid ends above the model's own end, a step leads there.
     seed: of the noise, in pipelines that pass no generator to `step`; sample i of a batch depends
         on (seed, i) only. None: torch's global generator.
+    noise: "brownian" for noise that is one path of the seed, whatever the number of steps
+        (`sampling.brownian`). None: that of each step is drawn by itself.
+    gives_data: whether the tuple of a step contains the predicted data, see `step`.
     origin: the diffusers class whose words the other arguments are (`notation` says what they
         mean). `from_pipeline` and `from_config` fill them in.
 
@@ -71,6 +77,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         sampler: Any = "ddim",
         grid: str | None = None,
         seed: int | None = None,
+        noise: str | None = None,
         origin: str | None = None,
         num_train_timesteps: int = 1000,
         prediction_type: str = "epsilon",
@@ -113,12 +120,17 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         thresholding: bool = False,
         dynamic_thresholding_ratio: float = 0.995,
         sample_max_value: float = 1.0,
+        gives_data: bool = False,
     ) -> None:
         """See the class."""
         if isinstance(sampler, Sampler):
             self.register_to_config(sampler=describe(sampler))
         if grid not in (None, "sampler", *GRIDS):
             raise unknown("grid", grid, ["sampler", *GRIDS])
+        if noise not in (None, "brownian"):
+            raise unknown("noise", noise, ["brownian"])
+        if noise and seed is None:
+            raise ValueError("noise='brownian' is the path of a seed; pass seed=0, or another")
         if origin not in (None, *notations.ORIGINS):
             raise unknown("scheduler class", origin, notations.ORIGINS)
         self._forget_runs()
@@ -132,12 +144,18 @@ class Scheduler(SchedulerMixin, ConfigMixin):
 
     @classmethod
     def from_pipeline(cls, pipe: Any, sampler: str | Sampler = "ddim", **options: Any) -> Scheduler:
-        """For this pipeline (or modular components), in place of the scheduler it has."""
+        """For this pipeline (or modular components), in place of the scheduler it has.
+
+        ValueError for a pipeline that needs more of its scheduler than there is here, or a
+        scheduler that cannot be read, with the reason.
+        """
         own = getattr(pipe, "scheduler", None)
         if own is None:
             raise TypeError(f"{type(pipe).__name__} has no scheduler to take the place of")
+        check_demands(type(pipe), cls)
         config = {**own.config, "_class_name": type(own).__name__}
-        return cls.from_config(config, sampler=sampler, **options)
+        told = {"gives_data": True} if demands(type(pipe)).takes_data else {}
+        return cls.from_config(config, sampler=sampler, **told, **options)
 
     @classmethod
     def from_config(
@@ -224,7 +242,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             ratio = plan.sigma if notation.path == "flow" else plan.sigma / plan.alpha
         levels = torch.from_numpy(ratio[[*places, plan.nfe]]).float()
         told = told.to(device or "cpu")
-        self._runs.enter(Run(walk, places, told, levels, steps or plan.nfe, order, self._eager()))
+        steps, eager = steps or plan.nfe, why_eager(self.config)
+        self._runs.enter(Run(walk, places, told, levels, steps, order, eager))
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """The number of the timestep with which the run will begin (image to image).
@@ -260,8 +279,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         generator: a torch.Generator of the noise, or one for each sample.
         variance_noise: the first noise of the step, instead of drawing it.
         return_dict: whether to return a SchedulerOutput, or else a tuple (latents,), with the
-            predicted data too where the run is a single step, or the model's own class gives them
-            (LCM, TCD).
+            predicted data too where the run is a single step, or the config says `gives_data`, as
+            `from_pipeline` has it for pipelines that take them.
         use_clipped_model_output: ignored, for data are always clipped consistently.
         prev_timestep: ignored, for the run knows where it goes; unCLIP's pipelines say it.
 
@@ -276,11 +295,11 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         run.arrive(timestep, eta)
         x_z, x_o = run.solution
         z, answer = _wide(sample), _wide(read_answer(self.config, x_z, x_o, model_output, sample))
-        told = return_dict or len(run.places) == 1 or notations.tells_data(self.config)
+        told = return_dict or len(run.places) == 1 or self.config["gives_data"]
         x = x_z * z + x_o * answer if told else None
 
         def noise() -> Tensor:
-            return given.pop().to(z) if given else self._noise(run, z, generator)
+            return given.pop().to(z) if given else run.draw(self.config, z, generator)
 
         given = [] if variance_noise is None else [variance_noise]
         state = run.advance(z, answer, noise)
@@ -308,55 +327,27 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         x = x.to(sample.dtype)
         return SchedulerOutput(state, x) if return_dict else (state,)
 
-    def _eager(self) -> str:
-        """What of this config only the eager step does."""
-        config = self.config
-        learned = predicts_variance(config)
-        own = {"a seed": config["seed"] is not None, "a learned variance": learned}
-        own["clipped data"] = clips(config)
-        return ", ".join(name for name, asked in own.items() if asked)
-
-    def _noise(self, run: Run, like: Tensor, generator: Any) -> Tensor:
-        seed = self.config["seed"]
-        if generator is not None or seed is None:
-            return randn_tensor(tuple(like.shape), generator, like.device, like.dtype)
-        run.own = run.own or PerSample(seed, range(len(like)))
-        return run.own.normal(like.shape[1:], like.dtype, like.device)
-
     # ------------------------------------------------------------------ what pipelines look at
 
     @property
     def timesteps(self) -> Tensor:
         """What the network is told, call by call; before a run, of the whole training range."""
         run = self._runs.current
-        return run.timesteps if run else self._training[0]
+        return run.timesteps if run else training_levels(self.config, self.notation)[0]
+
+    @timesteps.setter
+    def timesteps(self, told: Tensor) -> None:
+        """Hand out this tensor instead, such as the same in another dtype."""
+        run = self._runs.current
+        if run is None or told.shape != run.timesteps.shape:
+            raise ValueError("timesteps are laid out by set_timesteps(timesteps=...)")
+        run.hand_out(told)
 
     @property
     def sigmas(self) -> Tensor:
         """Of the calls and the result, on the CPU: flow times, or sigma / alpha."""
         run = self._runs.current
-        return run.sigmas if run else self._training[1]
-
-    @property
-    def _training(self) -> tuple[Tensor, Tensor]:
-        """The model's own timesteps, falling, and their sigmas: what training scripts index."""
-        notation, count = self.notation, self.config["num_train_timesteps"]
-        if notation.path == "flow":
-            t = torch.arange(count, 0, -1, dtype=torch.float64) / count
-            shift = 1.0
-            if not self.config["use_dynamic_shifting"]:
-                shift = shift_of(self.config, None)
-            sigmas = shift * t / (1 + (shift - 1) * t)
-            return (count * sigmas).float(), sigmas.float()
-        if notation.path == "vp":
-            told = torch.arange(count - 1, -1, -1)
-            logsnrs = notation.clock.logsnr(told.double(), notation.schedule)
-        else:
-            t = torch.linspace(1, 0, count, dtype=torch.float64)
-            logsnrs = notation.schedule.logsnr(t)
-            told = notation.clock.read(logsnrs, notation.schedule).float()
-        sigmas = (-0.5 * logsnrs).exp().float()
-        return told, torch.cat([sigmas, sigmas.new_zeros(1)])
+        return run.sigmas if run else training_levels(self.config, self.notation)[1]
 
     @property
     def num_inference_steps(self) -> int | None:
@@ -404,12 +395,12 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     @property
     def alphas_cumprod(self) -> Tensor:
         """alpha^2 / (alpha^2 + sigma^2) of the training timesteps 0 ... N - 1, float32."""
-        notation, count = self.notation, self.config["num_train_timesteps"]
-        if notation.path in ("edm", "continuous"):
-            return torch.sigmoid(-2 * self._training[1][:-1].double().log()).flip(0).float()
-        count = notation.schedule.count if isinstance(notation.schedule, Tabulated) else count
-        told = torch.arange(count, dtype=torch.float64)
-        return torch.sigmoid(notation.clock.logsnr(told, notation.schedule)).float()
+        return kept_shares(self.config, self.notation)
+
+    @property
+    def alphas(self) -> Tensor:
+        """alphas_cumprod[k] / alphas_cumprod[k - 1], float32."""
+        return (1 - self.betas.double()).float()
 
     @property
     def betas(self) -> Tensor:
@@ -425,7 +416,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """`alpha x + sigma n` at any real timesteps, one or one per sample."""
-        alpha, sigma = self._coefficients(timesteps, original_samples)
+        alpha, sigma = coefficients(self.notation, timesteps, original_samples)
         return alpha * original_samples + sigma * noise
 
     def scale_noise(self, sample: Tensor, timestep: Any, noise: Tensor) -> Tensor:
@@ -436,22 +427,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         """What a network of velocities predicts: u = n - x on flow paths, else v."""
         if self.notation.path == "flow":
             return noise - sample
-        alpha, sigma = self._coefficients(timesteps, sample)
+        alpha, sigma = coefficients(self.notation, timesteps, sample)
         return alpha * noise - sigma * sample
-
-    def _coefficients(self, timesteps: Any, like: Tensor) -> tuple[Tensor, Tensor]:
-        notation = self.notation
-        told = torch.as_tensor(timesteps)
-        if not told.numel():
-            raise ValueError(
-                "there is no timestep to add noise at: a strength of less than one step leaves "
-                "nothing to do; raise it, or take more steps"
-            )
-        told = told.to("cpu" if told.device.type == "mps" else told.device, torch.float64)
-        level = notation.latents.level(notation.clock.logsnr(told, notation.schedule))
-        device = like.device
-        alpha, sigma = (along_batch(v.to(device, like.dtype), like) for v in level[1:])
-        return alpha, sigma
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Scheduler:
         """A scheduler of its own, in the middle of the same run."""
