@@ -60,7 +60,7 @@ class Schedule(abc.ABC):
     A new schedule is a frozen dataclass with `scaling` and three formulas on float64 tensors:
     `_logsnr(t)`, its inverse `_time(logsnr)`, and `_rate(t) = dtau/dt`. Times are in [0, 1].
 
-    It is not to be confused with the grid of a sampler, the levels at which a network is called,
+    It is not to be confused with the levels at which a sampler calls a network,
     nor with the density from which training draws levels, nor with diffusers' schedulers.
     """
 
