@@ -95,7 +95,8 @@ def _(folder):
 
 @listed("a converted model", read_model, *MODEL, checked=True)
 def _(folder):
-    from twosides.denoiser import Denoiser, convert
+    from twosides.conversion import convert
+    from twosides.denoiser import Denoiser
     from twosides.storage import models
 
     models.save(Denoiser(convert(mlp(), "u"), "u"), folder, shape=[2])
