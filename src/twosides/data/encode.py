@@ -18,7 +18,8 @@ from twosides.data.images import File, Images
 from twosides.data.latents import BAD, ENCODING, SHARD, SUMMARY, Latents, shard_folder
 from twosides.display.progress import bar
 from twosides.integrations.diffusers.encoders import described
-from twosides.integrations.diffusers.networks import parts_of, posterior, read_index
+from twosides.integrations.diffusers.latents import posterior
+from twosides.integrations.diffusers.networks import parts_of, read_index
 from twosides.integrations.diffusers.pipelines import load_pipeline
 from twosides.integrations.diffusers.texts import Texts
 from twosides.storage.files import commit_folder, verify_folder

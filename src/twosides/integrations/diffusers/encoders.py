@@ -10,12 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from twosides.integrations.diffusers.networks import (
-    load_part,
-    network_name,
-    parts_of,
-    to_images,
-)
+from twosides.integrations.diffusers.latents import to_images
+from twosides.integrations.diffusers.networks import load_part, network_name, parts_of
 from twosides.storage.reading import sha256
 
 AT_ONCE = 8  # images decoded together

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from twosides.denoiser import Denoiser
 from twosides.guidance import Guided
 from twosides.integrations.diffusers.folders import checked, reading
+from twosides.integrations.diffusers.latents import to_images, to_latents
 from twosides.integrations.diffusers.notation import Notation
 from twosides.integrations.diffusers.scheduler import Scheduler
 from twosides.outputs import Estimate
@@ -30,10 +31,12 @@ from twosides.schedules import Level
 from twosides.storage.models import build_network, describe_network
 
 Conditioning = dict[str, Any]
-Adapter = Callable[[Any, Tensor, Tensor, Conditioning], Tensor]
-"""(network, z, timestep as the scheduler writes it, the network's own keywords) -> output."""
 
-# ---------------------------------------------------------------------------- how each is called
+
+Adapter = Callable[[Any, Tensor, Tensor, Conditioning], Tensor]
+
+
+"""(network, z, timestep as the scheduler writes it, the network's own keywords) -> output."""
 
 
 def _unet(network: Any, z: Tensor, t: Tensor, given: Conditioning) -> Tensor:
@@ -135,66 +138,6 @@ def _callable(network: Any) -> nn.Module:
     return network if plain and same else PipelineNetwork(network)
 
 
-# ---------------------------------------------------------------------------- latents
-
-
-def to_latents(vae: Any, images: Tensor) -> Tensor:
-    """Images in [-1, 1] as a pipeline's latents: the mean of the VAE's, in the network's units."""
-    return posterior(vae, images)[0]
-
-
-@torch.no_grad()
-def posterior(vae: Any, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the latents of images in [-1, 1], in the network's units.
-
-    The deviation is 0 for VAEs without any noise.
-    """
-    answer = _given(vae).encode(images.to(vae.device, vae.dtype))
-    dist = getattr(answer, "latent_dist", None)
-    raw = dist.mode() if dist is not None else answer.latent
-    std = torch.zeros_like(raw) if dist is None else dist.std.expand_as(raw)
-    shift, scale = _units(vae, raw)
-    return ((raw - shift) * scale).to(images.dtype), (std * abs(scale)).to(images.dtype)
-
-
-@torch.no_grad()
-def to_images(vae: Any, latents: Tensor) -> Tensor:
-    """A pipeline's latents (B, C, ...) as images, nothing clamped; ValueError for packed ones."""
-    config = _given(vae).config
-    channels = config.get("latent_channels") or config.get("z_dim")
-    if latents.ndim < 4 or latents.shape[1] != channels:
-        raise ValueError(
-            f"the VAE decodes latents (B, {channels}, ...), got {tuple(latents.shape)}; bring them "
-            "into that form first, packed ones with the pipeline's _unpack_latents"
-        )
-    raw = latents.to(vae.device, vae.dtype)
-    shift, scale = _units(vae, raw)
-    return vae.decode(raw / scale + shift).sample.to(latents.dtype)
-
-
-def _given(vae: Any) -> Any:
-    if vae is None:
-        raise ValueError("this pipeline has no VAE: its network's data are the data themselves")
-    return vae
-
-
-def _units(vae: Any, like: Tensor) -> tuple[Any, Any]:
-    """(shift, scale): the network's latents are `(raw - shift) scale`."""
-    known = {**vae.config, **dict(vae.named_buffers(recurse=False))}
-    scale = known.get("scaling_factor") or 1.0
-    if known.get("latents_mean") is None:
-        return known.get("shift_factor") or 0.0, scale
-    shape = (1, -1, *(1 for _ in like.shape[2:]))
-    mean, std = (
-        torch.as_tensor(known[key]).to(like).reshape(shape)
-        for key in ("latents_mean", "latents_std")
-    )
-    return mean, scale / std
-
-
-# ---------------------------------------------------------------------------- denoisers
-
-
 class PipelineDenoiser(Denoiser):
     """A pipeline's network as a Denoiser.
 
@@ -288,9 +231,6 @@ def load_denoiser(
         )
     denoiser = PipelineDenoiser(network, told.notation, positive, vae)
     return denoiser if guidance_scale is None else GuidedPipeline(denoiser, guidance_scale, null)
-
-
-# ---------------------------------------------------------------------------- loading
 
 
 def _parts(

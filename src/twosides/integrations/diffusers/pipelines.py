@@ -10,6 +10,7 @@ import diffusers
 import torch
 from torch import nn
 
+from twosides.integrations.diffusers.facts import stored_dtype
 from twosides.integrations.diffusers.folders import reading
 from twosides.integrations.diffusers.networks import (
     in_dtype,
@@ -17,7 +18,6 @@ from twosides.integrations.diffusers.networks import (
     present,
     read_index,
 )
-from twosides.integrations.diffusers.report import stored_dtype
 
 
 def load_pipeline(folder: Path, *, network: nn.Module | bool = True) -> Any:
