@@ -140,7 +140,7 @@ def test_one_step_predicts_the_data_in_a_tuple():
     scheduler.set_timesteps(1)
     z = normal(2, 3)
     state, x = scheduler.step(z, scheduler.timesteps[0], z, return_dict=False)
-    assert torch.allclose(state, x)
+    assert torch.allclose(state, x, atol=1e-4)  # from pure noise, of two numbers 157 times z
 
 
 def test_attributes_are_there_before_and_after_a_run_is_laid_out(config):

@@ -229,9 +229,11 @@ def spread(calls: Sequence[int], per_step: int, steps: int) -> list[int]:
         >>> spread([0, 1, 1, 2, 2, 3], 2, 4)
         [0, 1, 1, 2, 3, 4, 5]
     """
-    places = list[int]()
+    places, of = list[int](), dict[int, list[int]]()
+    for call, number in enumerate(calls):
+        of.setdefault(number, []).append(call)
     for step in range(steps):
-        own = [call for call, number in enumerate(calls) if number == step]
+        own = of.get(step, [])
         after = 1 + own[-1] if own else len(calls)
         idle = per_step - len(own) if step < steps - 1 else 1 - len(own)
         places += [*own, *[after] * max(idle, 0)]

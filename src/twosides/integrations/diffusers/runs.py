@@ -14,6 +14,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -76,6 +77,10 @@ class Run:
         """Note where the timesteps are stored."""
         self.hand_out(self.timesteps)
         self._next = 0
+        # Idle timesteps stand for the same call as the one after them.
+        self._idle = [
+            here == there for here, there in pairwise([*self.places, self.whole.plan.nfe])
+        ]
         self.set_band(self.begin or 0)
 
     def hand_out(self, timesteps: Tensor) -> None:
@@ -158,7 +163,7 @@ class Run:
             self.idle = False
             self._next = bisect_left(self.places, self.walk.start + 1)
             return
-        self.index, self.idle, self._next = index, self._is_idle(index), index + 1
+        self.index, self.idle, self._next = index, self._idle[index], index + 1
         call = self.places[index]
         if not self.idle and (self.walk is None or self.walk.place != call):
             if again is not None:
@@ -232,18 +237,13 @@ class Run:
         known = self._values.to(value.dtype) if value.dtype.itemsize < 4 else self._values
         same = (known == value).nonzero().flatten().tolist()
         starts = self.whole.layout.starts
-        begins = [n for n in same if self.places[n] in starts and not self._is_idle(n)]
+        begins = [n for n in same if self.places[n] in starts and not self._idle[n]]
         # Of two calls at one level, the second begins a step.
         return begins[0] if begins else same[:2][-1] if same else due
 
     @cached_property
     def _values(self) -> Tensor:
         return self.timesteps.cpu().double()
-
-    def _is_idle(self, index: int) -> bool:
-        """Whether a timestep stands for the same call as the one after it."""
-        after = self.places[index + 1] if index + 1 < len(self.places) else self.whole.plan.nfe
-        return self.places[index] == after
 
     def _logsnr(self, timestep: Any) -> float:
         notation = self.whole.notation
