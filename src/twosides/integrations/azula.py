@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from twosides.denoiser import Denoiser, Denoises, describes
+from twosides.denoiser import Denoiser, Denoises, as_denoiser
 from twosides.schedules import FromFunctions
 
 
@@ -42,7 +42,7 @@ class ForAzula(nn.Module):
     def __init__(self, denoiser: Denoises) -> None:
         """TypeError for what is no denoiser."""
         super().__init__()
-        self.denoiser, self.levels = denoiser, describes(denoiser)
+        self.denoiser, self.levels = denoiser, as_denoiser(denoiser).schedule
 
     def schedule(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma) at t, in t's dtype."""

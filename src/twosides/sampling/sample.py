@@ -84,9 +84,8 @@ def sample(
     """
     denoiser, sizes = as_denoiser(denoiser), check_shape(shape)
     device = torch.device(device) if device is not None else device_of(denoiser)
-    table = sampler
-    if not isinstance(table, Plan):
-        table = plan(table, schedule or denoiser.schedule, steps)
+    whole = isinstance(sampler, Plan)
+    table = sampler if whole else plan(sampler, schedule or denoiser.schedule, steps)
     # Where the noise comes from: sample i has numbers of its own, whatever the batch.
     rows = check_indices(indices, sizes[0])
     seed = fresh_seed() if seed is None else seed
