@@ -94,6 +94,7 @@ def test_the_poison_would_be_seen(poisoned, tmp_path):
     assert (tmp_path / MARK).exists()
 
 
+@pytest.mark.filterwarnings("ignore:the model names its network")
 def test_a_finished_run_of_ones_own_class_is_read_without_trust(tmp_path):
     """The class that the caller holds needs no import; __main__ and local ones have none."""
     import torch

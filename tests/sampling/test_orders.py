@@ -94,7 +94,7 @@ def test_every_preset_has_its_order(name, measured):
         slow = infinite and getattr(solver, "variable", None) in ("logsnr", "index")
         # eps is singular at pure noise, where steps are long and its first ones are held.
         below = (0.7 if solver.output == "eps" else 0.4) if slow else 0.2
-        assert wanted - below <= value <= wanted + above + below - 0.2, (key, found)
+        assert wanted - below <= value <= wanted + above + (0.4 if slow else 0), (key, found)
     documented = table(PAGE.read_text(encoding="utf-8"))[name]
     assert found == pytest.approx([float(value) for value in documented[4].split(", ")], abs=0.03)
 
@@ -296,9 +296,7 @@ def test_a_singular_frame_takes_one_step_at_first_order():
 def test_kappa_adams_is_a_family():
     assert samplers["kab2"] == kappa_adams(1.0, 1.0)
     a = plan("kab2(0, 3)", Cosine(-9, 9), 7)
-    b = replace(
-        samplers["lms"], grid=kappa_adams(shift=3.0).grid, solver=Adams(2, "eps", limit=math.inf)
-    )
+    b = replace(samplers["lms"], grid=kappa_adams(shift=3.0).grid, solver=Adams(2, "eps"))
     assert np.allclose(a.matrix("u"), b.plan(Cosine(-9, 9), 7).matrix("u"), atol=1e-12)
 
 
@@ -339,14 +337,6 @@ def test_bad_input_is_refused_with_the_reason(make, message):
 def test_what_is_no_sampler_is_named(sampler):
     with pytest.raises(TypeError, match=r"a sampler is a preset's name|Sampler is a class"):
         inspect.unwrap(sampler_named)(sampler)
-
-
-@pytest.mark.parametrize("name", ["kab2c", "unipc", "dpmpp-2m", "lms"])
-def test_churn_before_the_call_leaves_multistep_solvers_at_first_order(name):
-    """What was seen before the noise is of no use; read nevertheless, it explodes."""
-    noisy = Sampler(UniformTime(end=0.02), samplers[name].solver, EDMChurn(20.0))
-    assert noisy.order == 1
-    moment_errors(noisy, VPLinear())
 
 
 def test_bdia_does_not_depend_on_the_scaling():

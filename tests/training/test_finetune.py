@@ -27,6 +27,7 @@ from twosides.losses.recipes import recipes
 from twosides.losses.truncation import Levels, Truncated
 from twosides.storage import models
 from twosides.storage.checkpoints import Checkpoints
+from twosides.storage.networks import MLP
 from twosides.training.checks import needed
 from twosides.training.finetune import Tuning, finetune, finetune_task
 from twosides.training.fit import Settings, loss_curve
@@ -540,7 +541,7 @@ def test_a_model_of_our_own_keeps_its_units(tmp_path):
     """A v network on the cosine schedule, of standardised points, without diffusers' classes."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = ts.networks.MLP(2)
+        network = MLP(2)
     ours = ts.Denoiser(network, "v", ts.Cosine(-8, 8), "logsnr", data_mean=1.0, data_std=2.0)
     ts.save(ours, tmp_path / "model")
     rows = Rows({"x": 1 + 2 * noise(3, 64, 2)})

@@ -220,7 +220,8 @@ def _claimed(folder: Path, identity: dict[str, Any]) -> bool:
 
 def _trained(folder: Path) -> bool:
     """Whether a run has left anything that would be lost."""
-    kept = itertools.chain(folder.glob("checkpoints/*step-*"), folder.glob("model/*"))
+    places = ("checkpoints/*step-*", "snapshots/*step-*", "model/*")
+    kept = itertools.chain.from_iterable(map(folder.glob, places))
     return bool(read_rows(folder / METRICS)) or any(True for _ in kept)
 
 

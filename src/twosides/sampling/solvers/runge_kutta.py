@@ -96,7 +96,8 @@ class RungeKutta(Solver):
         check(self.output, self.variable, self.limit)
         if self.variable == "index":
             raise ValueError("stages lie inside a leg: 'index' is no variable for Runge-Kutta")
-        if self.variable is not None and not all(map(_names_stages, self.method.rows)):
+        rows = self.method.rows
+        if self.variable is not None and not all(map(_names_stages, rows)):
             raise ValueError("a tableau of weights holds in the frame's own eta: variable=None")
 
     @property
