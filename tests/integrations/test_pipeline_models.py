@@ -554,9 +554,7 @@ def test_explain_refuses_what_is_not_gaussian(tmp_path):
     pipe = diffusers.DDPMPipeline(tiny_unet(), diffusers.CMStochasticIterativeScheduler())
     pipe.save_pretrained(tmp_path)
     for source in (tmp_path, pipe):
-        with pytest.raises(
-            ValueError, match="not a scheduler of Gaussian diffusion that can be read here"
-        ):
+        with pytest.raises(ValueError, match="not a scheduler .*can be read here"):
             explain(source)
 
 
