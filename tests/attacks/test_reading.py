@@ -68,7 +68,7 @@ REASONS = {
     ("integrations/diffusers/export.py", "copytree"): CHECKED,
     ("integrations/diffusers/export.py", "read_text"): "of a copy that was just written",
     ("integrations/diffusers/export.py", "load_config"): "of a copy that was just written",
-    ("integrations/diffusers/report.py", "load_config"): CHECKED,
+    ("integrations/diffusers/facts.py", "load_config"): CHECKED,
 }
 
 

@@ -22,6 +22,8 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+import stand_in_page
+from stand_in_page import PAGE, TOKEN
 from twosides import __version__
 from twosides.explorer import connections, export, server, wire
 from twosides.explorer import page as pages
@@ -42,19 +44,6 @@ from twosides.explorer.figure import (
 )
 from twosides.explorer.figures import FIGURES
 
-TOKEN = "a-token-for-tests"
-PAGE = pages.Page(
-    '<!doctype html><head><link rel="stylesheet" href="/assets/app-1.css">'
-    '<script type="module" src="/assets/app-2.js"></script></head><body></body>',
-    {
-        "assets/app-1.css": b"@font-face{src:url(/assets/f-3.woff2) format('woff2')}",
-        "assets/app-2.js": b"const end = '</script>';",
-        "assets/f-3.woff2": b"font",
-    },
-    "assets/app-2.js",
-    "assets/app-1.css",
-    ("assets/f-3.woff2",),
-)
 STARTED, RELEASED = threading.Event(), threading.Event()
 COMPUTED: list[float] = []
 
@@ -529,7 +518,7 @@ def test_nothing_is_computed_or_imported_before_it_is_asked_for():
 import sys, threading, urllib.request
 from twosides.explorer import server
 from twosides.explorer.figures import FIGURES
-from test_explorer import PAGE, TOKEN
+from stand_in_page import PAGE, TOKEN
 made = server.listening(0)
 port = made.getsockname()[1]
 explorer = server.Explorer(FIGURES, PAGE, TOKEN)
@@ -547,8 +536,10 @@ started.should_exit = True
 thread.join()
 assert seen and seen[0].startswith("twosides-explorer"), seen
 """
-    here = Path(__file__).parent
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=here)
+    search = os.pathsep.join([str(Path(stand_in_page.__file__).parent), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": search},
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
 
 

@@ -11,6 +11,8 @@ flipped bit in a weight would otherwise load silently. What is stored is a tree 
 tuples, numbers, strings and tensors; nothing is ever pickled, so loading runs no code.
 
     >>> import tempfile
+    >>> import torch
+    >>> from twosides.storage.checkpoints import Checkpoints
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     checkpoints = Checkpoints(folder, keep=2)
     ...     _ = checkpoints.save(7, {"weights": torch.ones(2), "betas": (0.9, 0.99)})

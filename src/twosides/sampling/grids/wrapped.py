@@ -22,6 +22,7 @@ class ShiftedGrid(Grid):
     is the grid of the same kind that fits between. A model whose schedule is shifted already,
     FlowMatching().shifted(3), is not to be shifted again.
 
+        >>> from twosides.sampling.grids import Given
         >>> from twosides.schedules import FlowMatching
         >>> flow = FlowMatching()
         >>> flow.time(ShiftedGrid(Given.times(flow, [1, 0.5, 0]), 3).logsnrs(flow, 2))
@@ -73,6 +74,7 @@ def flux_shift(
 class ThenData(Grid):
     """`steps` levels of another grid, then the data: the zero that diffusers appends.
 
+    >>> from twosides.sampling.grids import Given
     >>> from twosides.schedules import FlowMatching
     >>> ThenData(Given((-6.0, 0.0, 6.0))).logsnrs(FlowMatching(), 3)
     tensor([-6.,  0.,  6., inf], dtype=torch.float64)
