@@ -32,6 +32,7 @@ def sample(
     negative_prompt: str | None = None,
     guidance: Annotated[float | None, tyro.conf.arg(aliases=["--guidance-scale"])] = None,
     seed: int = 0,
+    device: str = "auto",
     devices: int | None = None,
     batch: int | None = None,
     shard: int | None = None,
@@ -59,6 +60,7 @@ def sample(
         negative_prompt: what to guide away from instead of no text.
         guidance: classifier-free guidance scale, by default 1, none, or the pipeline's own.
         seed: sample i depends on (seed, i) only.
+        device: auto (the accelerator if there is one, else the CPU), cpu, cuda:1, mps, xpu, ...
         devices: into a folder: processes, by default one for each GPU, or one on the CPU; under
             torchrun or srun their processes share the work.
         batch: into a folder: samples per network call, by default 256.
@@ -94,6 +96,7 @@ def sample(
         negative_prompt=negative_prompt,
         seed=seed,
         count=count,
+        device=device,
     )
     if piped:
         from twosides.generation.pipelines import sample_pipeline
@@ -139,6 +142,7 @@ def evaluate(
     schedule: str | None = None,
     guidance: float | None = None,
     seed: int = 0,
+    device: str = "auto",
     json: Path | None = None,
     trust_code: bool = False,
 ) -> None:
@@ -156,6 +160,7 @@ def evaluate(
         schedule: where to sample a model, by default its own.
         guidance: classifier-free guidance scale of a model, by default 1, which is none.
         seed: of the samples, the reference rows, and the groups that give the errors.
+        device: auto (the accelerator if there is one, else the CPU), cpu, cuda:1, mps, xpu, ...
         json: a file to write the numbers to.
         trust_code: import a network's class, or an extractor, from outside diffusers and twosides.
     """
@@ -163,7 +168,13 @@ def evaluate(
     from twosides.metrics.command import evaluate as run
 
     request = Request.of(
-        sampler, schedule=schedule, steps=steps, guidance=guidance, seed=seed, count=count
+        sampler,
+        schedule=schedule,
+        steps=steps,
+        guidance=guidance,
+        seed=seed,
+        count=count,
+        device=device,
     )
     table = run(
         source,
@@ -190,6 +201,7 @@ def report(
     schedule: str | None = None,
     guidance: float | None = None,
     seed: int = 0,
+    device: str = "auto",
     trust_code: bool = False,
 ) -> None:
     """Put training runs side by side on one page: recipes, losses, weightings, samples, metrics.
@@ -205,13 +217,20 @@ def report(
         schedule: where to sample, by default each run's own.
         guidance: classifier-free guidance scale, by default 1, which is none.
         seed: of the samples, the same noise for all runs.
+        device: auto (the accelerator if there is one, else the CPU), cpu, cuda:1, mps, xpu, ...
         trust_code: import networks' classes, or an extractor, from outside diffusers and twosides.
     """
     from twosides.generation.request import Request
     from twosides.reports.side_by_side import report as run
 
     request = Request.of(
-        sampler, schedule=schedule, steps=steps, guidance=guidance, seed=seed, count=count
+        sampler,
+        schedule=schedule,
+        steps=steps,
+        guidance=guidance,
+        seed=seed,
+        count=count,
+        device=device,
     )
     made = run(runs, out, request, data=data, extractor=extractor, trust_code=trust_code)
     say(f"{out}: {len(made)} run{'s' * (len(made) != 1)}")

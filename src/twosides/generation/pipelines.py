@@ -32,7 +32,7 @@ def sample_pipeline(folder: str | Path, request: Request, out: Path) -> Tensor:
         )
     if request.schedule is not None:
         raise ValueError("a pipeline is sampled on its own schedule; leave schedule out")
-    pipe = load_pipeline(Path(folder))
+    pipe = load_pipeline(Path(folder), device=request.device)
     pipe.scheduler = Scheduler.from_pipeline(pipe, request.sampler, seed=request.seed)
     given = inputs(
         pipe,

@@ -16,6 +16,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from twosides.naming import unknown
+from twosides.placement import device_named
 from twosides.sampling.grids import Grid
 from twosides.sampling.named import sampler_named
 from twosides.sampling.noise import Stochasticity
@@ -43,6 +44,8 @@ class Request:
     negative_prompt: the text that guidance leads away from, by default the empty one.
     seed: at least 0; sample i depends on (seed, i) only.
     count: the number of samples, at least 1; by default (None) what suits the model and the rest.
+    device: where the network computes: "auto", the accelerator if there is one and else the CPU, or
+        one by its name, "cpu", "cuda:1", "mps", ...
     """
 
     sampler: str | Sampler = "ddim"
@@ -54,6 +57,7 @@ class Request:
     negative_prompt: str | None = None
     seed: int = 0
     count: int | None = None
+    device: str = "auto"
 
     @classmethod
     def of(
@@ -83,7 +87,9 @@ class Request:
 
     def __post_init__(self) -> None:
         """ValueError for what no model could do."""
-        sampler_named(self.sampler)  # now, so that a wrong name is said here
+        # Now, so that wrong names are said here.
+        sampler_named(self.sampler)
+        device_named(self.device)
         for name, least in WHOLE.items():
             value = getattr(self, name)
             if value is not None:

@@ -24,6 +24,7 @@ from twosides.generation.notes import Notes, load_model, one_sentence, read_note
 from twosides.generation.request import Request
 from twosides.guidance import classifier_free
 from twosides.naming import unknown
+from twosides.placement import device_named, device_of
 from twosides.sampling.named import plan, sampler_named
 from twosides.sampling.sample import sample
 from twosides.sampling.sampler import Sampler
@@ -166,7 +167,7 @@ def sample_batches(
     batch: int = BATCH,
     text: TextConditioning | None = None,
 ) -> Iterator[Tensor]:
-    """Draw samples of a model's or a run's folder, a batch at a time, and show a bar.
+    """Draw samples of a model's or a run's folder, a batch on the CPU at a time, and show a bar.
 
     batch: samples per network call. Sample i depends on (seed, i) only, so batches change nothing
         but the memory they need.
@@ -178,11 +179,12 @@ def sample_batches(
     if text is None:
         notes.refuse_captions()
     count, bad = count_of(request, notes, text), 0
-    draw = drawer(load_model(folder, trust_code=trust_code), notes, request, text=text)
+    denoiser = load_model(folder, trust_code=trust_code).to(device_named(request.device))
+    draw = drawer(denoiser, notes, request, text=text)
     with bar("sampling", count) as tell:
         for start in range(0, count, batch):
             rows = range(start, min(start + batch, count))
-            x = draw(rows, _part_of(tell, rows, count))
+            x = draw(rows, _part_of(tell, rows, count)).cpu()
             bad += int((~x.isfinite()).flatten(1).any(1).sum())
             yield x
     if bad:
@@ -234,14 +236,14 @@ def drawer(
     request: Request,
     *,
     text: TextConditioning | None = None,
-    device: str | None = None,
 ) -> Draw:
     """The function `draw(rows, tell=None)` that draws the samples of the numbers `rows`.
+
+    The samples lie where the network is.
 
     denoiser, notes: the model.
     request: how to sample. Its labels, or else all classes, repeat over the numbers.
     text: what prompts tell the network.
-    device: where the state is, by default where the network is.
 
     The plan, a table of the sampler's coefficients, is made once. ValueError for labels that the
     model does not know, and for guidance of a model that was not trained for it.
@@ -250,14 +252,14 @@ def drawer(
     where = request.schedule or schedule_to_start_on(denoiser, sampler, request.steps)
     table = plan(sampler, where or denoiser.schedule, request.steps)
     network = guide(denoiser, request.scale, notes.null if text is None else text.null)
+    device = device_of(denoiser)
     cycle = label_tensor(notes.classes if request.labels is None else request.labels, notes.classes)
+    given_to_all = {} if text is None else {k: row.to(device) for k, row in text.row.items()}
 
     def draw(rows: range, tell: Callable[[int, int], None] | None = None) -> Tensor:
-        given = dict[str, Tensor]()
-        if text is not None:
-            given |= {name: row.expand(len(rows), *row.shape[1:]) for name, row in text.row.items()}
+        given = {k: row.expand(len(rows), *row.shape[1:]) for k, row in given_to_all.items()}
         if len(cycle):
-            given["class_labels"] = cycle[torch.tensor(rows) % len(cycle)].to(device or "cpu")
+            given["class_labels"] = cycle[torch.tensor(rows) % len(cycle)].to(device)
         with one_sentence(f"{notes.folder} cannot be sampled in its shape, {notes.shape}"):
             return sample(
                 network,
@@ -265,7 +267,6 @@ def drawer(
                 sampler=table,
                 seed=request.seed,
                 indices=rows,
-                device=device,
                 progress=tell or False,
                 **nested(given),
             )

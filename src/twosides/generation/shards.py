@@ -111,7 +111,12 @@ class Job:
         names = [name for name, preset in samplers.items() if preset == wanted]
         options = {**request.to_json(), "guidance": request.scale}
         options["sampler"] = names[0] if names else parts.describe(wanted)
-        options = {name: v for name, v in options.items() if "prompt" not in name}
+        left_out = (
+            "prompt",
+            "negative_prompt",
+            "device",
+        )  # run.json has the kind of device by itself
+        options = {name: value for name, value in options.items() if name not in left_out}
         return {**options, "batch": self.batch, "shard": self.shard}
 
 
@@ -152,7 +157,7 @@ class Shards:
 def prepare(job: Job, kind: str) -> tuple[int, ...]:
     """Check model and options, record in the folder what run it holds, and return the shape.
 
-    kind: of device, "cpu" or "cuda". ValueError if the folder holds another run.
+    kind: of device, such as "cpu" or "cuda". ValueError if the folder holds another run.
     """
     folder = models.model_folder(job.model)
     verify_folder(folder)
@@ -222,14 +227,19 @@ def make(job: Job, numbers: Sequence[int], device: str, tell: Tell) -> None:
     if not numbers:
         return
     denoiser = load_model(job.model, trust_code=job.trust_code).to(device)
-    draw = drawer(denoiser, read_notes(job.model), job.request, device=device)
-    with _one_thread() if device == "cpu" else torch.cuda.device(device):
+    draw = drawer(denoiser, read_notes(job.model), job.request)
+    with _one_thread() if device == "cpu" else _current(device):
         for number in numbers:
             rows, parts = job.rows(number), []
             for first in range(0, len(rows), job.batch):
                 parts.append(draw(rows[first : first + job.batch]).cpu())
                 tell(len(parts[-1]))
             _write(job.path(number), npy(torch.cat(parts)))
+
+
+def _current(device: str) -> contextlib.AbstractContextManager[Any]:
+    """Make an accelerator the current one, for what names none."""
+    return torch.accelerator.device_index(torch.device(device).index)
 
 
 @contextlib.contextmanager

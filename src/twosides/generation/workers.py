@@ -35,6 +35,7 @@ from twosides.generation.shards import (
     result,
     samples_in,
 )
+from twosides.placement import device_named
 
 # An interrupt goes to all processes of a terminal; the first one stops the others.
 _CODE = (
@@ -63,12 +64,13 @@ def sample_shards(
     count: how many samples, at least 1.
     batch: samples per network call. Batches do not cross shards.
     shard: samples per file.
-    devices: processes, one for each GPU or on the CPU of one thread each; by default all GPUs, or
-        one process. Under torchrun or srun each of their processes makes its share instead.
+    devices: processes, one for each accelerator or on the CPU of one thread each; by default all
+        accelerators, or one process. Under torchrun or srun each of their processes makes its share
+        instead.
     trust_code: whether the network's class may be imported from outside diffusers and twosides.
     progress: True for one bar for all processes, or a function (samples done, samples to make).
     how: how to sample, as in `Request.of`: sampler="ddim", steps=20, schedule, noise, grid,
-        guidance=1.0, labels, seed=0.
+        guidance=1.0, labels, seed=0, device="auto".
 
     The same call continues after an interruption: shards are checked, what is damaged is made again
     with a warning. ValueError if the folder holds another run; ChildProcessError, after all others
@@ -91,20 +93,18 @@ def make_shards(
         raise ValueError(
             f"{place.world} processes were started by a launcher; leave devices={devices} out"
         )
-    kind = "cuda" if torch.cuda.is_available() else "cpu"
-    processes = 1 if place else _processes(devices, kind)
-    shape = prepare(job, kind)
+    there = _devices(job.request.device, devices)
+    shape = prepare(job, torch.device(there[0]).type)
     rank, world = (place.rank, place.world) if place else (0, 1)
     todo = missing_shards(job, range(rank, job.shards, world))
     if place is not None:
         # Slurm may let each process see one GPU only.
-        device = f"cuda:{place.local % torch.cuda.device_count()}" if kind == "cuda" else "cpu"
         with _shared_bar(job, todo, place.rank, progress) as tell:
-            make(job, todo, device, tell)
+            make(job, todo, there[place.local % len(there)], tell)
     else:
         total = samples_in(job, todo)
         with teller(progress if todo else False, total) as show:
-            share(job, todo, processes, kind, _sum_up(show, total))
+            share(job, todo, there, _sum_up(show, total))
     return result(job, len(todo), time.monotonic() - began, shape)
 
 
@@ -136,13 +136,21 @@ def launcher_place(environment: Mapping[str, str] = os.environ) -> Place | None:
     return None
 
 
-def _processes(devices: int | None, kind: str) -> int:
-    there = torch.cuda.device_count() if kind == "cuda" else None
-    wanted = devices if devices is not None else there or 1
-    if wanted < 1 or (there is not None and wanted > there):
-        found = f"there are {there} GPUs" if there is not None else "1 or more processes are needed"
-        raise ValueError(f"devices={wanted} was asked, but {found}")
-    return wanted
+def _devices(name: str, wanted: int | None) -> list[str]:
+    """The devices by their names, one for each process that is to be started.
+
+    name: the request's `device`.
+    wanted: how many processes; by default one on the CPU, or one for each accelerator.
+    """
+    device = device_named(name)
+    if wanted is not None and wanted < 1:
+        raise ValueError(f"devices={wanted} was asked, but 1 or more processes are needed")
+    if device.type == "cpu":
+        return ["cpu"] * (wanted or 1)
+    indices = range(torch.accelerator.device_count()) if device.index is None else [device.index]
+    if (wanted or 0) > len(indices):
+        raise ValueError(f"devices={wanted} was asked, but device={name} has {len(indices)} here")
+    return [f"{device.type}:{index}" for index in indices[:wanted]]
 
 
 def _sum_up(show: Callable[[int, int], None] | None, total: int) -> Tell:
@@ -185,18 +193,18 @@ def _shared_bar(
 # ---------------------------------------------------------------------------- workers
 
 
-def share(job: Job, numbers: Sequence[int], processes: int, kind: str, tell: Tell) -> None:
-    """Make these shards with so many processes, this one alone if that is one."""
+def share(job: Job, numbers: Sequence[int], devices: Sequence[str], tell: Tell) -> None:
+    """Make these shards with a process on each of the devices, this one alone if that is one."""
+    processes = len(devices)
     portions = [part for k in range(processes) if (part := numbers[k::processes])]
     if processes == 1 or not portions:
-        make(job, numbers, "cuda:0" if kind == "cuda" else "cpu", tell)
+        make(job, numbers, devices[0], tell)
         return
     workers: list[_Worker] = []
     answers: Queue[tuple[int, dict[str, Any] | None]] = Queue()
     try:
         for rank, part in enumerate(portions):
-            device = f"cuda:{rank}" if kind == "cuda" else "cpu"
-            order = {"job": job.to_json(), "numbers": list(part), "device": device}
+            order = {"job": job.to_json(), "numbers": list(part), "device": devices[rank]}
             workers.append(_Worker(rank, _start(order), answers))
         _listen(workers, answers, tell)
     finally:

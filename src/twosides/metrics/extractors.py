@@ -17,6 +17,7 @@ from torch.nn.functional import interpolate, normalize
 
 from twosides.data.decode import MAX_SIDE
 from twosides.naming import unknown
+from twosides.placement import device_named
 from twosides.storage.reading import read_json, require_folder
 from twosides.storage.trust import import_object
 
@@ -137,15 +138,16 @@ def transformers_folder(folder: str | Path) -> Extractor:
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
-        ).eval()
+        ).to(device_named())
+    model.eval()
     side, mean, std = _preparation(folder, model.config)
 
     def features(x: Tensor) -> Tensor:
         if x.ndim != 4 or x.shape[1] not in (1, 3):
             raise ValueError(f"{folder} sees images (N, 1 or 3, H, W), got {tuple(x.shape)}")
-        x = (x.float() / 2 + 0.5).clamp(0, 1).expand(-1, 3, -1, -1)
+        x = (x.to(model.device).float() / 2 + 0.5).clamp(0, 1).expand(-1, 3, -1, -1)
         x = interpolate(x, (side, side), mode="bicubic", antialias=True)
-        return _image_features(model, (x - mean) / std)
+        return _image_features(model, (x - mean.to(x)) / std.to(x))
 
     return features
 

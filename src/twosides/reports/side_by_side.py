@@ -29,6 +29,7 @@ from twosides.generation.samples import decoder, sample_batches
 from twosides.losses.recipes import Recipe, recipe_named
 from twosides.metrics.measures import METRICS, Measured
 from twosides.metrics.sources import COUNT, Yardstick, data_named
+from twosides.placement import device_named, device_of
 from twosides.randomness import PerSample
 from twosides.reports import catalogue
 from twosides.storage import models, parts
@@ -100,6 +101,7 @@ def report(
             run = _sample_run(folder, title, request, yardstick, trust_code)
             if task is not None and yardstick is not None:
                 denoiser = load_model(folder, trust_code=trust_code)
+                denoiser = denoiser.to(device_named(request.device))
                 with one_sentence(f"{folder} cannot be asked about these data"):
                     run.errors = eps_errors(denoiser, task, request.seed)
         except ValueError as error:
@@ -156,9 +158,11 @@ def _titles(folders: Sequence[Path]) -> list[str]:
 def eps_errors(denoiser: Denoiser, task: Task, seed: int, count: int = 256) -> list[float]:
     """Mean squared error of eps on data, at each of LEVELS; NaN where the model knows no answer."""
     size = min(count, task.size or count)
-    batch = default_collate(task.rows(range(size)))
+    device = device_of(denoiser)
+    rows = default_collate(task.rows(range(size)))
+    batch = {name: value.to(device) for name, value in rows.items()}
     x = denoiser.standardise(batch.pop("x"))
-    eps = PerSample(seed, range(size)).normal(x.shape[1:], x.dtype)
+    eps = PerSample(seed, range(size)).normal(x.shape[1:], x.dtype, device)
     errors: list[float] = []
     for logsnr in LEVELS.tolist():
         try:

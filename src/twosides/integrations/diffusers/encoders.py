@@ -12,6 +12,7 @@ from torch import Tensor
 
 from twosides.integrations.diffusers.latents import to_images
 from twosides.integrations.diffusers.networks import load_part, network_name, parts_of
+from twosides.placement import device_named
 from twosides.storage.reading import sha256
 
 AT_ONCE = 8  # images decoded together
@@ -52,7 +53,7 @@ def found(said: Mapping[str, Any], use: str, asked: Path | None = None) -> Path:
 def decoded(latents: Tensor, folder: Path) -> Tensor:
     """Latents (B, C, h, w) as images (B, 3, H, W) in [-1, 1], nothing clamped."""
     vae = load_part(folder, "vae").eval()
-    vae.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    vae.to(device_named())
     return torch.cat([to_images(vae, part).cpu() for part in latents.split(AT_ONCE)])
 
 

@@ -18,12 +18,16 @@ from twosides.integrations.diffusers.networks import (
     present,
     read_index,
 )
+from twosides.placement import device_named
 
 
-def load_pipeline(folder: Path, *, network: nn.Module | bool = True) -> Any:
-    """A pipeline from safetensors, on the accelerator if there is one. No code of it is run.
+def load_pipeline(folder: Path, *, network: nn.Module | bool = True, device: str = "auto") -> Any:
+    """A pipeline from safetensors, on the device of this name. No code of it is run.
 
-    Without its `network`, what is around that: the VAE, the text encoder; or with another.
+    folder: the pipeline's.
+    network: True for the pipeline's own, False for none, which leaves what is around it, the VAE
+        and the text encoder; or another network in its place.
+    device: see `placement.device_named`; "auto" is the accelerator if there is one, else the CPU.
     """
     with reading(folder):
         index = read_index(folder)
@@ -33,19 +37,19 @@ def load_pipeline(folder: Path, *, network: nn.Module | bool = True) -> Any:
         absent: dict[str, Any] = {}
         absent |= {k: None for k, v in parts.items() if len(v) == 2 and not present(v)}
         name = network_name({key: value for key, value in parts.items() if present(value)})
-        accelerator, dtype = placement(folder / name)
+        place, dtype = placement(folder / name, device)
         absent |= {} if network is True else {name: network or None}
         pipeline: Any = getattr(diffusers, "DiffusionPipeline")  # noqa: B009 - exported lazily
         with torch.random.fork_rng(devices=[]):  # some parts are built with random weights first
             options = {"use_safetensors": True, "local_files_only": True, **in_dtype(dtype)}
             pipe = pipeline.from_pretrained(str(folder), **options, **absent)
-    return pipe.to(accelerator) if accelerator else pipe
+    return pipe if place.type == "cpu" else pipe.to(place)
 
 
-def placement(network: Path) -> tuple[torch.device | None, torch.dtype | None]:
-    """Where a pipeline is run and how exactly: as its network is stored on an accelerator."""
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return accelerator, stored_dtype(network) if accelerator else None
+def placement(network: Path, device: str = "auto") -> tuple[torch.device, torch.dtype | None]:
+    """The device a pipeline is run on, and the dtype: as stored on an accelerator, else float32."""
+    place = device_named(device)
+    return place, None if place.type == "cpu" else stored_dtype(network)
 
 
 def _refuse_strangers(kind: str, parts: dict[str, Any]) -> None:

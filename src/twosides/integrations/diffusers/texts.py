@@ -136,7 +136,7 @@ def _ear(folder: Path) -> Any:
     class Ear(kind):
         calls: list[dict[str, Tensor]]
         wanted: int  # rows, after which the pipeline is stopped
-        device = property(lambda self: device or torch.device("cpu"))
+        device = property(lambda self: device)
         dtype = property(lambda self: stored or torch.float32)
 
         def to(self, *args: Any, **kwargs: Any) -> Any:
