@@ -143,7 +143,7 @@ def _(folder):
 
 
 def read_samples(folder):
-    from twosides.metrics.stored import Stored
+    from twosides.data.stored import Stored
 
     stored = Stored(folder)
     return [plain(stored[index]) for index in range(len(stored))]

@@ -16,13 +16,13 @@ from program import run
 from twosides import metrics
 from twosides.conversion import convert
 from twosides.data.named import task_named
+from twosides.data.stored import Stored
 from twosides.denoiser import Denoiser
 from twosides.display import html
 from twosides.generation.request import Request
 from twosides.generation.samples import model_samples
 from twosides.metrics import command
 from twosides.metrics.sources import Yardstick
-from twosides.metrics.stored import Stored
 from twosides.oracle import GaussianMixture
 from twosides.reports.side_by_side import LEVELS, eps_errors
 from twosides.storage import models

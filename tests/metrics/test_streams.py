@@ -11,10 +11,10 @@ from PIL import Image
 from torch import nn
 
 from program import run
+from twosides.data.stored import Stored
 from twosides.denoiser import Denoiser
 from twosides.generation.request import Request
 from twosides.metrics.sources import Yardstick
-from twosides.metrics.stored import Stored
 from twosides.oracle import GaussianMixture
 from twosides.storage import models, networks
 

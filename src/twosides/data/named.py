@@ -13,10 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from twosides.data.arrays import TORCH, array, task_of
 from twosides.data.decode import Frame
 from twosides.data.glyphs import Glyphs
 from twosides.data.images import Folder, Images
-from twosides.data.tasks import Points, Task, unet
+from twosides.data.stored import ARRAYS
+from twosides.data.tasks import Points, Task, hold_out, unet, widths
 from twosides.naming import unknown
 from twosides.oracle import GaussianMixture
 from twosides.storage.trust import import_object
@@ -108,16 +110,16 @@ _TOKENS, _POOLED, _SIZES = (
 def _small(data: Latents) -> dict[str, Any]:
     """A small UNet that hears what Stable Diffusion's or XL's does; {} where there is more."""
     (channels, size, _), null = data.shape, data.null
-    widths = {name: value.shape[-1] for name, value in null.items()}
-    network = unet(size, _widths(size), len(data.classes), channels, widths.get(_TOKENS, 0))
-    if {_POOLED, _SIZES} <= widths.keys():
+    wide = {name: value.shape[-1] for name, value in null.items()}
+    network = unet(size, widths(size), len(data.classes), channels, wide.get(_TOKENS, 0))
+    if {_POOLED, _SIZES} <= wide.keys():
         network["config"] |= {
             "addition_embed_type": "text_time",
             "addition_time_embed_dim": 32,
-            "projection_class_embeddings_input_dim": widths[_POOLED] + 32 * widths[_SIZES],
+            "projection_class_embeddings_input_dim": wide[_POOLED] + 32 * wide[_SIZES],
         }
     heard = {_TOKENS, _POOLED, _SIZES, "encoder_attention_mask"}
-    return network if widths.keys() <= heard else {}
+    return network if wide.keys() <= heard else {}
 
 
 SOURCES: dict[str, Callable[..., Task]] = {
@@ -125,7 +127,10 @@ SOURCES: dict[str, Callable[..., Task]] = {
     "tar": tar,
     "hf": hf,
     "latents": latents,
+    "array": array,
 }
+GENERAL: dict[str, Any] = {"holdout": 0.0}
+"""Options of every kind. holdout: rows kept for validation, a share below 1 or a number."""
 
 
 def source_named(name: str) -> Task:
@@ -134,13 +139,17 @@ def source_named(name: str) -> Task:
     if kind not in SOURCES:
         raise unknown("kind of data", kind, SOURCES)
     path, _, words = rest.rpartition("?") if "?" in rest else (rest, "", "")
-    return SOURCES[kind](str(Path(path).expanduser()), **_options(kind, words))
+    options = _options(kind, words)
+    share = options.pop("holdout", 0.0)
+    task = SOURCES[kind](str(Path(path).expanduser()), **options)
+    return hold_out(task, share) if share else task
 
 
 def options_of(kind: str) -> dict[str, Any]:
     """The options of a kind of data, with their defaults."""
     parameters = inspect.signature(SOURCES[kind]).parameters
-    return {name: p.default for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+    own = {name: p.default for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+    return own | GENERAL
 
 
 def _options(kind: str, words: str) -> dict[str, Any]:
@@ -167,16 +176,8 @@ def _value(name: str, text: str, kind: type[Any]) -> Any:
 def _pictures(data: Any) -> Task:
     """Images with the small network that suits their size."""
     frame: Frame = data.frame
-    network = unet(frame.size, _widths(frame.size), len(data.classes), frame.shape[0])
+    network = unet(frame.size, widths(frame.size), len(data.classes), frame.shape[0])
     return Task(data, frame.shape, network, "1000t", data.classes, _null(data.classes))
-
-
-def _widths(size: int) -> tuple[int, ...]:
-    """Down to 8 pixels, in as many halvings as the size allows."""
-    halvings = 0
-    while halvings < 3 and size % 2 ** (halvings + 1) == 0 and size >= 16 * 2**halvings:
-        halvings += 1
-    return (32, *[64] * halvings)
 
 
 def _null(classes: tuple[str, ...]) -> dict[str, Any]:
@@ -210,6 +211,13 @@ def task_named(name: str) -> Task:
         return TASKS[name]()
     if name.partition(":")[0] in SOURCES:
         return source_named(name)
+    file = Path(name.partition("?")[0])
+    if file.suffix.lower() in (*ARRAYS, *TORCH):
+        return source_named(f"array:{name}")
+    if file.is_dir():
+        raise ValueError(
+            f"{name} is a folder; say of what: folder:{name} of pictures, or array:{name}"
+        )
     kinds = [*TASKS, *(f"{kind}:..." for kind in SOURCES)]
     module, _, function = name.partition(":")
     path = all(part.isidentifier() for part in [*module.split("."), function])
@@ -224,8 +232,6 @@ def task_named(name: str) -> Task:
         known = unknown("kind of data", name, kinds)
         raise ValueError(f"{known}; and there is no module {error.name} here") from None
     if make is None:
-        raise ValueError(f"{module} has no function {function!r} that returns a Task")
-    task = make()
-    if not isinstance(task, Task):
-        raise TypeError(f"{name} must return a twosides.data.tasks.Task, got {type(task).__name__}")
-    return task
+        raise ValueError(f"{module} has no function {function!r} that returns a Task, or data")
+    made = make()
+    return made if isinstance(made, Task) else task_of(made)

@@ -110,6 +110,7 @@ def _classes(labels: Counter[int], classes: Sequence[str]) -> list[str]:
 
 
 def _bad(data: Any) -> list[str]:
+    data = getattr(data, "dataset", data)  # of a part, the whole
     if isinstance(data, Images):
         reasons = list(data.bad.values())
     elif isinstance(data, Latents):

@@ -10,14 +10,20 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    Subset,
+    default_collate,
+    get_worker_info,
+)
 
 
 @runtime_checkable
@@ -290,6 +296,48 @@ class Points(Dataset[dict[str, Tensor]]):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """One row."""
         return {"x": self.x[index]}
+
+
+def hold_out(task: Task, share: float) -> Task:
+    """The task without some of its rows, which are kept for validation.
+
+    share: of the rows, below 1; or their number. Which ones they are is the same every time.
+
+    ValueError for endless data, whose rows cannot be chosen.
+    """
+    if task.size is None:
+        raise ValueError("endless data have no rows to hold out; name other data for validation")
+    count = round(share * task.size) if share < 1 else int(share)
+    if not 0 < count < task.size or (share >= 1 and count != share):
+        raise ValueError(
+            f"holdout={share:g} of {task.size} rows leaves nothing to train on or to validate "
+            "with; give a share between 0 and 1, or a number of rows"
+        )
+    order = torch.randperm(task.size, generator=torch.Generator().manual_seed(0)).tolist()
+    held, kept = sorted(order[:count]), sorted(order[count:])
+    data: Any = task.data
+    return replace(task, data=Subset(data, kept), validation=lambda: Subset(data, held))
+
+
+def suited_network(shape: tuple[int, ...], classes: int) -> tuple[dict[str, Any], str]:
+    """The description of a small network for samples of this shape, and how it is told the time.
+
+    An MLP for vectors, a UNet for square pictures of one channel or three, and {} for all else.
+    """
+    if len(shape) == 1:
+        config = {"dim": shape[0], "classes": classes + 1 if classes else 0}
+        return {"class": "MLP", "config": config}, "t"
+    if len(shape) == 3 and shape[0] in (1, 3) and shape[1] == shape[2]:
+        return unet(shape[1], widths(shape[1]), classes, shape[0]), "1000t"
+    return {}, "t"
+
+
+def widths(size: int) -> tuple[int, ...]:
+    """Down to 8 pixels, in as many halvings as the size allows."""
+    halvings = 0
+    while halvings < 3 and size % 2 ** (halvings + 1) == 0 and size >= 16 * 2**halvings:
+        halvings += 1
+    return (32, *[64] * halvings)
 
 
 def unet(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from twosides.data.stored import Stored
 from twosides.data.tasks import Task
 from twosides.display import tables
 from twosides.generation.notes import read_notes
@@ -23,7 +24,6 @@ from twosides.metrics.sources import (
     is_model,
     read_batches,
 )
-from twosides.metrics.stored import Stored
 from twosides.storage.files import write_file
 
 HEADS = ("metric", "value", "data against data", "best")

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from twosides.data.glyphs import Glyphs
 from twosides.data.named import TASKS, task_named
+from twosides.data.stored import Stored
 from twosides.data.tasks import Stream, Task
 from twosides.display.progress import bar
 from twosides.generation.notes import Notes
 from twosides.generation.request import Request
 from twosides.metrics.extractors import BATCH, Extractor, extract_batches, extractor_named
 from twosides.metrics.measures import METRICS, Measured, measure
-from twosides.metrics.stored import Stored
 from twosides.storage import models
 
 COUNT = 1000  # samples of a model that are measured if nobody says how many

@@ -43,8 +43,9 @@ def train_task(
     task = task if isinstance(task, Task) else task_named(task)
     spec = task.network if network_file is None else read_json(network_file)
     if not spec:
-        told = ", ".join(task.null)
-        raise ValueError(f"no small network is told {told}: name one, --network, or fine-tune one")
+        told = ", ".join(task.null.keys() - {"class_labels"})
+        what = f"is told {told}" if told else f"suits samples of shape {task.shape}"
+        raise ValueError(f"no small network {what}: name one, --network, or fine-tune one")
     wanted = settings_named(task, trust_code=trust_code, **settings)
     network = models.build_network(spec, trust_code=trust_code, seed=wanted.seed)
     # A recipe on the clock of time is told it in the units that suit the network's embedding.
@@ -84,7 +85,10 @@ def unseen(task: Task, wanted: bool) -> Dataset[Any] | None:
     if not wanted:
         return None
     if task.validation is None:
-        raise ValueError("these data have no part for validation; leave --validate-every out")
+        raise ValueError(
+            "these data have no part for validation: hold one out, as 'folder:photos?holdout=0.1', "
+            "or leave --validate-every out"
+        )
     return task.validation()
 
 

@@ -82,6 +82,10 @@ class Stored(Dataset[dict[str, Tensor]]):
             )
         return rows
 
+    def in_memory(self) -> Tensor:
+        """All samples, (N, ...): of a packed .npz file one alone is read as slowly as all."""
+        return torch.cat([_whole(self._rows(number)) for number in range(len(self.files))])
+
     def __len__(self) -> int:
         """The number of samples."""
         return self.ends[-1]
@@ -105,12 +109,14 @@ def _files(path: Path) -> list[Path]:
         if path.suffix.lower() not in (*ARRAYS, *SUFFIXES):
             raise ValueError(f"{path}: samples are read from {', '.join(ARRAYS)} and pictures")
         return [path]
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file or folder {path}")
     there = sorted(found for found in path.glob("*") if found.is_file())
     for suffixes in (ARRAYS, SUFFIXES):
         if files := [file for file in there if file.suffix.lower() in suffixes]:
             return files
     raise FileNotFoundError(
-        f"{path} is no model's folder and holds no samples ({', '.join(ARRAYS)}, pictures)"
+        f"{path} holds no samples and no model ({', '.join(ARRAYS)}, pictures)"
     )
 
 
@@ -144,10 +150,36 @@ def _npy_rows(path: Path) -> Rows:
         return _array_rows(file, path.stat().st_size, read_at)
 
 
-def _npz_rows(path: Path) -> Rows:
+def columns(path: Path, wanted: Sequence[str]) -> Tensor | None:
+    """The first of the wanted arrays that lies beside the samples in a file; None if none does."""
+    suffix = path.suffix.lower()
+    if suffix == ".npz":
+        names = _members(zipfile.ZipFile(require_file(path)))
+    else:
+        names = open_tensors(path).keys() if suffix == ".safetensors" else ()
+    name = next((name for name in wanted if name in names), None)
+    if name is None:
+        return None
+    return _whole((_npz_rows if suffix == ".npz" else _tensor_rows)(path, name))
+
+
+def _whole(rows: Rows) -> Tensor:
+    """All rows, read in their order."""
+    x = torch.empty(rows.count, *rows.shape, dtype=rows.dtype)
+    for number in range(rows.count):
+        x[number] = rows.read(number)
+    return x
+
+
+def _members(archive: zipfile.ZipFile) -> dict[str, str]:
+    """The names of the files of an archive by those of their arrays."""
+    return {name.removesuffix(".npy"): name for name in archive.namelist()}
+
+
+def _npz_rows(path: Path, wanted: str = "") -> Rows:
     archive = zipfile.ZipFile(require_file(path))
-    named = {name.removesuffix(".npy"): name for name in archive.namelist()}
-    name = named[_the_one(list(named), "x", "arr_0")]
+    named = _members(archive)
+    name = named[wanted or _the_one(list(named), "x", "arr_0")]
     file = archive.open(name)  # stays open, since what is packed can only be read from its start
 
     def read_at(start: int, length: int) -> bytes:
@@ -201,9 +233,9 @@ def _picture_of_bytes(x: Tensor) -> Tensor:
     return x.float() / 127.5 - 1
 
 
-def _tensor_rows(path: Path) -> Rows:
+def _tensor_rows(path: Path, wanted: str = "") -> Rows:
     file: Any = open_tensors(path)
-    rows = file.get_slice(_the_one(list(file.keys()), "x"))
+    rows = file.get_slice(wanted or _the_one(list(file.keys()), "x"))
     shape = rows.get_shape()
     if not shape:
         raise ValueError("it holds no samples: its shape is ()")
