@@ -215,3 +215,10 @@ def test_alpha_does_not_underflow_or_cancel_in_the_tails():
 def test_bad_input_is_named(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+def test_functions_may_be_constant():
+    ours, there = FromFunctions(lambda t: 1.0, lambda t: 80 * t), torch.tensor([0.1, 0.5, 1.0])
+    assert torch.equal(ours.values(there)[0], torch.ones(3))
+    assert torch.equal(ours.slopes(there)[0], torch.zeros(3))
+    assert torch.allclose(ours.logsnr(there), -2 * (80 * there).log().double(), atol=1e-6)

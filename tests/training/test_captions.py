@@ -1,6 +1,7 @@
 """Captions as what each pipeline's network hears, trained on and prompted; latents as images."""
 
 import functools
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -370,10 +371,12 @@ def pixels(x):
 
 
 def of_sheet(path, count, side, zoom=3):
-    """The pictures on a sheet of up to 13 in its only row."""
+    """The pictures on a sheet: 13 in a row, or as many as there are rows."""
     with Image.open(path) as picture:
         sheet = np.asarray(picture)[::zoom, ::zoom]
-    return np.stack([sheet[1 : 1 + side, 1 + k * (side + 1) :][:, :side] for k in range(count)])
+    columns = 13 if count % 13 == 0 else math.ceil(count**0.5)
+    corners = [(1 + k // columns * (side + 1), 1 + k % columns * (side + 1)) for k in range(count)]
+    return np.stack([sheet[top:, left:][:side, :side] for top, left in corners])
 
 
 def test_samples_are_decoded_by_the_vae_that_encoded(cli, runs, made):

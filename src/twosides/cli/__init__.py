@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import tyro
 
 from twosides.cli.data import data, encode_latents
+from twosides.cli.extras import missing
 from twosides.cli.knowledge import compare, demo, explore, recipes, samplers, verify
 from twosides.cli.models import convert, explain, export
 from twosides.cli.samples import evaluate, report, sample
@@ -47,6 +48,10 @@ COMMANDS = (
 
 def main() -> None:
     """The `twosides` program; errors of use are one clear line and exit status 2."""
+    if sys.argv[1:] == ["--version"]:
+        from twosides import __version__
+
+        return print(f"twosides {__version__}")
     # Processes that are started from here, by Lightning or multiprocessing say, do not look for
     # modules in the current folder, which may be a stranger's.
     os.environ["PYTHONSAFEPATH"] = "1"
@@ -58,7 +63,8 @@ def main() -> None:
     try:
         app.cli(prog="twosides", description=ABOUT, config=(tyro.conf.FlagCreatePairsOff,))
     except (ValueError, TypeError, OSError, ImportError) as error:
-        print(complaint(in_options(str(error), sys.argv[1:])), file=sys.stderr)
+        said = missing(error) if isinstance(error, ImportError) else str(error)
+        print(complaint(in_options(said, sys.argv[1:])), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(complaint("interrupted"), file=sys.stderr)

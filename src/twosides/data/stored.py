@@ -115,9 +115,7 @@ def _files(path: Path) -> list[Path]:
     for suffixes in (ARRAYS, SUFFIXES):
         if files := [file for file in there if file.suffix.lower() in suffixes]:
             return files
-    raise FileNotFoundError(
-        f"{path} holds no samples and no model ({', '.join(ARRAYS)}, pictures)"
-    )
+    raise FileNotFoundError(f"{path} holds no samples and no model ({', '.join(ARRAYS)}, pictures)")
 
 
 def _open(path: Path) -> Rows:

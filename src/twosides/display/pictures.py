@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from typing import Any
 
 import numpy as np
@@ -46,8 +47,12 @@ def chart(figure: Any, *, dpi: int) -> bytes:
 
 
 def sheet(x: Tensor) -> Any:
-    """A picture of samples (B, C, H, W) in rows of 13, small ones enlarged."""
-    return grid(x, columns=min(13, len(x)), zoom=3 if x.shape[-1] < 128 else 1)
+    """A picture of samples (B, C, H, W) in a square, small ones enlarged.
+
+    Where their number is a multiple of 13, as of alphabets, they lie in rows of 13.
+    """
+    columns = 13 if len(x) % 13 == 0 else math.ceil(math.sqrt(len(x)))
+    return grid(x, columns, zoom=3 if x.shape[-1] < 128 else 1)
 
 
 def npy(x: Tensor) -> bytes:

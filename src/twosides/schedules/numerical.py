@@ -106,7 +106,9 @@ class FromFunctions(_Numerical):
 
     def values(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma) at t."""
-        return self.alpha_function(t), self.sigma_function(t)
+        made = (self.alpha_function(t), self.sigma_function(t))
+        alpha, sigma = (torch.as_tensor(value, dtype=t.dtype).expand(t.shape) for value in made)
+        return alpha, sigma
 
     def slopes(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(dalpha/dt, dsigma/dt) at t."""
