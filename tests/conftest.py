@@ -19,6 +19,15 @@ def _own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("TWOSIDES_CACHE", str(folder))
 
 
+@pytest.fixture
+def cli(capsys, monkeypatch, tmp_path):
+    """The program in this process and an empty folder: cli(*words) is (status, stdout, stderr)."""
+    from program import run
+
+    monkeypatch.chdir(tmp_path)
+    return lambda *words: run(capsys, monkeypatch, *words)
+
+
 @pytest.fixture(autouse=True)
 def _global_rng_untouched():
     """The library never touches the global generator."""

@@ -9,13 +9,6 @@ import pytest
 import torch
 from PIL import Image
 
-from program import run
-
-
-@pytest.fixture
-def cli(capsys, monkeypatch):
-    return lambda *words: run(capsys, monkeypatch, *words)
-
 
 def test_help_does_not_wait_for_torch():
     code = (

@@ -1,13 +1,10 @@
 """The command line on data of one's own: look, encode, train, sample."""
 
-import sys
-
 import numpy as np
 import pytest
 from PIL import Image
 
 from text_pipelines import saved
-from twosides.cli import main
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array:DeprecationWarning"),
@@ -16,24 +13,14 @@ pytestmark = [
 
 
 @pytest.fixture
-def cli(capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
+def cli(cli, tmp_path):
+    """The program in a folder with photos of cats and dogs."""
     for i in range(12):
         path = tmp_path / "photos" / ("cat", "dog")[i % 2] / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         values = np.random.default_rng(i).integers(0, 256, (20, 30, 3), dtype=np.uint8)
         Image.fromarray(values).save(path)
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["twosides", *map(str, words)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        return code, *capsys.readouterr()
-
-    return run
+    return cli
 
 
 def test_images_are_looked_at_trained_on_and_drawn_by_class(cli, tmp_path):

@@ -1,6 +1,6 @@
 """The command line on folders of diffusers pipelines."""
 
-import sys
+from functools import partial
 
 import diffusers
 import numpy as np
@@ -9,9 +9,8 @@ import torch
 from PIL import Image
 
 import twosides as ts
-from pipelines import SCHEDULERS, sd3, vae
+from pipelines import WIDE, dit, of, plain_unet2d, sd3, vae
 from text_pipelines import saved
-from twosides.cli import main
 from twosides.integrations.diffusers import Scheduler, load_denoiser
 from twosides.integrations.diffusers.pipelines import load_pipeline
 
@@ -19,63 +18,20 @@ from twosides.integrations.diffusers.pipelines import load_pipeline
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
 
 
-@pytest.fixture
-def cli(capsys, monkeypatch, tmp_path):
-    """The program in this process and an empty folder: (exit status, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["twosides", *map(str, words)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        return code, *capsys.readouterr()
-
-    return run
-
-
-def classes():
-    network = diffusers.DiTTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=8,
-        in_channels=4,
-        out_channels=8,
-        num_layers=1,
-        norm_num_groups=4,
-        sample_size=8,
-    )
-    return diffusers.DiTPipeline(network, vae(), SCHEDULERS["dit"]())
-
-
-def plain():
-    network = diffusers.UNet2DModel(
-        sample_size=8,
-        block_out_channels=(8, 8),
-        down_block_types=("DownBlock2D",) * 2,
-        up_block_types=("UpBlock2D",) * 2,
-        layers_per_block=1,
-        norm_num_groups=4,
-    )
-    return diffusers.DDPMPipeline(network, diffusers.FlowMatchEulerDiscreteScheduler())
-
-
-def mute():
-    absent = ("text_encoder", "tokenizer")
-    parts = {name + n: None for name in absent for n in ("", "_2", "_3")}
-    return diffusers.StableDiffusion3Pipeline(
-        transformer=sd3(), vae=vae(channels=16), scheduler=SCHEDULERS["sd3"](), **parts
-    )
+classes = of(
+    diffusers.DiTPipeline, "dit", transformer=partial(dit, diffusers.DiTTransformer2DModel), vae=vae
+)
+plain = of(diffusers.DDPMPipeline, "sd3", unet=plain_unet2d)
+mute = of(diffusers.StableDiffusion3Pipeline, "sd3", transformer=sd3, vae=WIDE)
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("pipelines")
     with torch.random.fork_rng():
-        for build in (classes, plain, mute):
+        for name, build in (("classes", classes), ("plain", plain), ("mute", mute)):
             torch.manual_seed(0)
-            build().save_pretrained(root / build.__name__)
+            build().save_pretrained(root / name)
     saved("sd", root / "text")
     return root
 

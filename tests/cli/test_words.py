@@ -2,6 +2,8 @@
 
 import json
 import warnings
+from dataclasses import fields
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -9,19 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from program import run
 from twosides.cli import in_options
+from twosides.cli.training import Training, finetune, train
 from twosides.denoiser import Denoiser
 from twosides.display.terminal import complaint, shown
 from twosides.storage import models
 from twosides.storage.files import commit_folder
 from twosides.storage.networks import MLP
-
-
-@pytest.fixture
-def cli(capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    return lambda *words: run(capsys, monkeypatch, *words)
 
 
 def save(folder, **notes):
@@ -70,6 +66,29 @@ def write_config(folder, change):
 def test_arguments_become_options(said, wanted):
     assert in_options(said, ["sample", "runs/letters"]) == wanted
     assert in_options(said, ["--help"]) == said
+
+
+@pytest.mark.parametrize("command", ["train", "finetune"])
+def test_what_training_and_fine_tuning_share_are_options_of_both(cli, command):
+    """Each by its own name, in the help and in errors."""
+    code, out, _ = cli(command, "--help")
+    assert code == 0 and "--training" not in out
+    for field in fields(Training):
+        option = "--" + field.name.replace("_", "-")
+        assert f"{option} " in out or f"{option}\n" in out, option
+        assert in_options(f"{field.name} must be 3", [command, "x"]) == f"{option} must be 3"
+
+
+def test_the_options_of_fine_tuning_differ_in_their_defaults_only():
+    """What the objects say: the same settings, but for the three that fine-tuning has of its own."""
+    ours, theirs = (signature(f).parameters["training"].default for f in (train, finetune))
+    assert (theirs.steps, theirs.batch, theirs.picture_every) == (1000, 8, None)
+    assert ours.settings(1.0)["learning_rate"] == 1e-3
+    assert theirs.settings(1e-4)["learning_rate"] == 1e-4
+    given = Training(devices="2", validate_every=7, steps=9).settings(1.0)
+    assert given["devices"] == 2 and given["validate"] and given["validate_every"] == 7
+    plain = Training(steps=9).settings(1.0)
+    assert plain["devices"] == "auto" and not plain["validate"] and plain["validate_every"] == 9
 
 
 @pytest.mark.filterwarnings("ignore:the data do not say:UserWarning")

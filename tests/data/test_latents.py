@@ -10,7 +10,7 @@ from PIL import Image
 
 import twosides.data.encode as encoding
 from pipelines import SCHEDULERS, unet
-from text_pipelines import clip_tokenizer, stable_diffusion
+from text_pipelines import PIPELINES, clip_tokenizer
 from twosides.data.latents import Latents
 from twosides.data.named import task_named
 from twosides.data.summary import summary
@@ -26,7 +26,7 @@ def pipeline(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pipeline")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        pipe = stable_diffusion()
+        pipe = PIPELINES["sd"]()
         pipe.vae.register_to_config(scaling_factor=0.25, shift_factor=0.5)
         pipe.save_pretrained(folder)
     return folder

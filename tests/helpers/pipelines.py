@@ -160,6 +160,19 @@ def unet2d() -> nn.Module:
     return tame(model, "conv_out", 0.12)
 
 
+def plain_unet2d(**options: Any) -> nn.Module:
+    """Of a class that diffusers has, so that it can be read back, and with its own weights."""
+    return diffusers.UNet2DModel(
+        sample_size=8,
+        block_out_channels=(8, 8),
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+        layers_per_block=1,
+        norm_num_groups=4,
+        **options,
+    ).eval()
+
+
 def unet(kind: type = NoiseUNet2DCondition, span: float = 1000, **options: Any) -> nn.Module:
     model = kind(
         sample_size=8,
@@ -415,6 +428,7 @@ SCHEDULERS = {
     "qwen": partial(dynamic, max_image_seq_len=8192, max_shift=0.9, shift_terminal=0.02),
     "sana": partial(diffusers.DPMSolverMultistepScheduler, **FLOW),
     "lumina2": partial(euler_flow, shift=6.0),
+    "aura-flow": partial(euler_flow, shift=1.73),
     "cogvideox": partial(
         diffusers.CogVideoXDDIMScheduler,
         **SCALED,

@@ -7,6 +7,8 @@ Pictures of 16 pixels a side are latents of 8, for Sana 32 and 8. Whatever needs
 these tokenizers have is an unknown token.
 """
 
+from functools import partial
+
 import diffusers
 import torch
 from transformers import (
@@ -25,7 +27,7 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-from pipelines import SCHEDULERS, flux, lumina2, pixart, sana, sd3, unet, unet_xl, vae
+from pipelines import UNCHECKED, flux, lumina2, of, pixart, sana, sd3, unet, unet_xl, vae
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -84,60 +86,6 @@ def gemma():
     return Gemma2Model(config).eval()
 
 
-def stable_diffusion():
-    return diffusers.StableDiffusionPipeline(
-        unet=unet(diffusers.UNet2DConditionModel),
-        vae=vae(),
-        scheduler=SCHEDULERS["sd"](),
-        tokenizer=clip_tokenizer(),
-        text_encoder=clip(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-
-
-def stable_diffusion_xl(**options):
-    return diffusers.StableDiffusionXLPipeline(
-        unet=unet_xl(diffusers.UNet2DConditionModel),
-        vae=vae(),
-        scheduler=SCHEDULERS["sdxl"](),
-        tokenizer=clip_tokenizer(),
-        tokenizer_2=clip_tokenizer(),
-        text_encoder=clip(width=8),
-        text_encoder_2=clip(CLIPTextModelWithProjection, 8),
-        **options,
-    )
-
-
-def stable_diffusion_3():
-    return diffusers.StableDiffusion3Pipeline(
-        transformer=sd3(),
-        vae=vae(channels=16, shift_factor=0.5),
-        scheduler=SCHEDULERS["sd3"](),
-        tokenizer=clip_tokenizer(),
-        tokenizer_2=clip_tokenizer(),
-        tokenizer_3=t5_tokenizer(),
-        text_encoder=clip(CLIPTextModelWithProjection, 8, 8),
-        text_encoder_2=clip(CLIPTextModelWithProjection, 8, 8),
-        text_encoder_3=t5(),
-    )
-
-
-def pixart_alpha(kind=diffusers.PixArtAlphaPipeline):
-    return kind(
-        transformer=pixart(diffusers.PixArtTransformer2DModel),
-        vae=vae(),
-        scheduler=SCHEDULERS["pixart"](),
-        tokenizer=t5_tokenizer(),
-        text_encoder=t5(),
-    )
-
-
-def pixart_sigma():
-    return pixart_alpha(diffusers.PixArtSigmaPipeline)
-
-
 def deep_vae():
     return diffusers.AutoencoderDC(
         latent_channels=4,
@@ -152,26 +100,6 @@ def deep_vae():
         decoder_layers_per_block=(1, 1, 1),
         scaling_factor=0.5,
     ).eval()
-
-
-def sana_pipeline():
-    return diffusers.SanaPipeline(
-        transformer=sana(),
-        vae=deep_vae(),
-        scheduler=SCHEDULERS["sana"](),
-        tokenizer=gemma_tokenizer(),
-        text_encoder=gemma(),
-    )
-
-
-def lumina2_pipeline():
-    return diffusers.Lumina2Pipeline(
-        transformer=lumina2(tokens=300),
-        vae=vae(),
-        scheduler=SCHEDULERS["lumina2"](),
-        tokenizer=gemma_tokenizer(),
-        text_encoder=gemma(),
-    )
 
 
 def llama_tokenizer():
@@ -192,38 +120,89 @@ def aura_flow():
         caption_projection_dim=16,
         pos_embed_max_size=64,
     )
+    return network.eval()
+
+
+def umt5():
     config = UMT5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
-    return diffusers.AuraFlowPipeline(
-        transformer=network.eval(),
-        vae=vae(),
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=1.73),
-        tokenizer=llama_tokenizer(),
-        text_encoder=UMT5EncoderModel(config).eval(),
-    )
+    return UMT5EncoderModel(config).eval()
 
 
-def flux_pipeline():
-    return diffusers.FluxPipeline(
-        transformer=flux(),
-        vae=vae(),
-        scheduler=SCHEDULERS["flux"](),
-        tokenizer=clip_tokenizer(),
-        tokenizer_2=t5_tokenizer(),
-        text_encoder=clip(),
-        text_encoder_2=t5(),
-    )
-
-
+small_clip = partial(clip, CLIPTextModelWithProjection, 8)
+PIXART = {
+    "transformer": partial(pixart, diffusers.PixArtTransformer2DModel),
+    "vae": vae,
+    "tokenizer": t5_tokenizer,
+    "text_encoder": t5,
+}
 PIPELINES = {
-    "sd": stable_diffusion,
-    "sdxl": stable_diffusion_xl,
-    "sd3": stable_diffusion_3,
-    "pixart-alpha": pixart_alpha,
-    "pixart-sigma": pixart_sigma,
-    "sana": sana_pipeline,
-    "lumina2": lumina2_pipeline,
-    "aura-flow": aura_flow,
-    "flux": flux_pipeline,
+    "sd": of(
+        diffusers.StableDiffusionPipeline,
+        "sd",
+        flags=UNCHECKED,
+        unet=partial(unet, diffusers.UNet2DConditionModel),
+        vae=vae,
+        tokenizer=clip_tokenizer,
+        text_encoder=clip,
+    ),
+    "sdxl": of(
+        diffusers.StableDiffusionXLPipeline,
+        "sdxl",
+        unet=partial(unet_xl, diffusers.UNet2DConditionModel),
+        vae=vae,
+        tokenizer=clip_tokenizer,
+        tokenizer_2=clip_tokenizer,
+        text_encoder=partial(clip, width=8),
+        text_encoder_2=small_clip,
+    ),
+    "sd3": of(
+        diffusers.StableDiffusion3Pipeline,
+        "sd3",
+        transformer=sd3,
+        vae=partial(vae, channels=16, shift_factor=0.5),
+        tokenizer=clip_tokenizer,
+        tokenizer_2=clip_tokenizer,
+        tokenizer_3=t5_tokenizer,
+        text_encoder=partial(small_clip, projection=8),
+        text_encoder_2=partial(small_clip, projection=8),
+        text_encoder_3=t5,
+    ),
+    "pixart-alpha": of(diffusers.PixArtAlphaPipeline, "pixart", **PIXART),
+    "pixart-sigma": of(diffusers.PixArtSigmaPipeline, "pixart", **PIXART),
+    "sana": of(
+        diffusers.SanaPipeline,
+        "sana",
+        transformer=sana,
+        vae=deep_vae,
+        tokenizer=gemma_tokenizer,
+        text_encoder=gemma,
+    ),
+    "lumina2": of(
+        diffusers.Lumina2Pipeline,
+        "lumina2",
+        transformer=partial(lumina2, tokens=300),
+        vae=vae,
+        tokenizer=gemma_tokenizer,
+        text_encoder=gemma,
+    ),
+    "aura-flow": of(
+        diffusers.AuraFlowPipeline,
+        "aura-flow",
+        transformer=aura_flow,
+        vae=vae,
+        tokenizer=llama_tokenizer,
+        text_encoder=umt5,
+    ),
+    "flux": of(
+        diffusers.FluxPipeline,
+        "flux",
+        transformer=flux,
+        vae=vae,
+        tokenizer=clip_tokenizer,
+        tokenizer_2=t5_tokenizer,
+        text_encoder=clip,
+        text_encoder_2=t5,
+    ),
 }
 
 

@@ -23,7 +23,21 @@ from diffusers.training_utils import compute_density_for_timestep_sampling, comp
 from test_scheduler import DATA, MODES, SD, exact_velocity, far, loop, normal, ours
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipelines import CASES, SHIFTED, Case, inputs, network, of, sd3, square, tame, text, unet, vae
+from pipelines import (
+    CASES,
+    SHIFTED,
+    Case,
+    inputs,
+    network,
+    of,
+    plain_unet2d,
+    sd3,
+    square,
+    tame,
+    text,
+    unet,
+    vae,
+)
 from twosides.integrations.diffusers import Scheduler
 from twosides.sampling.grids import GRIDS, Karras
 from twosides.sampling.noise import Churn
@@ -538,15 +552,7 @@ def stock(kind):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         if kind == "ddpm":
-            model = diffusers.UNet2DModel(
-                sample_size=8,
-                block_out_channels=(8, 8),
-                down_block_types=("DownBlock2D",) * 2,
-                up_block_types=("UpBlock2D",) * 2,
-                layers_per_block=1,
-                norm_num_groups=4,
-            )
-            return diffusers.DDPMPipeline(model, diffusers.DDPMScheduler()), {}
+            return diffusers.DDPMPipeline(plain_unet2d(), diffusers.DDPMScheduler()), {}
         pipeline, parts = {
             "sd": (
                 diffusers.StableDiffusionPipeline,

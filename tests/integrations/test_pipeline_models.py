@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import twosides as ts
-from pipelines import CASES, network, sd3, vae
+from pipelines import CASES, network, of, plain_unet2d, sd3, vae
 from twosides.integrations.diffusers import (
     Scheduler,
     explain,
@@ -102,34 +102,17 @@ def noise_of(shape, seed=0):
 
 
 def tiny_unet(seed=0, **options):
-    """Of a class that diffusers has, so that it can be read back."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return diffusers.UNet2DModel(
-            sample_size=8,
-            block_out_channels=(8, 8),
-            down_block_types=("DownBlock2D",) * 2,
-            up_block_types=("UpBlock2D",) * 2,
-            layers_per_block=1,
-            norm_num_groups=4,
-            **options,
-        ).eval()
+        return plain_unet2d(**options)
 
 
 def text_to_image():
     """Stable Diffusion 3 without what reads text, of diffusers' own classes."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        absent = dict.fromkeys(
-            part + number
-            for part, numbers in (("text_encoder", 3), ("tokenizer", 3))
-            for number in ("", "_2", "_3")[:numbers]
-        )
-        scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
-        coder = vae(channels=16, shift_factor=0.1)
-        return diffusers.StableDiffusion3Pipeline(
-            transformer=sd3(), scheduler=scheduler, vae=coder, **absent
-        )
+        coder = functools.partial(vae, channels=16, shift_factor=0.1)
+        return of(diffusers.StableDiffusion3Pipeline, "sd3", transformer=sd3, vae=coder)()
 
 
 SPOKEN = {"encoder_hidden_states": noise_of((2, 4, 16)), "pooled_projections": noise_of((2, 16))}

@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from program import run
 from twosides import metrics
 from twosides.conversion import convert
 from twosides.data.named import task_named
@@ -33,11 +32,6 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import ten_recipes
 
 RING = GaussianMixture.ring(8)
-
-
-@pytest.fixture
-def cli(capsys, monkeypatch):
-    return lambda *words: run(capsys, monkeypatch, *words)
 
 
 # ---------------------------------------------------------------------------- ten recipes

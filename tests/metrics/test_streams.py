@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 from torch import nn
 
-from program import run
 from twosides.data.stored import Stored
 from twosides.denoiser import Denoiser
 from twosides.generation.request import Request
@@ -19,11 +18,6 @@ from twosides.oracle import GaussianMixture
 from twosides.storage import models, networks
 
 MEANS, STD, RARE = ((-3.0, 0.0), (3.0, 1.0)), 0.5, 0.1
-
-
-@pytest.fixture
-def cli(capsys, monkeypatch):
-    return lambda *words: run(capsys, monkeypatch, *words)
 
 
 # ---------------------------------------------------------------------------- classes

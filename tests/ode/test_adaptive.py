@@ -9,7 +9,7 @@ import torch
 
 from twosides.denoiser import Denoiser
 from twosides.ode.adaptive import Path, sample_adaptive, solve
-from twosides.ode.integrate import PAIRS, integrate
+from twosides.ode.integrate import PAIRS, Adaptive, integrate
 from twosides.ode.inversion import encode
 from twosides.oracle import GaussianMixture
 from twosides.outputs import Estimate, Output
@@ -65,9 +65,7 @@ def test_order_as_the_tolerance_falls(method):
     turn = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=FLOAT64)
     tolerances = (1e-4, 1e-6, 1e-8)
     runs = [
-        integrate(
-            lambda eta, y: (y[0] @ turn,), start, 0.0, span, method=method, rtol=tol, atol=tol
-        )
+        integrate(lambda eta, y: (y[0] @ turn,), start, 0.0, span, Adaptive(tol, tol, method))
         for tol in tolerances
     ]
     errors = [float((run.y[0] - start[0]).norm()) for run in runs]
@@ -80,7 +78,7 @@ def test_order_as_the_tolerance_falls(method):
 @pytest.mark.parametrize("tolerance", [1e-3, 1e-5])
 @pytest.mark.parametrize("method", PAIRS)
 def test_the_error_is_of_the_size_of_the_tolerance(method, tolerance, fine):
-    run = solve(DATA, NOISE, NOISY, CLEAN, rtol=tolerance, atol=tolerance, method=method)
+    run = solve(DATA, NOISE, NOISY, CLEAN, Adaptive(tolerance, tolerance, method))
     assert float((run.z - fine).square().mean().sqrt()) < 3 * tolerance
 
 
@@ -90,11 +88,11 @@ def test_a_solution_in_closed_form_with_components_of_any_shape():
         return speed, -position, torch.ones_like(clock)
 
     start = (torch.zeros(3, 2, dtype=FLOAT64), torch.ones(3, 2, dtype=FLOAT64), torch.zeros(3))
-    there = integrate(field, start, 0.0, 2.0, rtol=1e-9, atol=1e-9)
+    there = integrate(field, start, 0.0, 2.0, Adaptive(1e-9, 1e-9))
     assert torch.allclose(there.y[0], torch.full((3, 2), math.sin(2.0), dtype=FLOAT64), atol=1e-8)
     assert torch.allclose(there.y[2], torch.full((3,), 2.0))
     assert there.nodes[0] == 0 and there.nodes[-1] == 2
-    back = integrate(field, there.y, 2.0, 0.0, rtol=1e-9, atol=1e-9)
+    back = integrate(field, there.y, 2.0, 0.0, Adaptive(1e-9, 1e-9))
     assert float(back.y[0].abs().max()) < 1e-8
 
 
@@ -110,24 +108,24 @@ def test_a_field_of_zeros_is_one_step():
 @pytest.mark.parametrize("method", PAIRS)
 @pytest.mark.parametrize("output", ["u", "kappa(0.5)", "kappa(3)", "-u"])
 def test_noise_to_data_from_zero_snr_to_zero_noise(output, method, fine):
-    run = solve(DATA, NOISE, NOISY, CLEAN, output=output, method=method, rtol=1e-5, atol=1e-5)
+    run = solve(DATA, NOISE, NOISY, CLEAN, Adaptive(1e-5, 1e-5, method), output=output)
     assert float((run.z - fine).abs().max()) < 1e-4
     assert run.levels[0] == NOISY and run.levels[-1] == CLEAN
 
 
 def test_data_to_noise_and_back():
     x = DATA.sample(32, seed=1)
-    there = solve(DATA, x, CLEAN, NOISY, rtol=1e-7, atol=1e-7)
+    there = solve(DATA, x, CLEAN, NOISY, Adaptive(1e-7, 1e-7))
     fixed = encode(DATA, x, sampler="rk4", steps=100).noise
     assert float((there.z - fixed).abs().max()) < 1e-5
-    back = solve(DATA, there.z, NOISY, CLEAN, rtol=1e-7, atol=1e-7)
+    back = solve(DATA, there.z, NOISY, CLEAN, Adaptive(1e-7, 1e-7))
     assert float((back.z - x).abs().max()) < 1e-5
 
 
 @pytest.mark.parametrize("output", ["u", "eps", "x"])
 def test_every_frame_between_levels_inside(output):
     noisy, clean = (Cosine().level(logsnr).floats() for logsnr in (-6.0, 7.0))
-    runs = [solve(DATA, NOISE, noisy, clean, output=o, rtol=1e-6, atol=1e-6) for o in (output, "u")]
+    runs = [solve(DATA, NOISE, noisy, clean, output=o) for o in (output, "u")]
     assert float((runs[0].z - runs[1].z).abs().max()) < 1e-4
 
 
@@ -136,7 +134,7 @@ def test_every_frame_between_levels_inside(output):
 )
 def test_singular_frames_reach_the_end_where_they_are_finite(output, noisy, clean):
     start, end = (VPLinear().level(logsnr).floats() for logsnr in (noisy, clean))
-    runs = [solve(DATA, NOISE, start, end, output=o, rtol=1e-6, atol=1e-6) for o in (output, "u")]
+    runs = [solve(DATA, NOISE, start, end, output=o) for o in (output, "u")]
     assert float((runs[0].z - runs[1].z).abs().max()) < 1e-4
 
 
@@ -165,13 +163,15 @@ def test_calls_are_counted_and_the_last_stage_is_used_again():
 def test_conditioning_reaches_the_network_and_samples_are_restored():
     network = Denoiser(lambda z, t, shift: z - shift, "u", data_mean=3.0, data_std=2.0)
     shape, shift = (5, 2), torch.ones(5, 1, dtype=FLOAT64)
-    ours = sample_adaptive(network, shape, seed=4, dtype=FLOAT64, rtol=1e-9, atol=1e-9, shift=shift)
+    ours = sample_adaptive(
+        network, shape, seed=4, dtype=FLOAT64, adaptive=Adaptive(1e-9, 1e-9), shift=shift
+    )
     theirs = sample(network, shape, seed=4, dtype=FLOAT64, sampler="rk4", steps=60, shift=shift)
     assert torch.allclose(ours, theirs, atol=1e-7)
 
 
 def test_nothing_of_it_is_differentiated():
-    run = solve(DATA, NOISE.clone().requires_grad_(), NOISY, CLEAN, rtol=1e-2, atol=1e-2)
+    run = solve(DATA, NOISE.clone().requires_grad_(), NOISY, CLEAN, Adaptive(1e-2, 1e-2))
     assert not run.z.requires_grad
 
 
@@ -181,7 +181,7 @@ def test_nothing_of_it_is_differentiated():
 def test_too_many_calls_are_refused():
     asked = Counting()
     with pytest.raises(RuntimeError, match="max_calls=40 .* loosen rtol"):
-        solve(asked, NOISE, NOISY, CLEAN, max_calls=40)
+        solve(asked, NOISE, NOISY, CLEAN, Adaptive(max_calls=40))
     assert len(asked.levels) == 40
 
 
@@ -207,9 +207,6 @@ def test_nan_is_refused_where_it_appears(bad_from):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "rk45"}, "unknown method 'rk45'"),
-        ({"rtol": -1.0}, "rtol >= 0"),
-        ({"atol": 0.0}, "atol > 0"),
         ({"output": "v"}, "v has coefficients that change"),
         ({"output": "eps"}, "singular on the way"),
         ({"output": "x"}, "singular on the way"),
@@ -220,6 +217,20 @@ def test_nan_is_refused_where_it_appears(bad_from):
 def test_impossible_requests_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         solve(DATA, NOISE, NOISY, options.pop("end", CLEAN), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "rk45"}, "unknown method 'rk45'"),
+        ({"rtol": -1.0}, "rtol >= 0.*rtol=-1.0"),
+        ({"atol": 0.0}, "atol > 0"),
+        ({"max_calls": 0}, "max_calls must be at least 1, got 0"),
+    ],
+)
+def test_impossible_tolerances_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Adaptive(**options)
 
 
 def test_a_network_that_says_nothing_at_an_end_is_refused():

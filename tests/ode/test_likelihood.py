@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 from twosides.denoiser import Denoiser
+from twosides.ode.divergence import Exact, Hutchinson
+from twosides.ode.integrate import Adaptive
 from twosides.ode.inversion import encode
 from twosides.ode.likelihood import bits_per_dim, dequantise, log_likelihood, variational_bound
 from twosides.oracle import GaussianMixture
@@ -97,6 +99,13 @@ def test_adaptive_steps(case):
     assert float((found.nats - truth(data, x, schedule)).abs().max()) < 1e-5 * found.dims
 
 
+def test_the_error_falls_with_the_tolerance():
+    x = RING.sample(16, seed=1)
+    found = [log_likelihood(RING, x, sampler=Adaptive(t, t)).nats for t in (1e-3, 1e-5, 1e-7)]
+    errors = [float((nats - truth(RING, x)).abs().max()) for nats in found]
+    assert errors[1] < errors[0] / 10 and errors[2] < errors[1] / 10, errors
+
+
 @pytest.mark.parametrize("name", ["ddim", "kab2", "flow-heun", "rk4", "leapfrog"])
 def test_every_sampler_has_a_likelihood_of_its_order(name):
     x = RING.sample(8, seed=1)
@@ -181,7 +190,10 @@ def test_the_trace_of_a_real_network_in_any_chunks():
     denoiser = Denoiser(Convolutions().double(), "v", Cosine(-8, 8))
     generator = torch.Generator().manual_seed(1)
     x, label = torch.randn(2, 1, 4, 4, generator=generator, dtype=FLOAT64), torch.ones(2).double()
-    found = [log_likelihood(denoiser, x, steps=2, chunk=n, label=label).nats for n in (1, 5, 64)]
+    found = [
+        log_likelihood(denoiser, x, steps=2, divergence=Exact(chunk=n), label=label).nats
+        for n in (1, 5, 64)
+    ]
     assert torch.allclose(found[0], found[1], atol=1e-10)
     assert torch.allclose(found[0], found[2], atol=1e-10)
     single = log_likelihood(denoiser.float(), x.float(), steps=2, label=label.float()).nats
@@ -205,7 +217,7 @@ def test_random_probes_are_exact_where_the_derivative_is_isotropic():
     data = GaussianMixture.gaussian([0.4, -0.2, 0.1], 0.3 * torch.eye(3))
     x = data.sample(8, seed=1)
     exact = log_likelihood(data, x, steps=10).nats
-    random = log_likelihood(data, x, steps=10, divergence="hutchinson", seed=5).nats
+    random = log_likelihood(data, x, steps=10, divergence=Hutchinson(seed=5)).nats
     assert torch.allclose(exact, random, atol=1e-12)
 
 
@@ -213,20 +225,21 @@ def test_random_probes_are_unbiased():
     """One sample 3000 times, each with a probe of its own; and with several, closer."""
     x = EIGHT.sample(1, seed=1)
     exact = float(log_likelihood(EIGHT, x, steps=5).nats)
-    options = {"steps": 5, "divergence": "hutchinson"}
-    single = log_likelihood(EIGHT, x.expand(3000, -1), **options).nats
+    single = log_likelihood(EIGHT, x.expand(3000, -1), steps=5, divergence="hutchinson").nats
     assert float(single.mean()) == pytest.approx(exact, abs=4 * float(single.std()) / 3000**0.5)
-    several = log_likelihood(EIGHT, x.expand(300, -1), probes=16, chunk=6, **options).nats
+    sixteen = Hutchinson(16, chunk=6)
+    several = log_likelihood(EIGHT, x.expand(300, -1), steps=5, divergence=sixteen).nats
     assert float(several.std()) == pytest.approx(float(single.std()) / 4, rel=0.25)
 
 
 def test_probes_belong_to_their_sample():
     x = EIGHT.sample(5, seed=1)
-    options = {"steps": 3, "divergence": "hutchinson", "probes": 2, "seed": 8}
-    whole = log_likelihood(EIGHT, x, **options).nats
-    part = log_likelihood(EIGHT, x[3:4], indices=[3], **options).nats
-    assert torch.allclose(whole[3:4], part, atol=1e-12)
-    assert not torch.allclose(whole, log_likelihood(EIGHT, x, **{**options, "seed": 9}).nats)
+
+    def nats(x, **options):
+        return log_likelihood(EIGHT, x, steps=3, divergence=Hutchinson(2, **options)).nats
+
+    assert torch.allclose(nats(x, seed=8)[3:4], nats(x[3:4], seed=8, indices=[3]), atol=1e-12)
+    assert not torch.allclose(nats(x, seed=8), nats(x, seed=9))
 
 
 # ---------------------------------------------------------------------------- bits
@@ -367,14 +380,22 @@ def test_a_network_without_derivative_is_refused():
     ("options", "message"),
     [
         ({"divergence": "hutchison"}, "did you mean 'hutchinson'"),
-        ({"probes": 0}, "at least 1"),
-        ({"chunk": 0}, "at least 1"),
-        ({"indices": [0, 1]}, "2 indices"),
+        ({"divergence": Hutchinson(indices=(0, 1))}, "2 indices"),
+        ({"schedule": "cosin"}, "did you mean 'cosine'"),
     ],
 )
 def test_impossible_requests_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         log_likelihood(RING, torch.zeros(1, 2), **options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [(Exact, {"chunk": 0}), (Hutchinson, {"chunk": 0}), (Hutchinson, {"probes": 0})],
+)
+def test_no_probes_and_no_chunks_are_refused(kind, options):
+    with pytest.raises(ValueError, match=f"{next(iter(options))} must be at least 1, got 0"):
+        kind(**options)
 
 
 @pytest.mark.parametrize("schedule", [None, FlowMatching(), "cosine"])

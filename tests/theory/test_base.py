@@ -11,6 +11,7 @@ from twosides.denoiser import BaseDenoiser, Denoiser, as_denoiser
 from twosides.guidance import autoguidance, classifier_free
 from twosides.losses.recipes import recipes
 from twosides.ode.adaptive import sample_adaptive
+from twosides.ode.integrate import Adaptive
 from twosides.ode.likelihood import log_likelihood
 from twosides.oracle import Empirical, GaussianMixture
 from twosides.outputs import OUTPUTS, Estimate, output_named
@@ -88,7 +89,7 @@ def test_a_users_own_denoiser_is_accepted_everywhere():
     objective = recipes["flow-matching"].objective()
     for function in (
         lambda d: log_likelihood(d, x, steps=3).nats,
-        lambda d: sample_adaptive(d, (3, 2), seed=0, dtype=FLOAT64, rtol=1e-3),
+        lambda d: sample_adaptive(d, (3, 2), seed=0, dtype=FLOAT64, adaptive=Adaptive(rtol=1e-3)),
         lambda d: objective(d, x, generator=torch.Generator().manual_seed(0)),
         lambda d: convert(d, "u")(x, torch.full((4,), 0.5)),
         lambda d: autoguidance(d, d, 2.0)(x, FlowMatching().at(0.5)).x,

@@ -3,7 +3,6 @@
 import functools
 import math
 import shutil
-import sys
 from pathlib import Path
 
 import diffusers
@@ -15,7 +14,6 @@ from PIL import Image
 import twosides as ts
 from pipelines import SCHEDULERS, dit, vae
 from text_pipelines import PIPELINES, saved
-from twosides.cli import main
 from twosides.conditioning import flat, nested
 from twosides.data.encode import encode_latents
 from twosides.data.latents import SHARD, Latents, shard_folder
@@ -348,22 +346,6 @@ def runs(made, tmp_path_factory):
     folder, out = made("sd3")
     finetune_task(folder, f"latents:{out}", root / "sd3", Tuning(), steps=1, batch=2)
     return root
-
-
-@pytest.fixture
-def cli(capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["twosides", *map(str, words)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def pixels(x):

@@ -15,9 +15,11 @@ from torch import nn
 from torch.utils.data import Dataset
 
 import twosides as ts
-from pipelines import CASES, SCHEDULERS, noise, unet, vae
+from pipelines import CASES, SCHEDULERS, noise, plain_unet2d, unet, vae
 from text_pipelines import clip, clip_tokenizer
 from twosides.data.tasks import Task
+from twosides.display.pictures import png
+from twosides.generation.samples import draw_classes
 from twosides.integrations.diffusers import load_denoiser, to_pipeline
 from twosides.integrations.diffusers.lora import Adapted, model_of, save_lora
 from twosides.integrations.diffusers.required import required
@@ -555,6 +557,28 @@ def test_a_model_of_our_own_keeps_its_units(tmp_path):
     assert not (tmp_path / "run/pipeline").exists()
 
 
+def test_pictures_are_drawn_where_they_are_asked(tmp_path):
+    """Of each class, by the averaged network; a run without `picture_every` draws none."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = plain_unet2d(in_channels=1, out_channels=1, num_class_embeds=3)
+    ours = ts.Denoiser(network, "u", ts.FlowMatching(), "1000t")
+    rows = Rows({"x": noise(3, 8, 1, 8, 8), "class_labels": torch.arange(8) % 2})
+    task = Task(rows, (1, 8, 8), {}, classes=("a", "b"), null={"class_labels": 2})
+    ts.save(ours, tmp_path / "model", **task.notes)
+    few = {"steps": 4, "batch": 4, "learning_rate": 1e-3}
+    for name, asked in (("drawn", {"picture_every": 2}), ("plain", {})):
+        finetune_task(tmp_path / "model", task, tmp_path / name, Tuning(), **few, **asked)
+    drawn = sorted(path.name for path in (tmp_path / "drawn/samples").iterdir())
+    assert drawn == ["step-00000002.png", "step-00000004.png"]
+    assert not (tmp_path / "plain/samples").exists()
+    # The last picture is that of the model which is saved; drawing changes nothing that is learned.
+    result = ts.load(tmp_path / "drawn")
+    last = png(draw_classes(result, task.shape, task.classes, seed=0))
+    assert (tmp_path / "drawn/samples" / drawn[-1]).read_bytes() == last
+    assert loss_curve(tmp_path / "drawn") == loss_curve(tmp_path / "plain")
+
+
 def test_zero_terminal_snr_of_a_v_network(tmp_path):
     """Pure noise is among its levels, the loss there is finite, and the pipeline says so."""
     pipeline("v_prediction").save_pretrained(tmp_path / "pipe")
@@ -607,18 +631,7 @@ def test_the_command_line(folder, tmp_path, monkeypatch, capsys):
     task = Task(DATA, (4, 8, 8), {})
     monkeypatch.setitem(TASKS, "latents", lambda: task)
     words = ["finetune", folder, "latents", "--out", tmp_path / "run", "--convert"]
-    words += [
-        "--widen-at",
-        "2",
-        "--steps",
-        "4",
-        "--batch",
-        "4",
-        "--lora",
-        "2",
-        "--lora-target",
-        "to_q",
-    ]
+    words += "--widen-at 2 --steps 4 --batch 4 --lora 2 --lora-target to_q".split()
     monkeypatch.setattr(sys, "argv", ["twosides", *map(str, words)])
     main()
     assert "lora is ready" in capsys.readouterr().out

@@ -20,7 +20,7 @@ from twosides.storage.tensors import load_tensors
 from twosides.storage.trees import load_tree, save_tree
 from twosides.training import guard
 from twosides.training.finite import FirstStep, not_finite
-from twosides.training.fit import fit
+from twosides.training.fit import Monitor, fit
 from twosides.training.settings import Settings
 
 DATA = GaussianMixture.ring(4, std=0.1).sample(40, seed=0).float()
@@ -87,7 +87,10 @@ def inject(seed, folder, monkeypatch):
             drawn.append(not not_finite(denoiser.state_dict()))
             return b"picture"
 
-        options = {"auxiliary": Bad(kind, 0 if kind == "data" else step), "draw": draw}
+        options = {
+            "auxiliary": Bad(kind, 0 if kind == "data" else step),
+            "monitor": Monitor(draw=draw),
+        }
         with pytest.raises(ValueError, match="is not finite") as caught:
             fit(network(), Points(x), "flow-matching", folder, settings, **options)
     named = re.search(r"(loss|gradient) of step (\d+) is not finite", str(caught.value))
@@ -100,7 +103,7 @@ def inject(seed, folder, monkeypatch):
     assert all(drawn)
     newest = Checkpoints(folder / "checkpoints").newest_folder()
     began = Began()
-    options = {"auxiliary": Bad("none", 0), "draw": draw, "callbacks": [began]}
+    options = {"auxiliary": Bad("none", 0), "monitor": Monitor(draw=draw), "callbacks": [began]}
     result = fit(network(), Points(DATA), "flow-matching", folder, settings, **options)
     last = (step - 1) // settings.checkpoint_every * settings.checkpoint_every
     assert began.step == last == (int(newest.name[5:]) if newest else 0), seed

@@ -21,7 +21,7 @@ from twosides.storage import models
 from twosides.storage.networks import MLP
 from twosides.storage.trees import load_tree
 from twosides.training.batches import Batches
-from twosides.training.fit import fit
+from twosides.training.fit import Monitor, fit
 from twosides.training.log import METRICS, SPEED, Rows, loss_curve, read_rows
 from twosides.training.settings import Settings
 from twosides.training.validation import BINS, VALIDATION
@@ -61,7 +61,7 @@ class Adaptive(Objective):
 def test_an_objective_observes_the_whole_batch_once_a_step(tmp_path):
     recipe, denoiser = recipes["sd3"], recipes["sd3"].denoiser(network())
     objective = Adaptive(recipe.weighting, recipe.density, bins=Bins())
-    fit(None, Points(DATA), objective, tmp_path, SETTINGS, denoiser=denoiser)
+    fit(denoiser, Points(DATA), objective, tmp_path, SETTINGS)
     drawn = recipe.density.logsnr(PerSample(0, range(8), stream=6).strata())
     found = state(tmp_path)
     assert int(found["bins.calls"]) == 6 and torch.equal(found["bins.logsnr"], drawn)
@@ -70,7 +70,7 @@ def test_an_objective_observes_the_whole_batch_once_a_step(tmp_path):
     objective = Adaptive(recipe.weighting, recipe.density, bins=Bins())
     longer = dataclasses.replace(SETTINGS, steps=9)
     denoiser = recipe.denoiser(network())
-    fit(None, Points(DATA), objective, tmp_path, longer, denoiser=denoiser)
+    fit(denoiser, Points(DATA), objective, tmp_path, longer)
     assert int(state(tmp_path, 9)["bins.calls"]) == 9
 
 
@@ -108,7 +108,7 @@ def test_only_what_requires_a_gradient_is_trained_and_averaged(tmp_path):
     denoiser.requires_grad_(False)
     denoiser.network.leave.requires_grad_(True)
     frozen = {k: v.clone() for k, v in denoiser.state_dict().items() if "leave" not in k}
-    result = fit(None, Points(DATA), "sd3", tmp_path, SETTINGS, denoiser=denoiser)
+    result = fit(denoiser, Points(DATA), "sd3", tmp_path, SETTINGS)
     for name, value in frozen.items():
         assert torch.equal(result.state_dict()[name], value), name
     tree = load_tree(tmp_path / "checkpoints/step-00000006")
@@ -119,7 +119,7 @@ def test_only_what_requires_a_gradient_is_trained_and_averaged(tmp_path):
     assert len(tree["optimizer_states"][0]["state"]) == 2
     with pytest.raises(ValueError, match="no parameter requires a gradient"):
         denoiser.requires_grad_(False)
-        fit(None, Points(DATA), "sd3", tmp_path / "none", SETTINGS, denoiser=denoiser)
+        fit(denoiser, Points(DATA), "sd3", tmp_path / "none", SETTINGS)
 
 
 class Count:
@@ -170,8 +170,8 @@ def test_a_stream_that_ends_says_so(tmp_path):
 def test_validation_measures_the_average_by_level(tmp_path):
     """The written errors are those of the saved model, at the levels of each bin."""
     settings = dataclasses.replace(SETTINGS, validate_every=3)
-    points = Points(DATA[:43])
-    result = fit(network(), Points(DATA), "edm", tmp_path, settings, validation=points)
+    unseen = Monitor(Points(DATA[:43]))
+    result = fit(network(), Points(DATA), "edm", tmp_path, settings, monitor=unseen)
     rows = read_rows(tmp_path / VALIDATION)
     assert [int(row["step"]) for row in rows] == [3] * BINS + [6] * BINS
     own = PerSample(0, range(43))
@@ -194,7 +194,8 @@ def test_validation_measures_the_average_by_level(tmp_path):
     fit(network(), Points(DATA), "edm", tmp_path / "without", settings)
     assert loss_curve(tmp_path) == loss_curve(tmp_path / "without")
     with pytest.raises(TypeError, match="validation data have a length"):
-        fit(network(), Points(DATA), "edm", tmp_path / "x", settings, validation=Endless())
+        endless = Monitor(Endless())
+        fit(network(), Points(DATA), "edm", tmp_path / "x", settings, monitor=endless)
 
 
 class Told(lightning.Callback):
@@ -219,7 +220,7 @@ def test_callbacks_come_before_the_checkpoint_and_loggers_hear(tmp_path):
 
     ear = Ear()
     settings = dataclasses.replace(SETTINGS, peak_tflops=1e-3)
-    options = {"callbacks": [Told()], "loggers": [ear]}
+    options = {"callbacks": [Told()], "monitor": Monitor(loggers=[ear])}
     fit(network(), Points(DATA), "sd3", tmp_path, settings, **options)
     tree = load_tree(tmp_path / "checkpoints/step-00000003")
     assert tree["callbacks"]["Told"] == {"steps": 3}
@@ -276,9 +277,7 @@ def test_settings_that_make_no_sense_are_refused(settings, message):
 def test_what_is_trained_is_said_once(tmp_path):
     data, denoiser = Points(DATA), Denoiser(network())
     objective = recipes["sd3"].objective()
-    with pytest.raises(ValueError, match="pass one of them"):
-        fit(network(), data, "sd3", tmp_path, SETTINGS, denoiser=denoiser)
     with pytest.raises(ValueError, match="an objective does not say"):
         fit(network(), data, objective, tmp_path, SETTINGS)
-    with pytest.raises(ValueError, match="time: a denoiser= has its own"):
-        fit(None, data, objective, tmp_path, SETTINGS, denoiser=denoiser, time="t")
+    with pytest.raises(ValueError, match="time: a Denoiser has its own"):
+        fit(denoiser, data, objective, tmp_path, SETTINGS, time="t")

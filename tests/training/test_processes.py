@@ -197,9 +197,9 @@ def attached(folder, strategy):
     recipe, net = hooks.recipes["sd3"], hooks.network()
     objective = hooks.Adaptive(recipe.weighting, recipe.density, bins=hooks.Bins())
     settings = hooks.dataclasses.replace(hooks.SETTINGS, strategy=strategy, validate_every=3)
-    options = {"auxiliary": hooks.Align(net.blocks[0]), "validation": Points(hooks.DATA[:43])}
-    denoiser = recipe.denoiser(net)
-    fit(None, Points(hooks.DATA), objective, folder, settings, denoiser=denoiser, **options)
+    options = {"auxiliary": hooks.Align(net.blocks[0])}
+    options["monitor"] = hooks.Monitor(Points(hooks.DATA[:43]))
+    fit(recipe.denoiser(net), Points(hooks.DATA), objective, folder, settings, **options)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])

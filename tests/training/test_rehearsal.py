@@ -12,7 +12,7 @@ from twosides.oracle import GaussianMixture
 from twosides.storage import models
 from twosides.storage.networks import MLP
 from twosides.storage.tensors import load_tensors
-from twosides.training.fit import fit
+from twosides.training.fit import Monitor, fit
 from twosides.training.log import METRICS, read_rows
 from twosides.training.run import train_task
 from twosides.training.settings import Settings
@@ -133,13 +133,13 @@ def test_pictures_validation_and_notes_are_tried_before_the_first_step(tmp_path)
     def draw(denoiser):
         raise KeyError("low")
 
-    for options, message in (
-        ({"draw": draw}, "no picture of this network can be drawn, KeyError"),
-        ({"validation": Points(torch.zeros(3, 5))}, "validation data cannot be measured"),
+    for monitor, message in (
+        (Monitor(draw=draw), "no picture of this network can be drawn, KeyError"),
+        (Monitor(Points(torch.zeros(3, 5))), "validation data cannot be measured"),
     ):
         steps = Steps()
         with pytest.raises(ValueError, match=message):
-            train(network(), tmp_path, callbacks=[steps], **options)
+            train(network(), tmp_path, callbacks=[steps], monitor=monitor)
         assert steps.count == 0
     assert not (tmp_path / "run.json").exists()
 

@@ -6,12 +6,14 @@ help. Nothing heavy is imported before one runs, so that `--help` answers at onc
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import os
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import tyro
 
@@ -84,8 +86,7 @@ def in_options(message: str, words: Sequence[str]) -> str:
     commands = {command.__name__.replace("_", "-"): command for command in COMMANDS}
     if not words or words[0] not in commands:
         return message
-    parameters = inspect.signature(commands[words[0]]).parameters.values()
-    options = "|".join(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+    options = "|".join(_options(commands[words[0]]))
 
     def option(found: re.Match[str]) -> str:
         name, value = found["name"].replace("_", "-"), found["value"]
@@ -95,3 +96,13 @@ def in_options(message: str, words: Sequence[str]) -> str:
     value = r"""=(?P<value>'[^']*'|"[^"]*"|[^\s,;:)]+)"""
     after = rf"(?:{value}|(?= must\b)|(?(leave)(?= out\b)|(?!)))"
     return re.sub(rf"(?<![\w.(-])(?P<leave>leave )?(?P<name>{options})\b{after}", option, message)
+
+
+def _options(command: Callable[..., Any]) -> Iterator[str]:
+    """The names of a command's options; a dataclass among them is the options of its fields."""
+    for parameter in inspect.signature(command).parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            if dataclasses.is_dataclass(parameter.default):
+                yield from (field.name for field in dataclasses.fields(parameter.default))
+            else:
+                yield parameter.name

@@ -1,7 +1,8 @@
 """Data of one's own by name: "folder:photos?size=64,flip", "tar:shards/{000..009}.tar".
 
 A name is a kind, a path, and options after a question mark: `option=value`, or `option` alone for
-true. The kinds are the rows of `SOURCES`; the options of a kind are its function's parameters.
+true. The kinds are the rows of `SOURCES`; the options of a kind are its function's parameters, and
+of a parameter that is a dataclass, its fields.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twosides.data.arrays import TORCH, array, task_of
 from twosides.data.decode import Frame
 from twosides.data.glyphs import Glyphs
+from twosides.data.huggingface import Columns, Rows, Stream
 from twosides.data.images import Folder, Images
 from twosides.data.stored import ARRAYS
 from twosides.data.tasks import Points, Task, hold_out, unet, widths
@@ -30,22 +33,20 @@ if TYPE_CHECKING:
 def folder(
     path: str,
     *,
-    size: int = 64,
-    grey: bool = False,
+    frame: Frame = Frame(),
     flip: bool = False,
     labels: bool = True,
     max_bad: float = 0.1,
 ) -> Task:
     """Images in a folder, of the classes that its subfolders are."""
     files = Folder(Path(path), labels)
-    return _pictures(Images(files, Frame(size, grey), flip=flip, max_bad=max_bad))
+    return _pictures(Images(files, frame, flip=flip, max_bad=max_bad))
 
 
 def tar(
     path: str,
     *,
-    size: int = 64,
-    grey: bool = False,
+    frame: Frame = Frame(),
     flip: bool = False,
     labels: bool = True,
     ignore: str = "",
@@ -55,27 +56,20 @@ def tar(
     from twosides.data.tars import Tars
 
     files = Tars(path, labels, tuple(filter(None, ignore.split("+"))))
-    return _pictures(Images(files, Frame(size, grey), flip=flip, max_bad=max_bad))
+    return _pictures(Images(files, frame, flip=flip, max_bad=max_bad))
 
 
 def hf(
     path: str,
     *,
-    size: int = 64,
-    grey: bool = False,
+    frame: Frame = Frame(),
+    columns: Columns = Columns(),
     flip: bool = False,
-    image: str = "image",
-    label: str = "auto",
-    text: str = "",
-    split: str = "train",
     stream: bool = False,
     seed: int = 0,
     max_bad: float = 0.1,
 ) -> Task:
     """A Hugging Face dataset, its columns by name; `stream` reads in order, shuffled by `seed`."""
-    from twosides.data.huggingface import Columns, Rows, Stream
-
-    columns, frame = Columns(image, label, text, split), Frame(size, grey)
     if stream:
         return _pictures(Stream(path, frame, columns, seed=seed, flip=flip, max_bad=max_bad))
     if seed:
@@ -141,15 +135,33 @@ def source_named(name: str) -> Task:
     path, _, words = rest.rpartition("?") if "?" in rest else (rest, "", "")
     options = _options(kind, words)
     share = options.pop("holdout", 0.0)
-    task = SOURCES[kind](str(Path(path).expanduser()), **options)
+    task = SOURCES[kind](str(Path(path).expanduser()), **_arguments(kind, options))
     return hold_out(task, share) if share else task
 
 
 def options_of(kind: str) -> dict[str, Any]:
     """The options of a kind of data, with their defaults."""
+    options = dict[str, Any]()
+    for name, default in _parameters(kind).items():
+        options |= vars(default) if is_dataclass(default) else {name: default}
+    return options | GENERAL
+
+
+def _parameters(kind: str) -> dict[str, Any]:
     parameters = inspect.signature(SOURCES[kind]).parameters
-    own = {name: p.default for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
-    return own | GENERAL
+    return {name: p.default for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+
+
+def _arguments(kind: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The function's arguments, of options that were given."""
+    arguments = dict[str, Any]()
+    for name, default in _parameters(kind).items():
+        if is_dataclass(default) and not isinstance(default, type):
+            fields = {option: given[option] for option in vars(default).keys() & given.keys()}
+            arguments[name] = replace(default, **fields)
+        elif name in given:
+            arguments[name] = given[name]
+    return arguments
 
 
 def _options(kind: str, words: str) -> dict[str, Any]:

@@ -5,10 +5,12 @@ noise and back, and `likelihood` tells how likely data are.
 """
 
 from twosides.ode.adaptive import sample_adaptive, solve
+from twosides.ode.divergence import Exact, Hutchinson
+from twosides.ode.integrate import Adaptive
 from twosides.ode.inversion import decode, encode
 from twosides.ode.likelihood import bits_per_dim, log_likelihood, variational_bound
 
 __all__ = [
-    "bits_per_dim", "decode", "encode", "log_likelihood", "sample_adaptive", "solve",
-    "variational_bound",
+    "Adaptive", "Exact", "Hutchinson", "bits_per_dim", "decode", "encode", "log_likelihood",
+    "sample_adaptive", "solve", "variational_bound",
 ]  # fmt: skip

@@ -5,7 +5,7 @@ In the frame of an output with constant coefficients (`frames`) the probability-
     d(z / c) = o d(eta)
 
 and for u both ends of the log-SNR line are ordinary points of it. Two Runge-Kutta methods that
-share their stages give a step and its error, relative to the tolerance,
+share their stages give a step and its error, relative to the tolerance (`integrate.Adaptive`),
 
     error = max over samples of the rms over elements of |y - y_lower| / (atol + rtol max |y|),
 
@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from twosides.denoiser import Denoises, as_denoiser
-from twosides.ode.integrate import State, integrate
+from twosides.ode.integrate import Adaptive, State, integrate
 from twosides.outputs import Output, output_named
 from twosides.randomness import PerSample, fresh_seed
 from twosides.sampling.frames import Frame, Variable, unit
@@ -106,22 +106,18 @@ def solve(
     z: Tensor,
     start: Level,
     end: Level,
+    adaptive: Adaptive = Adaptive(),
     *,
     output: str | Output = "u",
-    rtol: float = 1e-6,
-    atol: float = 1e-6,
-    method: str = "dopri5",
-    max_calls: int = 10_000,
     record: Callable[[Level, Tensor], None] | None = None,
     **conditioning: Any,
 ) -> Solved:
     """The probability-flow ODE from one level to another, towards data or noise.
 
     z: (B, ...) at `start`, in its scaling and the network's units of data; the result is in the
-    scaling of `end`. output: the frame, one with constant coefficients; only u and kappa(k) reach
-    both ends of the log-SNR line. rtol, atol: of one step, for z / c. method: "dopri5" (order 5) or
-    "bosh3" (order 3). record: is shown (level, z) at each accepted node; levels between the ends
-    have alpha^2 + sigma^2 = 1.
+    scaling of `end`. adaptive: method and tolerance of one step, for z / c. output: the frame, one
+    with constant coefficients; only u and kappa(k) reach both ends of the log-SNR line. record: is
+    shown (level, z) at each accepted node; levels between the ends have alpha^2 + sigma^2 = 1.
 
     The denoiser is asked at both ends: one that predicts x cannot end at zero noise. ValueError for
     frames that are singular on the way, RuntimeError as for `integrate`.
@@ -138,16 +134,8 @@ def solve(
         if record is not None:
             record(path.level(eta), path.scale(path.level(eta)) * y[0])
 
-    done = integrate(
-        field,
-        (z / path.scale(path.start),),
-        *path.ends,
-        method=method,
-        rtol=rtol,
-        atol=atol,
-        max_calls=max_calls,
-        record=show,
-    )
+    first, last = path.ends
+    done = integrate(field, (z / path.scale(path.start),), first, last, adaptive, record=show)
     levels = [path.level(eta) for eta in done.nodes]
     return Solved(path.scale(path.end) * done.y[0], done.calls, done.rejected, levels)
 
@@ -162,9 +150,10 @@ def sample_adaptive(
     device: torch.device | str | None = None,
     **options: Any,
 ) -> Tensor:
-    """Samples of shape (B, ...) by `solve` between the ends of a schedule; options are its own.
+    """Samples of shape (B, ...) by `solve` between the ends of a schedule.
 
-    The same noise as `sample` draws with this seed.
+    The same noise as `sample` draws with this seed. options: those of `solve`, `adaptive=` say, and
+    the conditioning.
     """
     denoiser = as_denoiser(denoiser)
     schedule = schedule_named(schedule or denoiser.schedule)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -75,38 +76,78 @@ class Integral(NamedTuple):
     nodes: list[float]
 
 
+@dataclass(frozen=True)
+class Adaptive:
+    """How steps are chosen: so that the error of each, as a pair of methods tells it, is tolerated.
+
+        error = max over tensors and samples of the rms of |y - y_lower| / (atol + rtol max |y|)
+
+    rtol, atol: relative tolerance, >= 0, and absolute tolerance, > 0, in units of y.
+    method: "dopri5" (order 5) or "bosh3" (order 3).
+    max_calls: how often the field may be asked, >= 1.
+
+    ValueError for others.
+
+    >>> Adaptive(rtol=1e-3)
+    Adaptive(rtol=0.001, atol=1e-06, method='dopri5', max_calls=10000)
+    """
+
+    rtol: float = 1e-6
+    atol: float = 1e-6
+    method: str = "dopri5"
+    max_calls: int = 10_000
+
+    def __post_init__(self) -> None:
+        if self.method not in PAIRS:
+            raise unknown("method", self.method, PAIRS)
+        if not (0 <= self.rtol < math.inf and 0 < self.atol < math.inf):
+            raise ValueError(
+                "tolerances are finite, rtol >= 0 and atol > 0, got "
+                f"rtol={self.rtol} and atol={self.atol}"
+            )
+        if self.max_calls < 1:
+            raise ValueError(f"max_calls must be at least 1, got {self.max_calls}")
+
+    def norm(self, change: State, here: State, there: State) -> float:
+        """The largest over tensors and samples of the rms of `change` in units of tolerance."""
+        worst = []
+        for part, a, b in zip(change, here, there, strict=True):
+            scaled = part / (self.atol + self.rtol * torch.maximum(a.abs(), b.abs()))
+            worst.append(scaled.reshape(len(scaled), -1).square().mean(1).amax())
+        return math.sqrt(float(torch.stack(worst).amax()))
+
+
 @torch.no_grad()
 def integrate(
     field: Field,
     y: State,
     start: float,
     end: float,
+    adaptive: Adaptive = Adaptive(),
     *,
-    method: str = "dopri5",
-    rtol: float = 1e-6,
-    atol: float = 1e-6,
-    max_calls: int = 10_000,
     record: Callable[[float, State], None] | None = None,
 ) -> Integral:
     """`dy / d eta = field(eta, y)` from start to end, in either direction.
 
     y: tensors of the same first axis, the samples. field: answers one slope per tensor; it is asked
-    at `start` and `end` themselves, and between. record: is shown (eta, y) at each accepted node.
+    at `start` and `end` themselves, and between. adaptive: tolerance and method. record: is shown
+    (eta, y) at each accepted node.
 
-    ValueError for a tolerance or ends that make no sense; RuntimeError where the step vanishes,
-    max_calls is reached or something is not finite.
+    ValueError for ends that are infinite or the same; RuntimeError where the step vanishes,
+    `max_calls` is reached or something is not finite.
     """
-    pair = _checked(method, rtol, atol, start, end)
+    if not 0 < abs(end - start) < math.inf:
+        raise ValueError(f"there is no way from eta = {start} to {end}: finite, different ends")
+    pair = PAIRS[adaptive.method]
     tell = record or (lambda eta, y: None)
-    ask = _Counted(field, max_calls, end)
-    tolerance = _Tolerance(rtol, atol)
+    ask = _Counted(field, adaptive.max_calls, end)
     eta, slope, rejected, nodes, errors = start, ask(start, y), 0, [start], (1.0, 1.0)
     tell(eta, y)
-    step = _first_step(ask, pair.order, tolerance, start, end, y, slope)
+    step = _first_step(ask, adaptive, start, end, y, slope)
     while eta != end:
         ahead = end if abs(end - eta) <= 1.01 * abs(step) else eta + step
         there, slope_there, change = _attempt(ask, pair, eta, ahead, y, slope)
-        error = tolerance.norm(change, y, there)
+        error = adaptive.norm(change, y, there)
         _require_finite(error, eta, ahead)
         factor = _factor(pair.order, (error, *errors))
         if error <= 1:
@@ -118,16 +159,6 @@ def integrate(
         step *= factor
         _require_progress(step, start, end, eta)
     return Integral(y, ask.calls, rejected, nodes)
-
-
-def _checked(method: str, rtol: float, atol: float, start: float, end: float) -> Pair:
-    if method not in PAIRS:
-        raise unknown("method", method, PAIRS)
-    if not (0 <= rtol < math.inf and 0 < atol < math.inf):
-        raise ValueError(f"tolerances are finite, rtol >= 0 and atol > 0, got {rtol} and {atol}")
-    if not 0 < abs(end - start) < math.inf:
-        raise ValueError(f"there is no way from eta = {start} to {end}: finite, different ends")
-    return PAIRS[method]
 
 
 class _Counted:
@@ -147,36 +178,17 @@ class _Counted:
         return self.field(eta, y)
 
 
-class _Tolerance(NamedTuple):
-    rtol: float
-    atol: float
-
-    def norm(self, change: State, here: State, there: State) -> float:
-        """The largest over tensors and samples of the rms of `change` in units of tolerance."""
-        worst = []
-        for part, a, b in zip(change, here, there, strict=True):
-            scaled = part / (self.atol + self.rtol * torch.maximum(a.abs(), b.abs()))
-            worst.append(scaled.reshape(len(scaled), -1).square().mean(1).amax())
-        return math.sqrt(float(torch.stack(worst).amax()))
-
-
 def _first_step(
-    ask: Field,
-    order: int,
-    tolerance: _Tolerance,
-    start: float,
-    end: float,
-    y: State,
-    slope: State,
+    ask: Field, adaptive: Adaptive, start: float, end: float, y: State, slope: State
 ) -> float:
     """The step that a solution of this slope and curvature affords [Hairer+ 1993, II.4]."""
-    span = abs(end - start)
-    speed = tolerance.norm(slope, y, y)
+    span, order = abs(end - start), PAIRS[adaptive.method].order
+    speed = adaptive.norm(slope, y, y)
     _require_finite(speed, start, start)
-    guess = min(0.01 * (1 + tolerance.norm(y, y, y)) / speed, 0.1 * span) if speed else 0.1 * span
+    guess = min(0.01 * (1 + adaptive.norm(y, y, y)) / speed, 0.1 * span) if speed else 0.1 * span
     signed = math.copysign(guess, end - start)
     there = ask(start + signed, _moved(y, [slope], signed, (1.0,)))
-    bend = tolerance.norm(_moved(there, [slope], 1.0, (-1.0,)), y, y) / guess
+    bend = adaptive.norm(_moved(there, [slope], 1.0, (-1.0,)), y, y) / guess
     _require_finite(bend, start, start + signed)
     rate = max(speed, bend)
     length = min(100 * guess, (0.01 / rate) ** (1 / order), span) if rate else span

@@ -22,7 +22,7 @@ noise of std sigma_0 / alpha_0 on grids that end before.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, SupportsIndex
 
 import torch
@@ -30,19 +30,19 @@ from torch import Tensor
 
 from twosides.denoiser import BaseDenoiser, Denoises, as_denoiser
 from twosides.display.progress import Progress, teller
-from twosides.naming import unknown
 from twosides.ode.adaptive import Path
-from twosides.ode.integrate import State, integrate
+from twosides.ode.divergence import Directions, Exact, Hutchinson, divergence_named, quadratic_forms
+from twosides.ode.integrate import Adaptive, State, integrate
 from twosides.ode.inversion import spread, standardised
 from twosides.outputs import Estimate
 from twosides.randomness import PerSample
 from twosides.sampling.named import plan
 from twosides.sampling.plan import Plan
 from twosides.sampling.run import Visit, combine, run
+from twosides.sampling.sample import check_indices
 from twosides.sampling.sampler import Sampler
 from twosides.schedules import Level, Schedule, schedule_named
 
-Directions = Callable[[Tensor], Iterator[Tensor]]
 Prior = Callable[[Tensor, Level], Tensor]
 
 
@@ -78,7 +78,7 @@ def dequantise(
     whole = bins >= 1 and bool(((values >= 0) & (values < bins) & (values == values.floor())).all())
     if not whole:
         raise ValueError(f"values to dequantise are whole numbers 0 ... {bins - 1}")
-    own = _per_sample(seed, indices, values)
+    own = PerSample(seed, check_indices(indices, len(values)))
     u = torch.special.ndtr(own.normal(values.shape[1:], torch.float64))
     return ((values.cpu() + u) * (2 / bins) - 1).to(values.device, dtype)
 
@@ -109,31 +109,27 @@ def log_likelihood(
     denoiser: Denoises,
     x: Tensor,
     *,
-    sampler: str | Sampler = "rk4",
+    sampler: str | Sampler | Adaptive = "rk4",
     steps: SupportsIndex = 20,
     schedule: str | Schedule | None = None,
-    divergence: str = "exact",
-    probes: int = 1,
-    seed: int = 0,
-    indices: Sequence[int] | None = None,
-    chunk: int = 32,
+    divergence: str | Exact | Hutchinson = "exact",
     prior: Prior | None = None,
-    rtol: float = 1e-6,
     progress: bool | Progress = False,
     **conditioning: Any,
 ) -> Likelihood:
     """log p(x) of data (B, ...), as density in the data's own units.
 
-    sampler: a deterministic one, which sets the order of the error, or "adaptive" for
-    `adaptive.integrate` to the tolerance `rtol`, for y and for nats per dimension.
+    sampler: a deterministic one, which sets the order of the error; or an `ode.Adaptive`, whose
+    tolerance is that of y and of nats per dimension ("adaptive": the default one).
+    steps: of the sampler, >= 1; an adaptive one chooses its own.
     schedule: where to walk, by default the denoiser's own.
-    divergence: "exact", one derivative per dimension and call, or "hutchinson" [Hutchinson 1990,
-    Grathwohl+ 2019]: the mean of `v . (du/dz) v` over `probes` random sign vectors v, unbiased for
-    the integral; fixed for the run, and for sample i a function of (seed, indices[i]) only.
-    chunk: derivatives per backward pass; 1 for networks that `torch.vmap` cannot batch.
+    divergence: "exact", one derivative per dimension and call, or "hutchinson", an estimate without
+    bias; `ode.Exact` and `ode.Hutchinson` state the number of probes, their seed, and how many
+    derivatives a backward pass takes.
     prior: the log-density (B,) of (z, level) at the noise end; by default z is Gaussian there with
     variance alpha^2 + sigma^2, exact at zero SNR, else off by some alpha |x| / sigma nats.
-    progress: True for a bar, or a function (done, total) of network calls; not for "adaptive".
+    progress: True for a bar, or a function (done, total) of network calls; not of adaptive ones.
+    conditioning: passed to the network as it is.
 
     The network is differentiated: it must be deterministic (`eval()`) and treat samples apart.
     ValueError for samplers with noise, for networks whose answer carries no derivative, and, as in
@@ -141,23 +137,17 @@ def log_likelihood(
     """
     walked = schedule_named(schedule or as_denoiser(denoiser).schedule)
     x, stretch = standardised(denoiser, x), log_stretch(denoiser, x)
-    own = _per_sample(seed, indices, x)
-    flow = _Flow(denoiser, walked, _directions(divergence, probes, own, x, chunk))
+    flow = _Flow(denoiser, walked, divergence_named(divergence).directions(x))
     if sampler == "adaptive":
-        carried = _adaptively(flow, x, rtol, conditioning)
+        sampler = Adaptive()
+    if isinstance(sampler, Adaptive):
+        carried = _adaptively(flow, x, sampler, conditioning)
     else:
         table = plan(sampler, walked, steps, encode=True)
         carried = _by_plan(flow, x, table, progress, conditioning)
     z, volume, start, end = carried
     scaled = x[0].numel() * math.log(start.alpha * end.scale / start.scale) + stretch
     return Likelihood((prior or _gaussian)(z, end) + scaled + volume, z / spread(end))
-
-
-def _per_sample(seed: int, indices: Sequence[int] | None, x: Tensor) -> PerSample:
-    rows = range(len(x)) if indices is None else indices
-    if len(rows) != len(x):
-        raise ValueError(f"{len(rows)} indices were given for {len(x)} samples")
-    return PerSample(seed, rows)
 
 
 def log_stretch(denoiser: Denoises, x: Tensor) -> float:
@@ -203,7 +193,9 @@ def _by_plan(
     return _Carried(z, volume, start, end)
 
 
-def _adaptively(flow: _Flow, x: Tensor, rtol: float, conditioning: dict[str, Any]) -> _Carried:
+def _adaptively(
+    flow: _Flow, x: Tensor, adaptive: Adaptive, conditioning: dict[str, Any]
+) -> _Carried:
     path = Path.of("u", flow.schedule.at(0.0), flow.schedule.at(1.0))
     dims = x[0].numel()
 
@@ -213,7 +205,8 @@ def _adaptively(flow: _Flow, x: Tensor, rtol: float, conditioning: dict[str, Any
         return path.frame.output(estimate), flow.divergences.pop() / dims
 
     y = path.start.alpha / path.scale(path.start) * x
-    done = integrate(field, (y, x.new_zeros(len(x))), *path.ends, rtol=rtol, atol=rtol)
+    first, last = path.ends
+    done = integrate(field, (y, x.new_zeros(len(x))), first, last, adaptive)
     return _Carried(path.scale(path.end) * done.y[0], dims * done.y[1], path.start, path.end)
 
 
@@ -233,7 +226,7 @@ class _Flow(BaseDenoiser):
             z = z.detach().requires_grad_()
             x, eps = self._estimate(z, level, conditioning)
             u = eps - x
-            forms = (_quadratic_forms(u, z, vectors) for vectors in self.directions(z))
+            forms = (quadratic_forms(u, z, vectors) for vectors in self.directions(z))
             self.divergences.append(level.scale * sum(forms, u.new_zeros(len(u))))
         return Estimate(x.detach(), eps.detach())
 
@@ -246,38 +239,6 @@ class _Flow(BaseDenoiser):
                 "needs: take it out of torch.no_grad() or .detach(), or use variational_bound"
             )
         return call.solution.apply(*pair)
-
-
-def _quadratic_forms(u: Tensor, z: Tensor, vectors: Tensor) -> Tensor:
-    """`sum_n v_n . (du/dz) v_n` (B,), for vectors (n, B, ...)."""
-    if len(vectors) == 1:
-        (slopes,) = torch.autograd.grad(u, z, vectors[0], retain_graph=True)
-        return (vectors[0] * slopes).reshape(len(u), -1).sum(1)
-    (slopes,) = torch.autograd.grad(u, z, vectors, retain_graph=True, is_grads_batched=True)
-    return (vectors * slopes).reshape(*vectors.shape[:2], -1).sum((0, 2))
-
-
-def _directions(
-    divergence: str, probes: int, own: PerSample, like: Tensor, chunk: int
-) -> Directions:
-    """Vectors whose quadratic forms add up to the divergence, or to an estimate of it."""
-    if chunk < 1 or probes < 1:
-        raise ValueError(f"probes and chunk are at least 1, got {probes} and {chunk}")
-    if divergence == "exact":
-        return lambda z: _axes(z, chunk)
-    if divergence != "hutchinson":
-        raise unknown("divergence", divergence, ("exact", "hutchinson"))
-    drawn = [own.normal(like.shape[1:], like.dtype, like.device).sign() for _ in range(probes)]
-    vectors = torch.stack(drawn) / math.sqrt(probes)
-    return lambda z: iter(vectors.split(chunk))
-
-
-def _axes(z: Tensor, chunk: int) -> Iterator[Tensor]:
-    dims = z[0].numel()
-    for first in range(0, dims, chunk):
-        rows = z.new_zeros(min(chunk, dims - first), dims)
-        rows[:, first : first + chunk].fill_diagonal_(1.0)
-        yield rows.reshape(-1, 1, *z.shape[1:]).expand(-1, *z.shape)
 
 
 # ---------------------------------------------------------------------------- the bound
@@ -337,7 +298,7 @@ def variational_bound(
             f"points in [{low:.4g}, {high:.4g}]; state a range, such as schedule='cosine(-12, 12)'"
         )
     x, stretch = standardised(denoiser, x), log_stretch(denoiser, x)
-    own = _per_sample(seed, indices, x)
+    own = PerSample(seed, check_indices(indices, len(x)))
     total = x.new_zeros(len(x))
     for point in range(points):
         level = walked.level(low + (high - low) * (point + own.uniform()) / points)

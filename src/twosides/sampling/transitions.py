@@ -30,7 +30,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal, NamedTuple, SupportsIndex
+from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 import torch
@@ -46,14 +46,12 @@ from twosides.sampling.sample import check_indices, check_shape, to_data
 from twosides.sampling.sampler import Sampler
 from twosides.schedules import Level, Schedule
 
-Reduction = Literal["sum", "mean"]
-
 
 class Transition(NamedTuple):
     """One row of a plan: how state `number`, at `level`, came from those before.
 
-    log_prob (B,) is the log-density of `state` under N(mean, std^2), summed over an event's numbers
-    or averaged; None where std is 0 and the state is the mean.
+    log_prob (B,) is the log-density of `state` under N(mean, std^2), summed over an event's
+    numbers; None where std is 0 and the state is the mean.
     """
 
     number: int
@@ -68,7 +66,8 @@ class Transition(NamedTuple):
 class Rollout:
     """A run that was drawn: samples in the data's units, and how likely its noisy steps were.
 
-    `states` are the plan's n + 1, log_probs (B, number of noisy rows).
+    `states` are the plan's n + 1, log_probs (B, number of noisy rows). Flow-GRPO's ratio is that of
+    densities per dimension, `exp((new - old) / sample[0].numel())`.
     """
 
     plan: Plan
@@ -87,7 +86,6 @@ def rollout(
     schedule: str | Schedule | None = None,
     seed: int | None = None,
     indices: Sequence[int] | None = None,
-    reduction: Reduction = "sum",
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
     **conditioning: Any,
@@ -114,7 +112,7 @@ def rollout(
         return combine(terms, terms[0][0])
 
     first = add_noise(0, None)
-    made = list(_chain(table, denoiser, first, add_noise, reduction, conditioning))
+    made = list(_chain(table, denoiser, first, add_noise, conditioning))
     return Rollout(
         table,
         to_data(denoiser, made[-1].state, table.levels[-1]),
@@ -127,8 +125,6 @@ def log_probs(
     denoiser: Denoises,
     states: Sequence[Tensor],
     plan: Plan,
-    *,
-    reduction: Reduction = "sum",
     **conditioning: Any,
 ) -> Tensor:
     """log N(state; mean, std^2) of a run's noisy rows under this denoiser: (B, number of them).
@@ -138,16 +134,13 @@ def log_probs(
     noise are not made. For one step's graph at a time, iterate over `transitions`.
     """
     noisy = np.flatnonzero(_deviations(plan))
-    return _stack(
-        islice(transitions(denoiser, states, plan, reduction, conditioning), int(noisy.max()))
-    )
+    return _stack(islice(transitions(denoiser, states, plan, conditioning), int(noisy.max())))
 
 
 def transitions(
     denoiser: Denoises,
     states: Sequence[Tensor],
     plan: Plan,
-    reduction: Reduction = "sum",
     conditioning: dict[str, Any] | None = None,
 ) -> Iterator[Transition]:
     """The transitions of a run that happened, asked again one by one: rows 1 ... n of its plan."""
@@ -161,7 +154,7 @@ def transitions(
     def recall(number: int, mean: Tensor) -> Tensor:
         return states[number] if deviations[number] else mean
 
-    return _chain(plan, denoiser, states[0], recall, reduction, conditioning or {})
+    return _chain(plan, denoiser, states[0], recall, conditioning or {})
 
 
 def _chain(
@@ -169,7 +162,6 @@ def _chain(
     denoiser: Denoises,
     first: Tensor,
     reach: Callable[[int, Tensor], Tensor],
-    reduction: Reduction,
     conditioning: dict[str, Any],
 ) -> Iterator[Transition]:
     """A run in which `reach(number, mean)` makes each state after the first of its mean."""
@@ -180,7 +172,7 @@ def _chain(
         execution.answer(*denoiser.ask(state, call, conditioning))
         mean, std = execution.mean(first), deviations[number]
         state = reach(number, mean)
-        log_prob = _log_normal(state, mean, std, reduction) if std else None
+        log_prob = _log_normal(state, mean, std) if std else None
         yield Transition(number, plan.levels[number], mean, std, state, log_prob)
 
 
@@ -201,10 +193,9 @@ def _deviations(plan: Plan) -> list[float]:
     return [math.hypot(*row.values()) for row in noises]
 
 
-def _log_normal(state: Tensor, mean: Tensor, std: float, reduction: Reduction) -> Tensor:
+def _log_normal(state: Tensor, mean: Tensor, std: float) -> Tensor:
     numbers = -0.5 * ((state - mean) / std) ** 2 - math.log(std * math.sqrt(2 * math.pi))
-    flat = numbers.flatten(1)
-    return flat.sum(1) if reduction == "sum" else flat.mean(1)
+    return numbers.flatten(1).sum(1)
 
 
 def _stack(made: Iterable[Transition]) -> Tensor:

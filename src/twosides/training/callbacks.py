@@ -166,7 +166,7 @@ class Watching(lightning.Callback):
             return
         self.seen = step
         self.tell(step, settings.steps)
-        if self.draw and step % settings.picture_every == 0:
+        if self.draw and settings.picture_every and step % settings.picture_every == 0:
             averaged = self.average.averaged(first=trainer.is_global_zero)
             if averaged is not None:
                 self._show(averaged.to(pl_module.device), step)

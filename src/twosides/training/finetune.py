@@ -40,8 +40,8 @@ from twosides.losses.weightings import OutputMSE
 from twosides.schedules import Betas, FlowMatching, ScaledLinear, Schedule, Tabulated
 from twosides.storage import models
 from twosides.training.checks import check_data
-from twosides.training.fit import Settings, fit, is_first
-from twosides.training.run import settings_named, unseen
+from twosides.training.fit import Monitor, Settings, fit, is_first
+from twosides.training.run import monitor_of, settings_named
 
 OWN = "own"
 _UNKNOWABLE = ("eps", "-eps", "score", "-score")  # z and these are the same thing at pure noise
@@ -177,8 +177,8 @@ def finetune(
     tuning: Tuning | None = None,
     settings: Settings | None = None,
     *,
+    monitor: Monitor | None = None,
     about: dict[str, Any] | None = None,
-    validation: Any = None,
     trust_code: bool = False,
 ) -> Denoiser:
     """Fine-tune a network and return the averaged denoiser, which is also in the folder.
@@ -187,7 +187,9 @@ def finetune(
     data: dictionaries of "x", in the network's own units (latents, for most pipelines), and of the
         conditioning that it takes, under its own keywords. What is missing is a ValueError before
         the first step.
-    validation: data of the same kind, measured level by level every `validate_every` steps.
+    monitor: validation data, pictures on the way, more loggers.
+    about: notes for config.json.
+    trust_code: import the network's class from outside diffusers and twosides.
 
     The folder holds what `fit` writes; of a pipeline also `pipeline/`, the same with the trained
     network in place of its own, or with LoRA `lora/`, for `pipe.load_lora_weights`. The same call
@@ -203,14 +205,13 @@ def finetune(
     if tuning.lora is not None or _adapted(denoiser):  # its checkpoints hold the adapters only
         notes["frozen"] = _digest(denoiser)
     result = fit(
-        None,
+        denoiser.train(),
         data,
         objective,
         folder,
         settings,
-        denoiser=denoiser.train(),
+        monitor=monitor,
         about=notes,
-        validation=validation,
     )
     if is_first():
         _hand_over(source, result, Path(folder), tuning)
@@ -225,14 +226,17 @@ def finetune_task(
     *,
     trust_code: bool = False,
     validate: bool = False,
+    picture_every: int | None = None,
     **settings: Any,
 ) -> Denoiser:
     """`finetune` on a task by name; `settings` are `Settings`' fields.
 
     validate: measure the error by noise level, too, on data of the task that are not trained on.
+    picture_every: draw the task's classes every so many steps, where it has pictures of classes.
     """
     named = {"data": task} if isinstance(task, str) else {}
     task = task if isinstance(task, Task) else task_named(task)
+    settings["picture_every"] = picture_every
     wanted = settings_named(task, trust_code=trust_code, **settings)
     return finetune(
         source,
@@ -240,8 +244,8 @@ def finetune_task(
         folder,
         tuning,
         wanted,
+        monitor=monitor_of(task, wanted, validate=validate),
         about={**named, **task.notes},
-        validation=unseen(task, validate),
         trust_code=trust_code,
     )
 

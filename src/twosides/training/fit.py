@@ -32,7 +32,6 @@ import lightning.pytorch as lightning
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
-from torch.utils.data import Dataset
 
 from twosides.data.tasks import Stream, dataset_of
 from twosides.denoiser import Denoiser
@@ -52,44 +51,42 @@ from twosides.training.finite import require_finite, require_finite_folder
 from twosides.training.guard import Guard
 from twosides.training.log import METRICS, Log, loss_curve, read_rows
 from twosides.training.module import Auxiliary, Module
+from twosides.training.monitor import Monitor
 from twosides.training.rehearsal import Rehearsal, warn_of_classes
 from twosides.training.settings import Settings
 
 RUN = "run.json"
 _LAUNCHERS = {"TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "MASTER_ADDR", "LSB_JOBID", "KUBERNETES_PORT"}
 
-__all__ = ["Batches", "Module", "Settings", "Stream", "fit", "loss_curve"]
+__all__ = ["Batches", "Module", "Monitor", "Settings", "Stream", "fit", "loss_curve"]
 
 
 def fit(
-    network: nn.Module | None,
+    network: nn.Module | Denoiser,
     data: Any,
     recipe: str | Recipe | Objective | Staged,
     folder: str | Path,
     settings: Settings | None = None,
     *,
-    denoiser: Denoiser | None = None,
     auxiliary: Auxiliary | None = None,
-    validation: Dataset[Any] | None = None,
+    monitor: Monitor | None = None,
     callbacks: Iterable[lightning.Callback] = (),
-    loggers: Iterable[Any] = (),
-    draw: Callable[[Denoiser], bytes] | None = None,
     about: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Denoiser:
     """Train a network by a recipe and return the averaged denoiser, which is also in the folder.
 
+    network: in the recipe's notation; or a `Denoiser`, which has its own and is trained by a
+        recipe's objective, any other, or a `Staged` one. Parameters that require no gradient stay
+        as they are.
     data: dictionaries, "x" and whatever the network takes as conditioning: a map-style dataset, a
         `Stream`, or whatever else `dataset_of` takes: arrays, tuples, loaders, endless datasets.
-    denoiser: trained in the place of a network and the recipe's notation (then network is None),
-        by a recipe's objective, any other, or a `Staged` one. Parameters that require no gradient
-        stay as they are.
     auxiliary: `auxiliary(denoiser, batch, losses)` is a scalar that is added to the loss. If it is
         an nn.Module it is trained along; the model that is saved does not contain it.
-    validation: a map-style dataset, measured level by level every `validate_every` steps.
-    callbacks, loggers: more of Lightning's; callbacks are called before a checkpoint is saved.
-    draw: makes a PNG of the averaged denoiser every `picture_every` steps.
-    about: notes for config.json; options: Denoiser's (time, data_mean, data_std).
+    monitor: validation data, pictures on the way, more loggers.
+    callbacks: more of Lightning's, called before a checkpoint is saved.
+    about: notes for config.json.
+    options: of the network, Denoiser's (time, data_mean, data_std).
 
     An objective with an nn.Module `bins` has it in the checkpoints, and after each optimizer step
     its `observe(losses)` gets the `Losses` of the whole batch, in order, the same on all processes.
@@ -113,9 +110,11 @@ def fit(
     checkpoint where it stops (`training.guard`). Nothing that is not finite is kept
     (`training.finite`). What the end needs is tried before step 1 (`training.rehearsal`).
     """
-    folder, settings = Path(folder), settings or Settings()
-    data, unseen = dataset_of(data), None if validation is None else dataset_of(validation)
-    denoiser, objective = _subject(network, denoiser, recipe, options)
+    folder, settings, monitor = Path(folder), settings or Settings(), monitor or Monitor()
+    data, unseen = dataset_of(data), monitor.validation
+    unseen = None if unseen is None else dataset_of(unseen)
+    draw = monitor.draw if settings.picture_every else None
+    denoiser, objective = _subject(network, recipe, options)
     _reaches(denoiser, objective)
     with contextlib.ExitStack() as stack:
         stack.enter_context(plain_names(denoiser))
@@ -132,7 +131,7 @@ def fit(
             warnings.warn(f"the model is damaged and is made again: {error}", stacklevel=2)
         module = Module(denoiser, objective, settings, data, auxiliary)
         guard = Guard(settings)
-        log = _log(folder, loggers, auxiliary, unseen)
+        log = _log(folder, monitor.loggers, auxiliary, unseen)
         checks: list[Callable[[Any], None]] = [lambda module: check_data(module.denoiser, data)]
         around: list[lightning.Callback] = [*_snapshots(folder, settings), *callbacks]
         if unseen is not None:
@@ -226,25 +225,19 @@ def _trained(folder: Path) -> bool:
 
 
 def _subject(
-    network: nn.Module | None,
-    denoiser: Denoiser | None,
+    network: nn.Module | Denoiser,
     recipe: str | Recipe | Objective | Staged,
     options: Mapping[str, Any],
 ) -> tuple[Denoiser, Objective | Staged]:
     """What is trained, and by which loss."""
-    if (network is None) == (denoiser is None):
-        raise ValueError(
-            "fit trains a network or a denoiser=: pass one of them, None for the other"
-        )
-    if denoiser is not None:
+    if isinstance(network, Denoiser):
         if options:
-            raise ValueError(f"{', '.join(options)}: a denoiser= has its own; leave them out")
+            raise ValueError(f"{', '.join(options)}: a Denoiser has its own; leave them out")
         given = isinstance(recipe, Objective | Staged)
-        return denoiser, recipe if given else recipe_named(recipe).objective()
+        return network, recipe if given else recipe_named(recipe).objective()
     if isinstance(recipe, Objective | Staged):
-        raise ValueError("an objective does not say what a network predicts: pass denoiser=")
+        raise ValueError("an objective does not say what a network predicts: pass a Denoiser of it")
     recipe = recipe_named(recipe)
-    assert network is not None
     return recipe.denoiser(network, **options), recipe.objective()
 
 

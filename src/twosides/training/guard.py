@@ -75,8 +75,8 @@ class Guard(lightning.Callback):
         """Whether something is written after this step."""
         s = self.settings
         every = (s.log_every, s.checkpoint_every, s.picture_every, s.validate_every)
-        every = (*every, *([s.snapshot_every] if s.snapshot_every else ()))
-        return step >= s.steps or any(step % n == 0 for n in every)
+        every += (s.snapshot_every,)
+        return step >= s.steps or any(n is not None and step % n == 0 for n in every)
 
     def look(self, trainer: Any) -> None:
         """Read what was noted: ValueError that names a step, or an orderly stop."""

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from twosides.data.named import task_named
 from twosides.data.tasks import Task
@@ -17,10 +16,10 @@ from twosides.generation.samples import decoder, draw_classes
 from twosides.losses.recipes import Recipe, recipe_named
 from twosides.storage import models
 from twosides.storage.files import read_json
-from twosides.training.fit import Settings, fit, is_first
+from twosides.training.fit import Monitor, Settings, fit, is_first
 from twosides.training.optimizers import optimizer_named
 
-__all__ = ["Settings", "is_first", "settings_named", "train_task", "unseen"]
+__all__ = ["Settings", "is_first", "monitor_of", "settings_named", "train_task"]
 
 
 def train_task(
@@ -56,8 +55,7 @@ def train_task(
         chosen,
         folder,
         wanted,
-        draw=_drawer(task),
-        validation=unseen(task, validate),
+        monitor=monitor_of(task, wanted, validate=validate),
         about={"recipe": recipe, **named, **task.notes},
         time=clock,
         **_units(task, chosen),
@@ -80,16 +78,18 @@ def _units(task: Task, recipe: Recipe) -> dict[str, Any]:
     return {"data_mean": mean, "data_std": std / recipe.data_std}
 
 
-def unseen(task: Task, wanted: bool) -> Dataset[Any] | None:
-    """The task's data for validation, if they are wanted; ValueError if it has none."""
-    if not wanted:
-        return None
-    if task.validation is None:
+def monitor_of(task: Task, settings: Settings, *, validate: bool) -> Monitor:
+    """Pictures of the task's classes, where they are wanted and can be drawn, and its validation.
+
+    validate: whether to measure on data that are not trained on; ValueError if the task has none.
+    """
+    if validate and task.validation is None:
         raise ValueError(
             "these data have no part for validation: hold one out, as 'folder:photos?holdout=0.1', "
-            "or leave --validate-every out"
+            "or leave validate_every out"
         )
-    return task.validation()
+    unseen = task.validation() if validate and task.validation else None
+    return Monitor(unseen, _drawer(task) if settings.picture_every else None)
 
 
 def _drawer(task: Task) -> Callable[[Denoiser], bytes] | None:

@@ -46,11 +46,12 @@ class Settings:
     `null` names the conditioning that is dropped with probability `dropout` and the value it then
     takes, for classifier-free guidance. `minutes` ends training early. `sigma_rel` is the relative
     width of the average whose weights become the model; every `snapshot_every` steps two averages
-    are stored, of which `twosides ema` makes those of other widths. `clip_gradients` bounds the
-    norm of the whole gradient (infinity: never). `optimizer` is "adamw", "adam", "sgd" (momentum
-    0.9), or a class that is called with the parameters and lr=; after `warmup` steps the learning
-    rate follows `decay` to the last step: "constant", "linear" or "cosine", both down to 0.
-    `peak_tflops` is what one device could do, for the log's mfu.
+    are stored, of which `twosides ema` makes those of other widths. Where `picture_every` is None,
+    no pictures are drawn. `clip_gradients` bounds the norm of the whole gradient (infinity: never).
+    `optimizer` is "adamw", "adam", "sgd" (momentum 0.9), or a class that is called with the
+    parameters and lr=; after `warmup` steps the learning rate follows `decay` to the last step:
+    "constant", "linear" or "cosine", both down to 0. `peak_tflops` is what one device could do, for
+    the log's mfu.
     """
 
     steps: int = 1000
@@ -63,7 +64,7 @@ class Settings:
     dropout: float = 0.1
     minutes: float | None = None
     checkpoint_every: int = 200
-    picture_every: int = 500
+    picture_every: int | None = 500
     snapshot_every: int | None = None
     validate_every: int = 500
     log_every: int = 10
@@ -80,12 +81,12 @@ class Settings:
 
     def __post_init__(self) -> None:
         """ValueError for counts and rates that make no sense."""
-        every = ("checkpoint_every", "picture_every", "validate_every", "log_every")
-        for name in ("steps", "batch", "nodes", "accumulate", *every):
+        counts = ["steps", "batch", "nodes", "accumulate", "checkpoint_every", "validate_every"]
+        rare = ("picture_every", "snapshot_every")  # None is never
+        counts += ["log_every", *(name for name in rare if getattr(self, name) is not None)]
+        for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.snapshot_every is not None and self.snapshot_every < 1:
-            raise ValueError(f"snapshot_every must be at least 1, got {self.snapshot_every}")
         for name in ("seed", "warmup", "workers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
