@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import twosides as ts
-from twosides.denoiser import Denoiser
+from small_models import save_points
 from twosides.generation import notes, pipelines, samples, shards, workers
 from twosides.generation.request import Request
 from twosides.generation.samples import label_tensor
@@ -17,18 +17,11 @@ from twosides.metrics import command, sources
 from twosides.reports import side_by_side
 from twosides.sampling.named import sampler_named
 from twosides.sampling.presets import samplers
-from twosides.storage import models
-from twosides.storage.networks import MLP
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "model"
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        denoiser = Denoiser(MLP(dim=2, width=8, depth=1, classes=3))
-    models.save(denoiser, folder, shape=[2], classes=["cat", "dog"], null={"class_labels": 2})
-    return folder
+    return save_points(tmp_path_factory.mktemp("models") / "model", ["cat", "dog"])
 
 
 @pytest.mark.parametrize(

@@ -16,14 +16,13 @@ import pytest
 import torch
 
 import twosides as ts
+from small_models import save_points
 from twosides.cli import main
-from twosides.denoiser import Denoiser
 from twosides.generation.request import Request
 from twosides.generation.shards import Job
 from twosides.generation.workers import Place, launcher_place, sample_shards
 from twosides.sampling.presets import samplers
 from twosides.storage import models
-from twosides.storage.networks import MLP
 
 OPTIONS = {"steps": 60, "batch": 16, "shard": 20, "seed": 5}
 WORDS = "--steps 60 --batch 16 --shard 20 --seed 5".split()
@@ -33,12 +32,7 @@ FEW = {"count": 90, "steps": 6, "batch": 16, "shard": 20, "seed": 5}
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "model"
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        denoiser = Denoiser(MLP(dim=2, width=8, depth=1, classes=4))
-    models.save(denoiser, folder, shape=[2], classes="abc", null={"class_labels": 3})
-    return folder
+    return save_points(tmp_path_factory.mktemp("models") / "model", "abc")
 
 
 @pytest.fixture(scope="module")

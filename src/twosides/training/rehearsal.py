@@ -85,7 +85,7 @@ def _drawn(draw: Callable[[Denoiser], bytes], denoiser: Denoiser) -> None:
     except Exception as error:
         raise ValueError(
             f"no picture of this network can be drawn, {type(error).__name__}: {error}. Mend "
-            "`draw`, or leave it out"
+            "`draw`, or train without pictures: picture_every=None"
         ) from error
 
 
