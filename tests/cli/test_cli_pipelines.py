@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
 classes = of(
     diffusers.DiTPipeline, "dit", transformer=partial(dit, diffusers.DiTTransformer2DModel), vae=vae
 )
-plain = of(diffusers.DDPMPipeline, "sd3", unet=plain_unet2d)
+plain = of(diffusers.DDPMPipeline, "flow", unet=plain_unet2d)
 mute = of(diffusers.StableDiffusion3Pipeline, "sd3", transformer=sd3, vae=WIDE)
 
 

@@ -418,6 +418,7 @@ SCHEDULERS = {
     "sd-ddim": partial(diffusers.DDIMScheduler, **SD, clip_sample=False, set_alpha_to_one=False),
     "sdxl": partial(diffusers.EulerDiscreteScheduler, **SD),
     "playground": partial(diffusers.EDMDPMSolverMultistepScheduler, sigma_max=80.0),
+    "flow": euler_flow,
     "sd3": partial(euler_flow, shift=3.0),
     "flux": partial(dynamic, shift=3.0),
     "pixart": partial(diffusers.DPMSolverMultistepScheduler, **LINEAR),
