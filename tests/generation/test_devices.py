@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from twosides import placement
 from twosides.data.named import task_named
 from twosides.denoiser import Denoiser
 from twosides.generation import samples
@@ -13,9 +12,9 @@ from twosides.generation.notes import read_notes
 from twosides.generation.request import Request
 from twosides.generation.workers import _devices
 from twosides.metrics.command import evaluate
-from twosides.placement import device_named
 from twosides.reports.side_by_side import eps_errors
-from twosides.storage import models
+from twosides.storage import devices, models
+from twosides.storage.devices import device_named
 from twosides.storage.networks import MLP
 
 
@@ -34,7 +33,7 @@ class Landing(TorchFunctionMode):
 @pytest.fixture
 def pretended(monkeypatch):
     """Torch finds two devices of a kind."""
-    monkeypatch.setattr(placement, "accelerator", lambda: torch.device("meta"))
+    monkeypatch.setattr(devices, "accelerator", lambda: torch.device("meta"))
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
     with Landing() as landing:
         yield landing

@@ -16,7 +16,6 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from twosides.naming import unknown
-from twosides.placement import device_named
 from twosides.sampling.grids import Grid
 from twosides.sampling.named import sampler_named
 from twosides.sampling.noise import Stochasticity
@@ -24,6 +23,7 @@ from twosides.sampling.presets import samplers
 from twosides.sampling.sampler import Sampler
 from twosides.schedules import Schedule, schedule_named
 from twosides.storage import parts
+from twosides.storage.devices import device_named
 
 WHOLE = {"steps": 1, "seed": 0, "count": 1}  # the fields that are whole numbers, and the least
 

@@ -24,11 +24,12 @@ from twosides.generation.notes import Notes, load_model, one_sentence, read_note
 from twosides.generation.request import Request
 from twosides.guidance import classifier_free
 from twosides.naming import unknown
-from twosides.placement import device_named, device_of
+from twosides.placement import device_of
 from twosides.sampling.named import plan, sampler_named
 from twosides.sampling.sample import sample
 from twosides.sampling.sampler import Sampler
 from twosides.schedules import Cosine, Schedule
+from twosides.storage.devices import device_named
 from twosides.storage.files import write_file
 
 BATCH = 250  # samples that are drawn at once

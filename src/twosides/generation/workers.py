@@ -35,7 +35,7 @@ from twosides.generation.shards import (
     result,
     samples_in,
 )
-from twosides.placement import device_named
+from twosides.storage.devices import device_named
 
 # An interrupt goes to all processes of a terminal; the first one stops the others.
 _CODE = (

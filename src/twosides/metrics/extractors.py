@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate, normalize
 
 from twosides.data.decode import MAX_SIDE
 from twosides.naming import unknown
-from twosides.placement import device_named
+from twosides.storage.devices import device_named
 from twosides.storage.reading import read_json, require_folder
 from twosides.storage.trust import import_object
 

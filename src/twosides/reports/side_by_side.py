@@ -29,10 +29,11 @@ from twosides.generation.samples import decoder, sample_batches
 from twosides.losses.recipes import Recipe, recipe_named
 from twosides.metrics.measures import METRICS, Measured
 from twosides.metrics.sources import COUNT, Yardstick, data_named
-from twosides.placement import device_named, device_of
+from twosides.placement import device_of
 from twosides.randomness import PerSample
 from twosides.reports import catalogue
 from twosides.storage import models, parts
+from twosides.storage.devices import device_named
 from twosides.storage.files import write_file
 from twosides.training.fit import loss_curve
 

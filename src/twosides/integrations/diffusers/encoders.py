@@ -12,7 +12,7 @@ from torch import Tensor
 
 from twosides.integrations.diffusers.latents import to_images
 from twosides.integrations.diffusers.networks import load_part, network_name, parts_of
-from twosides.placement import device_named
+from twosides.storage.devices import device_named
 from twosides.storage.reading import sha256
 
 AT_ONCE = 8  # images decoded together

@@ -18,7 +18,7 @@ from twosides.integrations.diffusers.networks import (
     present,
     read_index,
 )
-from twosides.placement import device_named
+from twosides.storage.devices import device_named
 
 
 def load_pipeline(folder: Path, *, network: nn.Module | bool = True, device: str = "auto") -> Any:
@@ -27,7 +27,8 @@ def load_pipeline(folder: Path, *, network: nn.Module | bool = True, device: str
     folder: the pipeline's.
     network: True for the pipeline's own, False for none, which leaves what is around it, the VAE
         and the text encoder; or another network in its place.
-    device: see `placement.device_named`; "auto" is the accelerator if there is one, else the CPU.
+    device: "auto", the accelerator if there is one and else the CPU, or a name, see
+        `storage.devices.device_named`.
     """
     with reading(folder):
         index = read_index(folder)
