@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
@@ -23,43 +22,16 @@ class Table(dict[str, Thing]):
         raise KeyError(str(unknown(self.kind, name, self)))
 
 
-# What other software and papers call things whose names here are not near.
-MEANT = {
-    "fid": "frechet",
-    "fd": "frechet",
-    "fvd": "frechet",
-    "swd": "sliced-w2",
-    "wasserstein": "sliced-w2",
-    "euler": "ddim",
-    "eulerancestral": "euler-ancestral",
-    "flowmatcheuler": "flow-euler",
-    "dpmsolver": "dpmpp-2m",
-    "k-euler": "edm-euler",
-    "rectified-flow": "flow-matching",
-    "rf": "flow-matching",
-    "linear": "vp-linear",
-    "squaredcos-cap-v2": "cosine",
-    "epsilon": "eps",
-    "noise": "eps",
-    "sample": "x",
-    "v-prediction": "v",
-}
-
-
 def unknown(kind: str, name: object, known: Iterable[str]) -> ValueError:
     """The error for a name that does not exist, with the nearest one.
 
     >>> unknown("sampler", "dimm", ["ddim", "ddpm", "heun"])
     ValueError("unknown sampler 'dimm'; did you mean 'ddim'? There are: ddim, ddpm, heun")
     """
+    from twosides.display.elsewhere import meant
+
     names = sorted(known)
-    # "DPM++ 2M" and "dpmpp_2m" are near to "dpmpp-2m" when they are written alike.
-    plain = str(name).strip().lower().replace("++", "pp").replace("_", "-").replace(" ", "-")
-    plain = re.sub(r"(discrete|multistep)?scheduler$|-karras$|-exponential$", "", plain)
-    meant = [each for each in (plain, MEANT.get(plain)) if each in names]
-    near = meant or difflib.get_close_matches(plain, names, n=1, cutoff=0.5)
-    near = near or difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
-    guess = f"did you mean {near[0]!r}? " if near else ""
+    guess = f"did you mean {near!r}? " if (near := meant(str(name), names)) else ""
     return ValueError(f"unknown {kind} {name!r}; {guess}There are: {', '.join(names)}")
 
 
