@@ -14,6 +14,7 @@ test: lint types web tests
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell src docs examples benchmarks README.md CONTRIBUTING.md CHANGELOG.md SECURITY.md
 
 types: $(VENV)/ready
 	$(BIN)/pyright
@@ -30,6 +31,7 @@ tests: $(VENV)/ready web/node_modules/ready
 docs: $(VENV)/ready
 	$(BIN)/twosides explore --export build/extra/figures.html
 	$(BIN)/sphinx-build -W -q docs build/docs
+	$(BIN)/python tests/helpers/built_site.py build/docs
 
 # Fifteen hundred damaged and hostile files of all kinds; two minutes.
 attacks: $(VENV)/ready
