@@ -30,7 +30,7 @@ translate exactly:
 $$f = \frac{d\log\alpha}{dt},\quad g^2 = -\sigma^2\frac{d\lambda}{dt},\quad \varepsilon_t =
 \eta\,g,\qquad \alpha = e^{\int f},\quad \sigma^2 = \alpha^2\int g^2/\alpha^2$$
 
-The post prints $\sigma$ without the factor $\alpha$; for VP-linear at $t = 0.9$ that makes it 59
+The post prints $\sigma$ without the factor $\alpha$; for VP-linear at $t = 0.9$ that makes it 58.84
 times too large. Type $f$ and $g$ of your own, or choose a schedule; the readout goes there and
 back.
 

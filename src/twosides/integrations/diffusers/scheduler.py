@@ -260,7 +260,7 @@ class Scheduler(SchedulerViews, SchedulerMixin, ConfigMixin):
         generator: Any = None,
         variance_noise: Tensor | None = None,
         return_dict: bool = True,
-        use_clipped_model_output: bool = False,
+        use_clipped_model_output: bool | None = False,
         prev_timestep: Any = None,
     ) -> Any:
         """The next latents, from the network's answer to `sample` at `timestep`.
