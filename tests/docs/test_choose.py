@@ -1,4 +1,4 @@
-"""docs/choose.md recommends what was measured, and names what there is."""
+"""docs/choose.md recommends what was measured; docs/migrate.md names what there is."""
 
 import re
 from pathlib import Path
@@ -9,16 +9,18 @@ from twosides.naming import named
 from twosides.outputs import OUTPUTS
 from twosides.sampling.grids import GRIDS
 from twosides.sampling.named import sampler_named
+from twosides.schedules import SCHEDULES, schedule_named
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "choose.md").read_text(encoding="utf-8")
+MIGRATE = (DOCS / "migrate.md").read_text(encoding="utf-8")
 SENTENCES = " ".join(PAGE.split())
 QUALITY = (DOCS / "quality.md").read_text(encoding="utf-8")
 NOISE = (DOCS / "diffusers.md").read_text(encoding="utf-8")
 VARIANCE = (DOCS / "loss_variance.md").read_text(encoding="utf-8")
 TABLES = [
     [[cell.strip() for cell in line.split("|")[1:-1]] for line in block.strip().splitlines()[2:]]
-    for block in re.findall(r"(?:^\|.*\n)+", PAGE, flags=re.M)
+    for block in re.findall(r"(?:^\|.*\n)+", MIGRATE, flags=re.M)
 ]
 
 
@@ -70,21 +72,37 @@ def test_the_noise_of_the_losses_is_that_measured():
         assert cells(table, row)[1] == said and said in PAGE
 
 
-@pytest.mark.parametrize("row", TABLES[0], ids=lambda row: row[3])
+@pytest.mark.parametrize("row", TABLES[1], ids=lambda row: row[3])
 def test_the_presets_exist(row):
     (name,) = re.findall(r"`([^`]+)`", row[3])
     assert sampler_named(name).order >= 0
 
 
-@pytest.mark.parametrize("row", TABLES[1], ids=lambda row: row[3])
+@pytest.mark.parametrize("row", TABLES[2], ids=lambda row: row[3])
 def test_the_grids_exist(row):
     for name in re.findall(r"`([^`]+)`", row[3]):
         assert named("grid", name, GRIDS)
 
 
+@pytest.mark.parametrize("row", [*TABLES[3], *TABLES[4]], ids=lambda row: row[0])
+def test_the_names_for_azula_and_flow_matching_exist(row):
+    for name in re.findall(r"`([a-z][\w-]*)`", row[1]):
+        assert name in ("eta",) or sampler_named_or_schedule(name)
+
+
+def sampler_named_or_schedule(name):
+    return schedule_named(name) if name in SCHEDULES else sampler_named(name)
+
+
+def test_every_row_of_the_names_has_one():
+    """No row without a name of ours, and the tables are those that the tests read."""
+    assert [len(TABLES[1]) > 25, len(TABLES[2]) > 8] == [True, True]
+    assert all(re.search("`.+`", row[3]) for row in [*TABLES[1], *TABLES[2]])
+
+
 def test_diffusers_has_the_classes_that_are_named():
     diffusers = pytest.importorskip("diffusers")
-    classes = set(re.findall(r"`(\w+Scheduler)", PAGE))
+    classes = set(re.findall(r"`(\w+Scheduler)", MIGRATE))
     assert len(classes) > 15
     assert all(hasattr(diffusers, name) for name in classes)
 
