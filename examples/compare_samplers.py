@@ -17,7 +17,7 @@ def main(*names: str) -> None:
     model = ts.oracle.GaussianMixture.ring(8, radius=1.0, std=0.1)
     init = torch.randn(500, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     options = {"init": init, "dtype": torch.float64, "schedule": "cosine(-12, 12)"}
-    exact = ts.sample(model, (500, 2), sampler="rk4", steps=400, **options)
+    exact = ts.sample(model, (500, 2), sampler="rk4", steps=100, **options)
     print(f"{'calls':>16}", *(f"{calls:8}" for calls in CALLS))
     for name in names or ("ddim", "flow-heun", "dpmpp-2m", "unipc", "deis", "kab2c"):
         sampler = ts.samplers[name]
