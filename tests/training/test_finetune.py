@@ -30,7 +30,7 @@ from twosides.losses.truncation import Levels, Truncated
 from twosides.storage import models
 from twosides.storage.checkpoints import Checkpoints
 from twosides.storage.networks import MLP
-from twosides.training.checks import needed
+from twosides.training.checks import required_conditioning
 from twosides.training.finetune import Tuning, finetune, finetune_task
 from twosides.training.fit import Settings, loss_curve
 
@@ -311,7 +311,7 @@ def test_missing_conditioning_is_named(name):
     pipe = CASES[name].build()
     original = load_denoiser(pipe)
     names = required(model_of(original.network))
-    assert names and needed(original.network) == names
+    assert names and required_conditioning(original.network) == names
     with pytest.raises(ValueError, match=rf"needs {', '.join(names)}, but a row .* has x"):
         finetune(original, Rows({"x": noise(1, 4, 4, 8, 8)}), "unused")
 

@@ -1,1 +1,1 @@
-"""Training: weightings, densities, objectives, recipes, averages, and the Lightning loop."""
+"""The training loop, with Lightning: settings, averages of the weights, checkpoints, fine-tuning."""
