@@ -1,1 +1,1 @@
-"""The training loop, with Lightning: settings, averages of the weights, checkpoints, fine-tuning."""
+"""The training loop, with Lightning: settings, weight averages, checkpoints, fine-tuning."""

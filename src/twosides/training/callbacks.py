@@ -24,7 +24,7 @@ from twosides.training.settings import Settings
 
 
 class Averaging(lightning.Callback):
-    """The power-function average of the weights (`ema`), kept in the checkpoint with its counter."""
+    """The power-function average of the weights (`ema`), kept in checkpoints with its counter."""
 
     def __init__(self, denoiser: Denoiser, sigma_rel: float) -> None:
         """Prepare to average the denoiser's trained parameters.

@@ -253,7 +253,7 @@ def finetune_task(
 
 
 def load(source: str | Path | Denoiser, *, trust_code: bool = False) -> Denoiser:
-    """The denoiser of a pipeline's folder or of a model's folder; a Denoiser is returned as it is."""
+    """The denoiser of a pipeline's folder or a model's folder; a Denoiser is returned as it is."""
     if isinstance(source, Denoiser):
         return source
     if models.is_pipeline(source):

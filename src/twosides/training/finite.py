@@ -117,7 +117,7 @@ def require_finite(
 
 
 def require_finite_folder(folder: Path, allowed: Iterable[str] = ()) -> None:
-    """CorruptFolder for a checkpoint with numbers that are not finite, which no run can continue."""
+    """CorruptFolder for a checkpoint with numbers that are not finite, which is not continued."""
     if bad := places_not_finite(load_tree(folder, copy=False), allowed):
         raise CorruptFolder(folder, TENSORS, f"has numbers that are not finite, in {bad[0]} first")
 

@@ -366,7 +366,7 @@ def _own_gpu() -> list[int]:
 
 
 def _finished(folder: Path, steps: int) -> bool:
-    """Whether the folder has a model of so many steps; a model that a limit stopped is continued."""
+    """Whether the folder has a model of so many steps; one that a limit stopped is continued."""
     try:
         training = models.read_notes(folder / "model")["training"]
         made, asked = training["steps"], training["asked"]

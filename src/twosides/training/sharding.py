@@ -82,7 +82,7 @@ class Sharded(ModelParallelStrategy):
             self._write(checkpoint)
 
     def _write(self, checkpoint: dict[str, Any], folder: Path | None = None) -> Records:
-        """Write this process's part into the first one's folder; return the records of all parts."""
+        """Write this process's part into the first one's folder; return the records of all."""
         target = self.broadcast(folder)
         assert target is not None
         try:

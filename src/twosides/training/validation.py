@@ -137,7 +137,7 @@ class Validating(lightning.Callback):
 
 
 def _edges(objective: Objective) -> list[float]:
-    """The edges of the bins, from the data's end of the density to the noise's; some are infinite."""
+    """The edges of the bins, from the data's end to the noise's; the outermost may be infinite."""
     inner = torch.linspace(0, 1, BINS + 1, dtype=torch.float64)[1:-1]
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
     first, last = objective.density.logsnr(ends).tolist()
