@@ -156,7 +156,9 @@ def _open_array(data: bytes) -> Image:
     header: Any = ast.literal_eval(data[start:end].decode("latin1").strip())
     shape = header["shape"]
     if header["descr"] != "|u1" or header["fortran_order"] or len(shape) not in (2, 3):
-        raise BadImage(f"has {header['descr']} {shape}, not uint8 of shape (H, W) or (H, W, 1 or 3)")
+        raise BadImage(
+            f"has {header['descr']} {shape}, not uint8 of shape (H, W) or (H, W, 1 or 3)"
+        )
     _require_size(shape[1], shape[0])
     values = np.frombuffer(data, np.uint8, offset=end).reshape(shape)
     if values.ndim == 3 and values.shape[2] not in (1, 3):

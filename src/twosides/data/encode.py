@@ -131,6 +131,7 @@ def _encode(
 
 def _writer(tensors: dict[str, Tensor], bad: list[str]) -> Callable[[Path], None]:
     """A function that writes a shard into a folder."""
+
     def write(folder: Path) -> None:
         save_tensors(folder / SHARD, tensors)
         (folder / BAD).write_text(json.dumps(bad), encoding="utf-8")

@@ -82,7 +82,9 @@ def train_reader(
     require_at_least("train_reader", size=(size, 8), seed=(seed, 0), steps=(steps, 1))
     name = f"reader-v{VERSION}-{size}px-{steps}steps-seed{seed}.safetensors"
     train = functools.partial(_train, size, seed, steps, cache)
-    return read_or_make(cache_folder(cache) / name, _read, _pack, train).requires_grad_(False).eval()
+    return (
+        read_or_make(cache_folder(cache) / name, _read, _pack, train).requires_grad_(False).eval()
+    )
 
 
 @torch.inference_mode()

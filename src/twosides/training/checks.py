@@ -46,8 +46,8 @@ def required_conditioning(network: Any) -> list[str]:
     """The names of the conditioning without which a network of diffusers fails; [] for others."""
     try:
         from twosides.integrations.diffusers.lora import model_of
-        from twosides.integrations.diffusers.required import required
+        from twosides.integrations.diffusers.required import required_names
 
-        return required(model_of(network))
+        return required_names(model_of(network))
     except (ImportError, TypeError):  # without diffusers the network is none of its classes
         return []

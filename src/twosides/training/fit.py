@@ -41,7 +41,7 @@ from twosides.losses.recipes import Recipe, recipe_named
 from twosides.storage import models, parts
 from twosides.storage.checkpoints import Checkpoints
 from twosides.storage.files import CorruptFolder
-from twosides.storage.owner import claim, held
+from twosides.storage.owner import claim, hold
 from twosides.training.batches import Batches
 from twosides.training.callbacks import Averaging, Recording, Watching
 from twosides.training.checkpoint_io import SaveCheckpoints, TreeCheckpointIO
@@ -122,7 +122,7 @@ def fit(
         identity = {"denoiser": average.description, "settings": settings.identity()}
         identity["about"] = dict(about or {})
         if is_first():
-            stack.enter_context(held(folder, "run"))
+            stack.enter_context(hold(folder, "run"))
             stack.enter_context(_given_up(folder, _claimed(folder, identity)))
         try:
             if _finished(folder, settings.steps):
