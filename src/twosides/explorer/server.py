@@ -185,7 +185,7 @@ class Explorer:
 
 
 def compute_reply(number: int, figure: Figure, params: dict[str, Any]) -> bytes | str:
-    """The reply to a request; the library's refusals are shown as they are, other errors are bugs."""
+    """The reply to a request; the library's refusals are shown, and other errors are bugs."""
     try:
         view, milliseconds = measure_time(lambda: figure.view(params))
         return wire.reply(number, figure.name, milliseconds, view)

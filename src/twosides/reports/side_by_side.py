@@ -335,7 +335,7 @@ def _errors(runs: list[Run]) -> str:
     return (
         "<h2>Error of eps at each noise level</h2><figure>"
         + _lines(curves, "logsnr: noise to the left, data to the right", "mean squared error")
-        + "<figcaption>On the same rows of data with the same noise, in the same units for all: "
+        + "<figcaption>Measured on the same rows of data with the same noise, in the same units: "
         "at which levels each recipe is good. Predicting zero has error 1.</figcaption></figure>"
     )
 
