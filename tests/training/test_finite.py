@@ -19,7 +19,7 @@ from twosides.storage.networks import MLP
 from twosides.storage.tensors import load_tensors
 from twosides.storage.trees import load_tree, save_tree
 from twosides.training import guard
-from twosides.training.finite import FirstStep, not_finite
+from twosides.training.finite import FirstStep, places_not_finite
 from twosides.training.fit import Monitor, fit
 from twosides.training.settings import Settings
 

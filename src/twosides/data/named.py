@@ -41,8 +41,7 @@ def folder(
     """Images in a folder, with the subfolders as their classes.
 
     path: the folder.
-    size: the pixels a side.
-    grey: whether images have one channel.
+    frame: the form in which images are read: size= and grey= in a name.
     flip: whether to add the mirror images.
     labels: whether images have classes.
     max_bad: the share of images that may be damaged.
@@ -64,7 +63,7 @@ def tar(
 
     path: a path with `*` and braces, see `Tars`.
     ignore: the extensions of members to leave out, joined by +.
-    size, grey, flip, labels, max_bad: see `folder`.
+    frame, flip, labels, max_bad: see `folder`.
     """
     from twosides.data.tars import Tars
 
@@ -82,7 +81,14 @@ def hf(
     seed: int = 0,
     max_bad: float = 0.1,
 ) -> Task:
-    """A Hugging Face dataset, its columns by name; `stream` reads in order, shuffled by `seed`."""
+    """A Hugging Face dataset.
+
+    path: a folder, a file, or a name on the hub.
+    columns: the columns and the split: image=, label=, text= and split= in a name.
+    stream: whether to read in the order of the dataset, without downloading all of it.
+    seed: the seed of a stream's order.
+    frame, flip, max_bad: see `folder`.
+    """
     if stream:
         return _pictures(Stream(path, frame, columns, seed=seed, flip=flip, max_bad=max_bad))
     if seed:

@@ -130,10 +130,17 @@ def solve(
 ) -> Solved:
     """Solve the probability-flow ODE from one level to another, towards data or noise.
 
-    z: (B, ...) at `start`, in its scaling and the network's units of data; the result is in the
-    scaling of `end`. adaptive: method and tolerance of one step, for z / c. output: the frame, one
-    with constant coefficients; only u and kappa(k) reach both ends of the log-SNR line. record: is
-    shown (level, z) at each accepted node; levels between the ends have alpha^2 + sigma^2 = 1.
+    denoiser: the denoiser. It is asked at both ends, so that one that predicts x cannot end at zero
+        noise.
+    z: the state (B, ...) at `start`, in the scaling of `start` and the network's units of data; the
+        result is in the scaling of `end`.
+    start, end: the levels.
+    adaptive: the method and the tolerances of one step, for z / c.
+    output: the frame, that of an output with constant coefficients. Only u and kappa(k) reach both
+        ends of the log-SNR line.
+    record: a function that is called with (level, z) at each accepted node; levels between the ends
+        have alpha^2 + sigma^2 = 1.
+    conditioning: what else the network is told.
 
     ValueError for frames that are singular between the levels, RuntimeError as for `integrate`.
     """
@@ -165,10 +172,13 @@ def sample_adaptive(
     device: torch.device | str | None = None,
     **options: Any,
 ) -> Tensor:
-    """Samples of shape (B, ...) by `solve` between the ends of a schedule.
+    """Samples of shape (B, ...) by `solve`, from pure noise to the data end of a schedule.
 
-    The same noise as `sample` draws with this seed. options: those of `solve`, `adaptive=` say, and
-    the conditioning.
+    shape: the shape of the samples, that of the batch included.
+    schedule: its ends are the start and the end; by default the denoiser's own.
+    seed: the seed of the noise, which is the same as that of `sample`; by default a fresh one.
+    dtype, device: those of the state.
+    options: further arguments of `solve`, such as `adaptive`, and the conditioning.
     """
     denoiser = as_denoiser(denoiser)
     schedule = schedule_named(schedule or denoiser.schedule)

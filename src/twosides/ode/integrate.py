@@ -136,15 +136,16 @@ def integrate(
 ) -> Integral:
     """Solve `dy / d eta = field(eta, y)` from `start` to `end`, in either direction.
 
-    y: tensors of the same first axis, the samples. field: answers one slope per tensor; it is asked
-    at `start` and `end` themselves, and between. adaptive: tolerance and method. record: is shown
-    (eta, y) at each accepted node.
+    field: gives one slope per tensor of the state; it is asked at `start` and `end`, too.
+    y: the state at `start`, tensors whose first axis is that of the samples.
+    start, end: the ends; ValueError unless they are finite and different.
+    adaptive: the method, the tolerances and the limit of calls.
+    record: a function that is called with (eta, y) at each accepted node, the two ends included.
 
-    ValueError for ends that are infinite or the same; RuntimeError where the step vanishes,
-    `max_calls` is reached or something is not finite.
+    RuntimeError where the step size vanishes, `max_calls` is reached or something is not finite.
     """
     if not 0 < abs(end - start) < math.inf:
-        raise ValueError(f"there is no way from eta = {start} to {end}: finite, different ends")
+        raise ValueError(f"an ODE is solved between two different finite ends, got {start}, {end}")
     pair = PAIRS[adaptive.method]
     tell = record or (lambda eta, y: None)
     ask = _Counted(field, adaptive.max_calls, end)

@@ -133,17 +133,22 @@ def log_likelihood(
 ) -> Likelihood:
     """The log-density log p(x) of data, in their own units.
 
-    sampler: a deterministic one, which sets the order of the error; or an `ode.Adaptive`, whose
-    tolerance is that of y and of nats per dimension ("adaptive": the default one).
-    steps: of the sampler, >= 1; an adaptive one chooses its own.
-    schedule: where to walk, by default the denoiser's own.
-    divergence: "exact", one derivative per dimension and call, or "hutchinson", an estimate without
-    bias; `ode.Exact` and `ode.Hutchinson` state the number of probes, their seed, and how many
-    derivatives a backward pass takes.
-    prior: the log-density (B,) of (z, level) at the noise end; by default z is Gaussian there with
-    variance alpha^2 + sigma^2, exact at zero SNR, else off by some alpha |x| / sigma nats.
-    progress: True for a bar, or a function (done, total) of network calls; not of adaptive ones.
-    conditioning: passed to the network as it is.
+    denoiser: the denoiser. Its network is differentiated: it must be deterministic (`eval()`) and
+        treat samples independently.
+    x: the data (B, ...).
+    sampler: a deterministic sampler, which sets the order of the error; or an `ode.Adaptive`, whose
+        tolerance is that of y and of nats per dimension ("adaptive" is the default one).
+    steps: the number of steps, >= 1; an adaptive solver chooses its own.
+    schedule: the schedule whose levels are passed, by default the denoiser's own.
+    divergence: "exact" takes one derivative per dimension and call; "hutchinson" estimates without
+        bias. `ode.Exact` and `ode.Hutchinson` state the number of probes, their seed, and how many
+        derivatives a backward pass takes.
+    prior: a function that gives the log-density (B,) of (z, level) at the noise end. By default z
+        is Gaussian there with variance alpha^2 + sigma^2, which is exact at zero SNR and else off
+        by some alpha |x| / sigma nats.
+    progress: True for a progress bar, or a function that is called with (done, total) network
+        calls; an adaptive solver has none.
+    conditioning: what else the network is told.
 
     ValueError for samplers with noise, for networks whose answer has no derivative, and, as in
     `encode`, for those that cannot answer at an end of the grid.
@@ -154,7 +159,7 @@ def log_likelihood(
     if sampler == "adaptive":
         sampler = Adaptive()
     if isinstance(sampler, Adaptive):
-        carried = _adaptively(flow, x, sampler, conditioning)
+        carried = _by_integration(flow, x, sampler, conditioning)
     else:
         table = plan(sampler, walked, steps, encode=True)
         carried = _by_plan(flow, x, table, progress, conditioning)
@@ -211,7 +216,7 @@ def _by_plan(
     return _Carried(z, volume, start, end)
 
 
-def _adaptively(
+def _by_integration(
     flow: _Flow, x: Tensor, adaptive: Adaptive, conditioning: dict[str, Any]
 ) -> _Carried:
     path = Path.of("u", flow.schedule.at(0.0), flow.schedule.at(1.0))

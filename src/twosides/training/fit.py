@@ -229,7 +229,7 @@ def _subject(
     recipe: str | Recipe | Objective | Staged,
     options: Mapping[str, Any],
 ) -> tuple[Denoiser, Objective | Staged]:
-    """What is trained, and by which loss."""
+    """The denoiser that is trained, and its loss."""
     if isinstance(network, Denoiser):
         if options:
             raise ValueError(f"{', '.join(options)}: a Denoiser has its own; leave them out")
