@@ -15,7 +15,7 @@ from pathlib import Path
 import diffusers
 
 from twosides.integrations.diffusers import Scheduler
-from twosides.integrations.diffusers.demands import demands, missing
+from twosides.integrations.diffusers.demands import demands, find_missing
 
 HEAD = """# Pipeline classes
 
@@ -45,7 +45,7 @@ def table() -> str:
     """docs/pipeline_classes.md."""
     rows, refused = list[str](), 0
     for kind in classes():
-        asked, reasons = demands(kind), missing(kind, Scheduler)
+        asked, reasons = demands(kind), find_missing(kind, Scheduler)
         refused += bool(reasons)
         uses = ", ".join(sorted(asked.reads - {"config", "order", "step", "timesteps"}))
         verdict = "; ".join(reasons) or "taken"

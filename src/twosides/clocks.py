@@ -62,7 +62,7 @@ class Time(Clock):
 
     def logsnr(self, time: Tensor, schedule: Schedule) -> Tensor:
         """Its inverse."""
-        t = _snapped(time / self.scale)
+        t = _snap(time / self.scale)
         return schedule.logsnr((1 - t) if self.reversed else t)
 
 
@@ -138,9 +138,10 @@ class Function(Clock):
         )
 
 
-def _snapped(t: Tensor) -> Tensor:
-    """The same times, those that float32 rounded past an end put back on it."""
-    return torch.where((t - 0.5).abs() <= 0.5 + 1e-6, t.clamp(0, 1), t)
+def _snap(t: Tensor) -> Tensor:
+    """The times, where those that float32 has rounded past 0 or 1 are put back on it."""
+    few_ulps = 4 * torch.finfo(torch.float32).eps  # callers step through time in float32
+    return torch.where((t >= -few_ulps) & (t <= 1 + few_ulps), t.clamp(0, 1), t)
 
 
 def _clamped(logsnr: Tensor, schedule: Schedule) -> Tensor:

@@ -1,9 +1,13 @@
-"""Are two samplers, or two recipes, the same? Compared by their normal forms.
+"""Are two samplers, or two recipes, the same? Both are compared by their normal forms.
 
-Two plans are the same sampler, for every network, when their levels and their matrices are equal:
-states divided by alpha + sigma, over the initial noise, the u predictions and the injected noises,
-do not depend on the scaling convention. Two recipes train the same model when their weightings are
-proportional; where they draw their levels only changes the variance.
+The normal form of a sampler is its *plan*, the table of its coefficients. Two plans are the same
+sampler for every network when their levels are equal and their matrices are: the states divided by
+alpha + sigma, as combinations of the initial noise, the predictions of u and the injected noises.
+These do not depend on the scaling convention.
+
+The normal form of a *recipe*, which states how a model is trained, is its weighting w(logsnr). Two
+recipes train the same model when their weightings are proportional; the density from which they
+draw levels only changes the variance of the loss.
 """
 
 from __future__ import annotations
@@ -19,26 +23,34 @@ from torch import Tensor
 from twosides.losses.recipes import Recipe
 from twosides.sampling.plan import Plan
 
-RANGE, AXIS = 15.0, "logsnr"  # on which recipes are compared
+RANGE, AXIS = 15.0, "logsnr"  # recipes are compared at logsnr in [-RANGE, RANGE]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A verdict ("identical", "same up to ...", "different"), how far, and where."""
+    """The verdict of a comparison. Printing it gives one line.
+
+    verdict: "identical", "identical weighting", "same in distribution", "same weighting up to the
+        factor ...", or "different".
+    difference: how far apart the two are, in the unit that `measure` names.
+    where: the place of the largest difference, or what else there is to know.
+    factor: the ratio of proportional weightings, that of a over that of b.
+    measure: the name of `difference`.
+    """
 
     verdict: str
     difference: float
     where: str
-    factor: float = 1.0  # of proportional weightings, a's over b's
+    factor: float = 1.0
     measure: str = "max |difference|"
 
     @property
     def same(self) -> bool:
-        """Whether the two are one thing (a constant factor of a loss does not count)."""
+        """Whether the two are one thing. A constant factor of a loss does not count."""
         return self.verdict != "different"
 
     def __str__(self) -> str:
-        """One line."""
+        """One line with the verdict, the difference and its place."""
         digits = 2 if self.same else 3
         return f"{self.verdict}: {self.measure} {self.difference:.{digits}g} ({self.where})"
 
@@ -60,12 +72,14 @@ def compare(
 ) -> Comparison:
     """Compare two plans or two recipes; TypeError for anything else.
 
-    Weightings that are learned while training are compared as they start, and are the same only if
-    they learn alike from the same weights and levels.
+    Weightings that are learned while training are compared as they are at the start. They count as
+    the same only if both recipes learn by the same rule, from the same weighting and levels.
 
-    data_std: for recipes, the standard deviations of the data a and b are made for, to compare
-    them where these data are equally hard to see: at the same `logsnr + 2 log(data_std)`. EDM is
-    made for images of 0.5, latent models for 1.
+    tolerance: the largest difference that still counts as none: of coefficients for plans, relative
+        for weightings.
+    data_std: for recipes, the standard deviations of the data that a and b are made for, in (0,
+        inf). They are then compared where these data are equally noisy, at the same `logsnr + 2
+        log(data_std)`. EDM is made for images of 0.5, latent models for 1.
 
     >>> import twosides as ts
     >>> ts.compare(ts.plan("ddim", ts.Cosine(), 9), ts.plan("flow-euler", ts.Cosine(), 9)).same
@@ -107,7 +121,7 @@ def _canonical(plan: Plan) -> np.ndarray:
 
 
 def _laws(left: np.ndarray, right: np.ndarray, calls: int, tolerance: float) -> Comparison:
-    """The same predictions, and noises of the same joint distribution."""
+    """Compare the predictions' coefficients and the joint distribution of the noises."""
     predictions = np.abs(left[:, 1 : 1 + calls] - right[:, 1 : 1 + calls]).max()
     (p, q) = (np.delete(side, slice(1, 1 + calls), 1) for side in (left, right))
     spread = np.abs(p @ p.T - q @ q.T).max()
@@ -129,12 +143,16 @@ def _state(row: int, calls: int) -> str:
 
 
 def curves(recipe: Recipe, grid: Tensor, data_std: float = 1.0) -> tuple[Tensor, Tensor]:
-    """(log w, log p) at the log-SNR of data normalised to unit variance."""
+    """The curves (log w, log p) of a recipe, over the log-SNR of data normalised to unit variance.
+
+    grid: the log-SNRs (N,), in float64.
+    data_std: the standard deviation of the data that the recipe is made for.
+    """
     if not 0 < data_std < math.inf:
         raise ValueError(f"data_std is a standard deviation, finite and > 0, got {data_std}")
     logsnr = grid - 2 * math.log(data_std)
     p = recipe.density.log_prob(logsnr)
-    # A level that is never drawn has no weight, whatever the weighting says.
+    # A level that is never drawn is not trained, whatever weight it is given.
     return torch.where(torch.isfinite(p), recipe.weighting.log(logsnr), -math.inf), p
 
 
@@ -170,12 +188,15 @@ def _recipes(a: Recipe, b: Recipe, tolerance: float, data_std: tuple[float, floa
 
 
 def falls_off(log_weight: Tensor) -> bool:
-    """Whether a weighting has fallen at both ends; distances hang on the range otherwise."""
+    """Whether a weighting has fallen to 1 % at both ends of the grid.
+
+    If it has not, distances between weightings depend on where the grid ends.
+    """
     return float(torch.maximum(log_weight[0], log_weight[-1]) - log_weight.max()) < math.log(1e-2)
 
 
 def total_variation(a: Tensor, b: Tensor, grid: Tensor) -> float:
-    """Half the L1 distance of exp(a) and exp(b), both normalised on the grid."""
+    """Half the L1 distance of exp(a) and exp(b), both normalised on the grid; in [0, 1]."""
     p, q = ((side - side.max()).exp() for side in (a, b))
     p, q = p / torch.trapezoid(p, grid), q / torch.trapezoid(q, grid)
     return float(0.5 * torch.trapezoid((p - q).abs(), grid))

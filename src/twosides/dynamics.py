@@ -1,16 +1,17 @@
-"""The SDE and ODE view: (f, g, eta) <-> (alpha, sigma, epsilon).
+"""The SDE and ODE view of diffusion: (f, g, eta) <-> (alpha, sigma, epsilon).
 
-Forward, data to noise:      dz = f(t) z dt + g(t) dW
-Reverse, noise to data:      dz = (f z - (1 + eta^2) g^2 score / 2) dt + eta g dW
-Generalised flow matching:   dz = (velocity - epsilon^2 score / 2) dt + epsilon dW
+    Forward, data to noise:      dz = f(t) z dt + g(t) dW
+    Reverse, noise to data:      dz = (f z - (1 + eta^2) g^2 score / 2) dt + eta g dW
+    Generalised flow matching:   dz = (velocity - epsilon^2 score / 2) dt + epsilon dW
 
 The last two are one process, with epsilon = eta g; eta = 0 is the probability-flow ODE and eta = 1
-the time reversal of the forward process. The coefficients translate exactly:
+is the time reversal of the forward process [Anderson 1982, Song+ 2021]. The coefficients translate
+exactly:
 
     f = d log alpha / dt,    g^2 = -sigma^2 dlogsnr/dt = 2 alpha sigma d(sigma / alpha)/dt
     alpha_t = alpha_0 exp(int f),  sigma_t^2 = alpha_t^2 (sigma_0^2 / alpha_0^2 + int g^2 / alpha^2)
 
-(The post prints the last line without alpha_t.)
+The post "Diffusion Meets Flow Matching" prints the last equation without the factor alpha_t.
 """
 
 from __future__ import annotations
@@ -36,14 +37,16 @@ Function = Callable[[Tensor], Tensor]
 
 
 def f(schedule: Schedule, t: Scalar) -> Tensor:
-    """Drift of the forward process, `f = (dalpha/dt) / alpha`; -inf where alpha reaches 0."""
+    """The drift of the forward process, `f = (dalpha/dt) / alpha`; -inf where alpha reaches 0."""
     return schedule.dalpha(t) / schedule.alpha(t)
 
 
 def g(schedule: Schedule, t: Scalar) -> Tensor:
-    """Diffusion of the forward process, `g = sigma sqrt(-dlogsnr/dt)`.
+    """The diffusion coefficient of the forward process, `g = sigma sqrt(-dlogsnr/dt)`.
 
-    Computed as `g^2 = 2 sigma (alpha + sigma)^2 (dtau/dt) / alpha`, which is exact at t = 0.
+    It is computed as `g^2 = 2 sigma (alpha + sigma)^2 (dtau/dt) / alpha`, where tau = sigma /
+    (alpha + sigma) is the time of flow matching. This is exact at t = 0, too, where dlogsnr/dt is
+    infinite.
     """
 
     def squared(t: Tensor) -> Tensor:
@@ -54,19 +57,24 @@ def g(schedule: Schedule, t: Scalar) -> Tensor:
 
 
 def score(estimate: Estimate, sigma: Scalar) -> Any:
-    """`grad log p(z) = -eps / sigma`."""
+    """The score of the noisy data, `grad log p(z) = -eps / sigma`."""
     return -estimate.eps / along_batch(sigma, estimate.eps)
 
 
 def velocity(estimate: Estimate, schedule: Schedule, t: Scalar) -> Any:
-    """The probability-flow ODE `dz/dt = (dalpha/dt) x + (dsigma/dt) eps`."""
+    """The slope `dz/dt = (dalpha/dt) x + (dsigma/dt) eps` of the probability-flow ODE."""
     x, eps = estimate
     return along_batch(schedule.dalpha(t), x) * x + along_batch(schedule.dsigma(t), x) * eps
 
 
 @dataclass(frozen=True)
 class Dynamics:
-    """A forward process and how noisily it is reversed: three functions of time.
+    """A forward process and how noisily it is reversed.
+
+    f: the drift coefficient, a function of t in [0, 1].
+    g: the diffusion coefficient, a function of t.
+    eta: the noise of the reverse process in units of g, a function of t. By default it is 0, the
+        probability-flow ODE; 1 is the time reversal.
 
     >>> from twosides.schedules import FlowMatching
     >>> process = Dynamics.of(FlowMatching(), eta=lambda t: 0.5 + 0 * t)
@@ -83,7 +91,12 @@ class Dynamics:
     def of(
         cls, schedule: Schedule, *, eta: Function | None = None, epsilon: Function | None = None
     ) -> Dynamics:
-        """(alpha, sigma, epsilon) -> (f, g, eta); state the noise as eta or as epsilon."""
+        """Translate (alpha, sigma, epsilon) to (f, g, eta).
+
+        schedule: gives alpha and sigma.
+        eta, epsilon: the noise of the reverse process, stated as one of the two; by default none.
+            ValueError if both are given.
+        """
         if eta is not None and epsilon is not None:
             raise ValueError("state eta or epsilon, not both: epsilon = eta g")
         drift, diffusion = (lambda t: f(schedule, t)), (lambda t: g(schedule, t))
@@ -93,33 +106,36 @@ class Dynamics:
         return cls(drift, diffusion, eta or torch.zeros_like)
 
     def schedule(self, alpha_0: float = 1.0, sigma_0: float = 0.0) -> Schedule:
-        """(f, g) -> (alpha, sigma), by quadrature."""
+        """Translate (f, g) to (alpha, sigma), by quadrature: see `FromSDE`."""
         return FromSDE(self.f, self.g, alpha_0, sigma_0)
 
     def epsilon(self, t: Tensor) -> Tensor:
-        """`eta g`, the diffusion of the reverse process."""
+        """The diffusion coefficient of the reverse process, `eta g`."""
         return self.eta(t) * self.g(t)
 
     def forward_drift(self, z: Any, t: Tensor) -> Any:
-        """`f z`; the forward diffusion is g."""
+        """The drift `f z` of the forward process, whose diffusion coefficient is g."""
         return along_batch(self.f(t), z) * z
 
     def reverse_drift(self, z: Any, score: Any, t: Tensor) -> Any:
-        """`f z - (1 + eta^2) g^2 score / 2`; the reverse diffusion is epsilon."""
+        """The drift of the reverse process, `f z - (1 + eta^2) g^2 score / 2`."""
         strength = 0.5 * (1 + self.eta(t) ** 2) * self.g(t) ** 2
         return self.forward_drift(z, t) - along_batch(strength, z) * score
 
 
 @dataclass(frozen=True)
 class FromSDE(_Numerical):
-    """A schedule from its forward process `dz = f(t) z dt + g(t) dW`.
+    """A schedule that is made of its forward process `dz = f(t) z dt + g(t) dW`.
 
         alpha_t   = alpha_0 exp(int_0^t f)
         sigma_t^2 = alpha_t^2 (sigma_0^2 / alpha_0^2 + int_0^t g^2 / alpha^2)
 
-    (the post prints sigma_t without the factor alpha_t). Integrals by Gauss-Legendre rules on
-    panels that shrink towards both ends, so poles of f and g at t = 0 or 1 keep their accuracy;
-    where f(1) is infinite alpha(1) is 0.
+    The integrals are taken by Gauss-Legendre rules on panels that shrink towards both ends, so that
+    poles of f and g at t = 0 or 1 cost no accuracy. Where f(1) is infinite, alpha(1) is 0.
+
+    f, g: functions of t, tensors in float64.
+    alpha_0: alpha at the data, t = 0; > 0.
+    sigma_0: sigma at the data, >= 0. The default, 0, is data without noise.
     """
 
     f: Callable[[Tensor], Tensor]
@@ -129,7 +145,7 @@ class FromSDE(_Numerical):
 
     @functools.cached_property
     def _panels(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Panel edges, and the integrals of f and of g^2/alpha^2 up to each edge."""
+        """The panels' edges, and the integrals of f and of g^2/alpha^2 up to each edge."""
         halves = 2.0 ** -np.arange(1, 50)
         edges = np.unique(np.concatenate([[0.0, 1.0], halves, 1 - halves]))
         fine = [np.linspace(a, b, 5)[:-1] for a, b in pairwise(edges[:-1])]

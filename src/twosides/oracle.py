@@ -1,12 +1,14 @@
 """Exact denoisers: the ground truth that samplers, conversions and losses are checked against.
 
-They stand wherever a Denoiser does. For a Gaussian mixture p(x) = sum_k w_k N(m_k, C_k),
+An exact denoiser can be passed wherever a Denoiser can. For a Gaussian mixture p(x) = sum_k w_k
+N(m_k, C_k),
 
     p(z)    = sum_k w_k N(z; alpha m_k, S_k),        S_k = alpha^2 C_k + sigma^2
     E[x|z]  = sum_k r_k(z) (m_k + alpha C_k S_k^-1 (z - alpha m_k))
     E[eps|z]= sum_k r_k(z) sigma S_k^-1 (z - alpha m_k)
 
-with r_k the posterior of the component; alpha = 0 and sigma = 0 are no special cases.
+where r_k(z) is the posterior probability of component k. alpha = 0 and sigma = 0 are no special
+cases of these formulas.
 """
 
 from __future__ import annotations
@@ -26,21 +28,23 @@ from twosides.schedules import FlowMatching, Level, Schedule, along_batch
 
 
 class _Exact(BaseDenoiser):
-    """What exact denoisers share: a default schedule, and every other output by linearity."""
+    """What exact denoisers share: a default schedule, and every other output, which is linear in
+    (x, eps).
+    """
 
     schedule: Schedule = FlowMatching()
 
     def predict(self, z: Tensor, level: Level, output: str = "u") -> Tensor:
-        """Any output of the exact network, e.g. "score", "u", "v"."""
+        """Any output that a network might have, such as "score", "u" or "v"."""
         estimate = self(z, level)
         return output_named(output, self.schedule).of(estimate.x, estimate.eps, level)
 
     def score(self, z: Tensor, level: Level) -> Tensor:
-        """`grad log p(z) = -E[eps|z] / sigma`."""
+        """The score of the noisy data, `grad log p(z) = -E[eps|z] / sigma`."""
         return self.predict(z, level, "score")
 
     def velocity(self, z: Tensor, schedule: Schedule, t: float | Tensor) -> Tensor:
-        """`dz/dt` of the probability-flow ODE on a schedule."""
+        """The slope `dz/dt` of the probability-flow ODE on a schedule."""
         return dynamics.velocity(self(z, schedule.at(t)), schedule, t)
 
 
@@ -49,9 +53,13 @@ def _float64(value: Any) -> Tensor:
 
 
 class GaussianMixture(_Exact):
-    """A mixture of Gaussians with full covariances, in any dimension.
+    """A mixture of Gaussians with full covariances, in any dimension D.
 
-    weights (K,), means (K, D), covariances (K, D, D); events may have any shape with D elements.
+    Its methods take z of shape (B, D), or of any shape (B, ...) with D elements per sample.
+
+    weights: the probabilities of the components (K,).
+    means: their means (K, D).
+    covariances: their covariance matrices (K, D, D), symmetric and positive semi-definite.
 
         >>> ring = GaussianMixture.ring(8)
         >>> ring.sample(5, seed=0).shape
@@ -66,11 +74,16 @@ class GaussianMixture(_Exact):
         self.covariances = _float64(covariances)
         self._check()
         spectrum, self._axes = torch.linalg.eigh(self.covariances)
-        self._spectrum = spectrum.clamp(min=0)  # of a semi-definite matrix, rounded below zero
+        self._spectrum = spectrum.clamp(min=0)  # rounding takes eigenvalues of 0 below it
 
     @classmethod
     def ring(cls, modes: int = 8, radius: float = 1.0, std: float = 0.1) -> GaussianMixture:
-        """Equal modes on a circle in two dimensions."""
+        """Components of equal weight on a circle in two dimensions.
+
+        modes: the number of components.
+        radius: the radius of the circle.
+        std: the standard deviation of each component.
+        """
         angles = torch.arange(modes, dtype=torch.float64) * (2 * math.pi / modes)
         means = radius * torch.stack([angles.cos(), angles.sin()], 1)
         covariances = std**2 * torch.eye(2, dtype=torch.float64).expand(modes, 2, 2)
@@ -78,11 +91,11 @@ class GaussianMixture(_Exact):
 
     @classmethod
     def gaussian(cls, mean: Any, covariance: Any) -> GaussianMixture:
-        """One Gaussian: mean (D,), covariance (D, D)."""
+        """A single Gaussian with a mean (D,) and a covariance (D, D)."""
         return cls([1.0], _float64(mean)[None], _float64(covariance)[None])
 
     def __call__(self, z: Float[Tensor, " batch *event"], level: Level) -> Estimate:
-        """Exact (E[x|z], E[eps|z]) at a level of any scaling, scalar or (B,)."""
+        """The exact (E[x|z], E[eps|z]) at a level of any scaling, scalar or (B,)."""
         alpha, sigma, whitened, logits = self._posterior(z, level)
         spectrum = self._spectrum.to(whitened)
         blend = torch.softmax(logits, 1)[..., None]  # (B, K, 1)
@@ -96,17 +109,17 @@ class GaussianMixture(_Exact):
         return Estimate((blend * x).sum(1).reshape(shape), (blend * eps).sum(1).reshape(shape))
 
     def log_prob(self, z: Float[Tensor, " batch *event"], level: Level) -> Float[Tensor, " batch"]:
-        """Exact log-density of z at a level, in nats."""
+        """The exact log-density of z at a level, in nats."""
         return torch.logsumexp(self._posterior(z, level)[3], 1)
 
     def responsibilities(
         self, z: Float[Tensor, " batch *event"], level: Level
     ) -> Float[Tensor, " batch k"]:
-        """Exact posterior of the component z comes from, at a level."""
+        """The exact posterior probabilities of the component that z comes from, at a level."""
         return torch.softmax(self._posterior(z, level)[3], 1)
 
     def sample(self, count: int, *, seed: int, level: Level | None = None) -> Tensor:
-        """Exact samples (count, D) in float64, of the data or of z at a level."""
+        """Exact samples (count, D) in float64: of the data, or of z if a level is given."""
         generator = torch.Generator().manual_seed(seed)
         pick = torch.multinomial(self.weights, count, replacement=True, generator=generator)
         noise = torch.randn(count, self.means.shape[1], generator=generator, dtype=torch.float64)
@@ -118,18 +131,20 @@ class GaussianMixture(_Exact):
 
     @property
     def mean(self) -> Tensor:
-        """Mean of the data (D,)."""
+        """The mean of the data (D,)."""
         return self.weights @ self.means
 
     @property
     def covariance(self) -> Tensor:
-        """Covariance of the data (D, D)."""
+        """The covariance of the data (D, D)."""
         centred = self.means - self.mean
         within = torch.einsum("k,kij->ij", self.weights, self.covariances)
         return within + torch.einsum("k,ki,kj->ij", self.weights, centred, centred)
 
     def _posterior(self, z: Tensor, level: Level) -> tuple[Any, Any, Tensor, Tensor]:
-        """alpha and sigma as (B, 1, 1), z in each component's axes (B, K, D), log joint (B, K)."""
+        """alpha and sigma (B, 1, 1), z in each component's axes (B, K, D), log joint density (B,
+        K).
+        """
         flat = z.reshape(len(z), -1)
         if flat.shape[1] != self.means.shape[1]:
             raise ValueError(
@@ -142,7 +157,7 @@ class GaussianMixture(_Exact):
         variance = alpha**2 * self._spectrum.to(flat) + sigma**2
         if variance.device.type == "cpu" and not bool((variance > 0).all()):
             raise ValueError(
-                "a component without width has no density at sigma = 0; ask at a noisier level"
+                "a component of variance 0 has no density at sigma = 0; ask at a noisier level"
             )
         energy = (whitened**2 / variance + variance.log()).sum(-1)
         constant = flat.shape[1] * math.log(2 * math.pi)
@@ -167,22 +182,26 @@ class GaussianMixture(_Exact):
 
 
 class Empirical(_Exact):
-    """The exact denoiser of a finite data set: what a network that memorises it would say.
+    """The exact denoiser of a finite data set: the answer of a network that has memorised it.
 
         E[x|z] = sum_i softmax_i(-|z - alpha x_i|^2 / (2 sigma^2)) x_i
 
-    data is a tensor, array or memory map of shape (N, *event), read in chunks, so any N will do;
-    the softmax is accumulated in the state's dtype with a running maximum. Undefined at sigma = 0.
+    The softmax is accumulated with a running maximum, in the dtype of the state. The formula is
+    undefined at sigma = 0, where a call is refused.
+
+    data: a tensor, an array or a memory map of shape (N, *event). It is read in chunks, so that N
+        may be as large as the disk.
+    chunk: the number of samples that are read at a time.
     """
 
     def __init__(self, data: Any, chunk: int = 4096) -> None:
-        """ValueError for no data or chunks of no rows."""
+        """ValueError where there are no data, or no sample in a chunk."""
         if len(data) == 0 or chunk < 1:
             raise ValueError(f"Empirical needs data and a positive chunk, got {len(data)}, {chunk}")
         self.data, self.chunk = data, chunk
 
     def __call__(self, z: Float[Tensor, " batch *event"], level: Level) -> Estimate:
-        """Exact (E[x|z], E[eps|z]) at a level with sigma > 0."""
+        """The exact (E[x|z], E[eps|z]) at a level with sigma > 0."""
         flat = z.reshape(len(z), -1)
         alpha, sigma = along_batch(level.alpha, flat), along_batch(level.sigma, flat)
         if bool(torch.as_tensor(sigma == 0).any()):
@@ -200,7 +219,7 @@ class Empirical(_Exact):
         return Estimate(x.reshape(z.shape), ((flat - alpha * x) / sigma).reshape(z.shape))
 
     def sample(self, count: int, *, seed: int) -> Tensor:
-        """Rows of the data drawn with replacement."""
+        """Samples of the data, drawn with replacement."""
         pick = np.random.default_rng(seed).integers(len(self.data), size=count)
         return torch.stack([torch.as_tensor(self.data[int(i)]) for i in pick])
 

@@ -63,7 +63,7 @@ def test_arrays_and_avif_are_read(tmp_path):
 def test_arrays_that_are_no_pictures_are_named(tmp_path):
     np.save(tmp_path / "a.npy", np.zeros((8, 8), np.float32))
     picture(tmp_path / "b.png", 1)
-    with pytest.raises(ValueError, match=r"a\.npy holds <f4 \(8, 8\), not rows of uint8"):
+    with pytest.raises(ValueError, match=r"a\.npy has <f4 \(8, 8\), not uint8"):
         Images(Folder(tmp_path), Frame(8))[0]
 
 

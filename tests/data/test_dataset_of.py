@@ -104,7 +104,7 @@ def test_what_is_iterated_over_begins_anywhere_and_again():
     assert isinstance(data, Stream)
     rows = [row["x"] for row in itertools.islice(data.items(4), 5)]
     assert torch.equal(torch.stack(rows), X[[4, 5, 0, 1, 2]])
-    with pytest.raises(ValueError, match="workers=2 was asked, but data that can only be iterated"):
+    with pytest.raises(ValueError, match="workers is 2, but data that can only be iterated"):
         Batches(data, Settings(workers=2), 0)
 
 

@@ -125,7 +125,7 @@ def test_a_killed_encoding_goes_on(encoded, photos, pipeline, tmp_path, monkeypa
     monkeypatch.setattr(encoding, "_shard", killed)
     with pytest.raises(KeyboardInterrupt):
         encode(photos, pipeline, out, ",flip")
-    with pytest.raises(FileNotFoundError, match="goes on where it was interrupted"):
+    with pytest.raises(FileNotFoundError, match="continues where it was interrupted"):
         Latents(out)
     data = encode(photos, pipeline, out, ",flip")
     assert [rows.start for rows in calls] == [0, 8, 16, 16, 24, 32]  # no shard twice

@@ -83,10 +83,10 @@ class Running:
     """A server in a thread of this process, and its port."""
 
     def __init__(self, figures=(TEST_FIGURE,), page=PAGE):
-        self.socket = server.listening(0)
+        self.socket = server.listen(0)
         self.port = self.socket.getsockname()[1]
         self.explorer = server.Explorer(figures, page, TOKEN)
-        self.server = server.configured(self.explorer, self.port)
+        self.server = server.make_server(self.explorer, self.port)
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]})
         self.thread.start()
 
@@ -277,12 +277,12 @@ def test_a_page_that_is_not_built_is_a_clear_error(tmp_path):
 
 
 def test_a_taken_port_is_a_clear_error():
-    with server.listening(0) as taken:
+    with server.listen(0) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(OSError, match=f"port {port} of 127.0.0.1 cannot be used"):
-            server.listening(port)
+            server.listen(port)
     with pytest.raises(OSError, match="cannot be used"):
-        server.listening(99999)
+        server.listen(99999)
 
 
 # ---------------------------------------------------------------------------- what it accepts
@@ -519,10 +519,10 @@ import sys, threading, urllib.request
 from twosides.explorer import server
 from twosides.explorer.figures import FIGURES
 from stand_in_page import PAGE, TOKEN
-made = server.listening(0)
+made = server.listen(0)
 port = made.getsockname()[1]
 explorer = server.Explorer(FIGURES, PAGE, TOKEN)
-started = server.configured(explorer, port)
+started = server.make_server(explorer, port)
 seen = []
 server.warm_up = lambda: seen.append(threading.current_thread().name)
 thread = threading.Thread(target=started.run, kwargs={"sockets": [made]}, daemon=True)
@@ -610,7 +610,9 @@ def test_the_export_holds_every_frame(tmp_path):
 def test_exported_numbers_keep_twelve_bits():
     values = np.array([1 / 3, -1e-30, 3e38, 0.0, np.inf, -np.inf, np.nan, 1.0], dtype="<f4")
     message = wire.reply(1, "f", 0.0, View((Panel("plot", "", marks=(Mark("line", arrays={"x": values}),)),), (), ""))  # fmt: skip
-    (kept,) = decoded(export.rounded(message))["view"]["panels"][0]["marks"][0]["arrays"].values()
+    (kept,) = decoded(export.round_numbers(message))["view"]["panels"][0]["marks"][0][
+        "arrays"
+    ].values()
     np.testing.assert_allclose(kept, values, rtol=2.0**-13)
     assert (kept.view("<u4")[:4] & 0x7FF == 0).all()
 
@@ -624,8 +626,8 @@ def test_the_export_says_what_is_wrong(tmp_path):
 
 def test_a_control_says_what_it_wanted():
     with pytest.raises(Invalid, match=r"x is a number in \[-1, 1e\+06\], got a huge number"):
-        TEST_FIGURE.checked({"x": 10**400})
-    assert TEST_FIGURE.checked({"many": ["b", "a", "b"][:2], "count": 3.0})["count"] == 3
+        TEST_FIGURE.check({"x": 10**400})
+    assert TEST_FIGURE.check({"many": ["b", "a", "b"][:2], "count": 3.0})["count"] == 3
 
 
 def test_the_desk_holds_one_at_a_time():

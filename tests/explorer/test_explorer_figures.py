@@ -19,7 +19,7 @@ BY_NAME = {figure.name: figure for figure in FIGURES}
 
 def view(name, **params):
     figure = BY_NAME[name]
-    return figure.view(figure.checked(params))
+    return figure.view(figure.check(params))
 
 
 def number(made, name):
@@ -93,8 +93,8 @@ def test_every_figure_states_itself(figure):
     assert set(figure.frames) <= {control.name for control in figure.controls}
     for name, values in figure.frames.items():
         for value in values:
-            figure.checked({name: value})
-    assert figure.checked({}) == {c.name: c.default for c in figure.controls}
+            figure.check({name: value})
+    assert figure.check({}) == {c.name: c.default for c in figure.controls}
 
 
 def test_the_names_offered_are_the_librarys():
@@ -134,7 +134,7 @@ def test_the_two_sides_are_one_run(pair, eta):
 def test_the_right_side_is_flow_matchings_euler():
     """z <- z + (s - t) u, in plain arithmetic on the exact velocity."""
     made = view("two-sides", steps=6, output="u", data="ring", particles=5)
-    data, flow = problems.named("ring"), ts.Cosine(-15, 15).with_scaling("flow")
+    data, flow = problems.mixture("ring"), ts.Cosine(-15, 15).with_scaling("flow")
     times = flow.sigma(torch.linspace(1, 0, 7, dtype=torch.float64))
     first = flow.at(1.0)
     z = ts.PerSample(0, range(5)).normal((2,), torch.float64) * math.hypot(first.alpha, first.sigma)
@@ -240,7 +240,7 @@ def test_the_heat_map_is_the_plans_matrix_and_acts_like_the_sampler():
     made = view("churn", c=0.4, steps=6)
     matrix = array(made, 2, 0, "v")
     plan = churn.plan("ddim", 0.4, "cosine(-15, 15)", 6)
-    data = problems.named("gaussian")
+    data = problems.mixture("gaussian")
     drawn = torch.randn(
         1 + matrix.shape[1], 4, 1, generator=torch.Generator().manual_seed(0)
     ).double()
@@ -297,14 +297,14 @@ def test_edms_data_deviation_moves_its_curve():
 
 def test_diffused_points_and_densities():
     made = view("reversed", t=0.25, particles=50)
-    x = problems.named("moons").sample(50, seed=0)
+    x = problems.mixture("moons").sample(50, seed=0)
     noise = ts.PerSample(0, range(50)).normal((2,), torch.float64)
     np.testing.assert_allclose(array(made, 0, 1, "x"), (0.75 * x + 0.25 * noise)[:, 0], atol=1e-12)
     field = array(made, 0, 0, "v")
     axis = np.linspace(-2.6, 2.6, 48)
     assert np.trapezoid(np.trapezoid(field, axis), axis) == pytest.approx(1, abs=2e-3)
     z = torch.tensor([[axis[30], axis[10]]])
-    density = problems.named("moons").log_prob(z, ts.FlowMatching().at(0.25)).exp()
+    density = problems.mixture("moons").log_prob(z, ts.FlowMatching().at(0.25)).exp()
     assert field[10, 30] == pytest.approx(float(density), rel=1e-12)
 
 
@@ -423,7 +423,7 @@ def test_processes_without_a_schedule_are_refused_in_words(f):
 
 @pytest.mark.parametrize("name", ["gaussian", "two-modes", "ring", "moons", "gaussian-2d"])
 def test_problems_have_the_variance_asked_for(name):
-    made = problems.named(name, 0.3)
+    made = problems.mixture(name, 0.3)
     assert float(made.covariance.trace()) / made.means.shape[1] == pytest.approx(0.3)
     assert name in {**dict(names.DATA_1D), **dict(names.DATA_2D)}
     assert (made.means.shape[1] == 1) == (name in dict(names.DATA_1D))
@@ -431,7 +431,7 @@ def test_problems_have_the_variance_asked_for(name):
 
 def test_an_unknown_problem():
     with pytest.raises(ValueError, match="did you mean 'ring'"):
-        problems.named("rng")
+        problems.mixture("rng")
 
 
 def test_a_model_of_points(tmp_path):
@@ -439,7 +439,7 @@ def test_a_model_of_points(tmp_path):
         models.save(ts.Denoiser(MLP(2), "v", "cosine"), tmp_path / "m", shape=[2])
     figure = model.of(tmp_path / "m")
     for params in ({}, {"c": 0.3, "steps": 5, "count": 3, "sampler": "unipc"}):
-        made = figure.view(figure.checked(params))
+        made = figure.view(figure.check(params))
         check_python(made)
     with pytest.raises(FileNotFoundError, match=r"holds no config\.json"):
         model.of(tmp_path)
@@ -458,7 +458,7 @@ def test_a_model_of_pictures_with_classes(tmp_path):
     models.save(denoiser, tmp_path / "m", shape=[1, 8, 8], classes="ab")
     figure = model.of(tmp_path / "m")
     assert figure.controls[0].options == (("", "each in turn"), ("a", "a"), ("b", "b"))
-    made = figure.view(figure.checked({"steps": 4, "count": 3}))
+    made = figure.view(figure.check({"steps": 4, "count": 3}))
     check_python(made)
     shown = made.panels[0].marks[0]
     assert shown.arrays["v"].shape == (3, 8, 8) and shown.style["labels"] == ["a", "b", "a"]
@@ -470,5 +470,5 @@ def test_a_model_of_pictures_with_classes(tmp_path):
 def test_a_noise_that_is_none_is_refused_beside_its_control(eta):
     (figure,) = (each for each in FIGURES if each.name == "dictionary")
     with pytest.raises(Invalid, match="eta must be finite and not negative") as caught:
-        figure.view(figure.checked({"eta": eta}))
+        figure.view(figure.check({"eta": eta}))
     assert caught.value.control == "eta"

@@ -447,7 +447,7 @@ def test_stale_and_foreign_replies_are_dropped(page):
     page.locator("#figures a").nth(1).click()  # while the first figure is still on its way
     until(page, lambda: server.held)
     socket = server.sockets[-1]
-    params = PRACTICE[0].checked({"c": 0.44})
+    params = PRACTICE[0].check({"c": 0.44})
     socket.send(wire.reply(77, "everything", 1.0, everything(**params)))
     server.release()
     until(page, lambda: server.held)
@@ -491,7 +491,7 @@ def test_what_is_shown_can_be_taken_home(page):
     StandIn(page)
     page.goto(f"{STAND_IN}/#key")
     shown(page)
-    view = everything(**PRACTICE[0].checked({}))
+    view = everything(**PRACTICE[0].check({}))
     for button, text in (("copy-python", view.python), ("copy-cli", view.cli)):
         page.locator(f"#{button}").click()
         expect(page.locator(f"#{button}")).to_have_text("Copied")
@@ -634,7 +634,7 @@ VIEWS = """
 import json
 from twosides.explorer import wire
 from twosides.explorer.figures import FIGURES
-views = {figure.name: figure.view(figure.checked({})) for figure in FIGURES}
+views = {figure.name: figure.view(figure.check({})) for figure in FIGURES}
 print(json.dumps({name: {
     "numbers": {each.name: wire._plain(each.value) for each in view.numbers},
     "python": view.python,
@@ -702,7 +702,7 @@ def test_a_model_of_the_visitors_own_is_sampled(browser, tmp_path):
             for name, value in params.items():
                 page.locator(f'[data-control="{name}"] input:not([type=range])').fill(str(value))
                 page.keyboard.press("Enter")
-            view = figure.view(figure.checked(params))
+            view = figure.view(figure.check(params))
             expect(page.locator("#code code").first).to_have_text(view.python)
             assert len(view.numbers) == 2
             for each in view.numbers:
@@ -760,7 +760,7 @@ def test_an_exported_page_works_from_a_file(browser, tmp_path):
         slider = page.locator('[data-control="c"] input[type=range]')
         for position, c in enumerate((0.0, 0.3, 0.5)):
             slider.fill(str(position))
-            view = churn.view(churn.checked({"c": c, "steps": 10}))
+            view = churn.view(churn.check({"c": c, "steps": 10}))
             expect(page.locator("#code code").first).to_have_text(view.python)
             for each in view.numbers:
                 assert float(readout(page, each.name)) == pytest.approx(each.value, rel=1e-6)

@@ -10,7 +10,7 @@ import torch
 from test_scheduler import normal
 
 from twosides.integrations.diffusers import Scheduler
-from twosides.integrations.diffusers.demands import demands, missing
+from twosides.integrations.diffusers.demands import demands, find_missing
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -54,8 +54,8 @@ def test_what_is_found_in_a_source():
     asked = demands(diffusers.CosmosTextToWorldPipeline)
     assert asked.sets >= {"_step_index"} and "step(pred_original_sample)" in asked.says
     assert asked.takes_data and "scale_model_input" in asked.reads
-    assert not missing(diffusers.StableDiffusion3Pipeline, Scheduler)
-    assert not missing(SimpleNamespace, Scheduler)
+    assert not find_missing(diffusers.StableDiffusion3Pipeline, Scheduler)
+    assert not find_missing(SimpleNamespace, Scheduler)
 
 
 def test_dance_diffusion_hands_out_timesteps_of_its_own_dtype():

@@ -199,7 +199,7 @@ def test_evaluate_files_of_exact_samples(tmp_path, cli):
     ("files", "words", "message"),
     [
         ({}, (), "holds no samples"),
-        ({"a.npy": np.zeros((50, 2), np.float32)}, ("--count", 60), "60 were asked for"),
+        ({"a.npy": np.zeros((50, 2), np.float32)}, ("--count", 60), "fewer than 60"),
         ({"a.npy": np.zeros((50, 2), np.float32)}, ("--count", 0), "at least 1"),
         ({"a.npy": np.zeros((50, 3), np.float32)}, (), "shape (3,), but the data (2,)"),
         ({"a.npy": np.zeros((50, 2), np.uint8)}, (), "must be floating point"),

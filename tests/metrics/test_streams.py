@@ -172,7 +172,7 @@ def test_files_of_all_kinds_hold_the_same_samples(tmp_path):
     with pytest.raises(ValueError, match="keep one kind in a folder"):
         _ = Stored(grey)[1]
     Image.fromarray(pixels[0, :4]).save(grey / "a.png")
-    with pytest.raises(ValueError, match="8 x 4, and no square"):
+    with pytest.raises(ValueError, match="8 x 4 and not square"):
         Stored(grey)
 
 
@@ -208,13 +208,13 @@ def broken(folder):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("short.npy", "its header says (50, 2)"),
+        ("short.npy", "are not (50, 2)"),
         ("columns.npy", "columns, not rows"),
         ("two.npz", "which of a, b are the samples? Call them x"),
         ("no.npz", "cannot be read"),
         ("pickled.npz", "not unpickled"),
         ("no.png", "cannot be read"),
-        ("huge.npy", "its header says"),
+        ("huge.npy", "of its header"),
         ("absent", "holds no samples"),
     ],
 )

@@ -13,7 +13,7 @@ import pytest
 
 from twosides.storage import owner
 from twosides.storage.files import read_json
-from twosides.storage.owner import LOCK, claim, held
+from twosides.storage.owner import LOCK, claim, hold
 
 RACES = int(os.environ.get("RACES", 100))
 RACE = """
@@ -90,8 +90,8 @@ def test_a_claim_that_died_half_way_is_said(tmp_path, monkeypatch):
 HOLDS = """
 import os, sys, time
 from pathlib import Path
-from twosides.storage.owner import held
-with held(Path(sys.argv[1]), "run"):
+from twosides.storage.owner import hold
+with hold(Path(sys.argv[1]), "run"):
     if os.fork() == 0:  # as a process that reads data, which outlives its parent
         time.sleep(10)
         os._exit(0)
@@ -106,16 +106,16 @@ def test_the_same_run_started_twice_is_refused_while_the_first_lives(tmp_path):
     try:
         assert first.stdout.readline() == "held\n"
         with pytest.raises(ValueError, match=f"at work now, in process {first.pid} on "):
-            with held(tmp_path, "run"):
+            with hold(tmp_path, "run"):
                 pass
     finally:
         first.kill()
         first.wait()
         first.stdout.close()
     began = time.monotonic()
-    with held(tmp_path, "run"):  # at once, though a child of the killed one lives on
+    with hold(tmp_path, "run"):  # at once, though a child of the killed one lives on
         with pytest.raises(ValueError, match="this process is at work"):
-            with held(tmp_path, "run"):
+            with hold(tmp_path, "run"):
                 pass
     assert time.monotonic() - began < 5
     assert [path.name for path in tmp_path.iterdir()] == [LOCK]

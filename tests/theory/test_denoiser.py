@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -88,6 +90,22 @@ def test_clocks_read_both_ways(name):
         assert torch.allclose(
             clock.logsnr(clock.read(logsnr, schedule), schedule), logsnr, atol=1e-9
         )
+
+
+@pytest.mark.parametrize("name", ["t", "1-t", "1000t", "index"])
+def test_times_that_float32_rounded_past_an_end_are_that_end(name):
+    """Four ulps of float32 at 1 and no more; times inside are read as they are."""
+    clock, schedule, ulp = clock_named(name), FlowMatching(), torch.finfo(torch.float32).eps
+    unit = float(clock.read(torch.tensor([-math.inf], dtype=FLOAT64), schedule)) or 1.0
+
+    def logsnr(t):
+        return float(clock.logsnr(torch.tensor([unit * t], dtype=FLOAT64), schedule))
+
+    assert math.isinf(logsnr(1 + 3.9 * ulp)) and math.isinf(logsnr(-3.9 * ulp))
+    for beyond in (1 + 4.1 * ulp, -4.1 * ulp):
+        with pytest.raises(ValueError, match="t runs from 0"):
+            logsnr(beyond)
+    assert math.isfinite(logsnr(1 - 1e-12)) and math.isfinite(logsnr(1e-12))
 
 
 def test_clock_values():

@@ -22,7 +22,7 @@ from twosides.display.pictures import png
 from twosides.generation.samples import draw_classes
 from twosides.integrations.diffusers import load_denoiser, to_pipeline
 from twosides.integrations.diffusers.lora import Adapted, model_of, save_lora
-from twosides.integrations.diffusers.required import required
+from twosides.integrations.diffusers.required import required_names
 from twosides.losses.densities import FromSchedule, Laplace, Mode, Normal, Table, Uniform, UShape
 from twosides.losses.objective import Objective, Staged
 from twosides.losses.recipes import recipes
@@ -30,7 +30,7 @@ from twosides.losses.truncation import Levels, Truncated
 from twosides.storage import models
 from twosides.storage.checkpoints import Checkpoints
 from twosides.storage.networks import MLP
-from twosides.training.checks import needed
+from twosides.training.checks import required_conditioning
 from twosides.training.finetune import Tuning, finetune, finetune_task
 from twosides.training.fit import Settings, loss_curve
 
@@ -310,8 +310,8 @@ def test_missing_conditioning_is_named(name):
     """Each thing that is required is one without which the network fails, and is named."""
     pipe = CASES[name].build()
     original = load_denoiser(pipe)
-    names = required(model_of(original.network))
-    assert names and needed(original.network) == names
+    names = required_names(model_of(original.network))
+    assert names and required_conditioning(original.network) == names
     with pytest.raises(ValueError, match=rf"needs {', '.join(names)}, but a row .* has x"):
         finetune(original, Rows({"x": noise(1, 4, 4, 8, 8)}), "unused")
 

@@ -19,7 +19,7 @@ from twosides.storage.networks import MLP
 from twosides.storage.tensors import load_tensors
 from twosides.storage.trees import load_tree, save_tree
 from twosides.training import guard
-from twosides.training.finite import FirstStep, not_finite
+from twosides.training.finite import FirstStep, places_not_finite
 from twosides.training.fit import Monitor, fit
 from twosides.training.settings import Settings
 
@@ -84,7 +84,7 @@ def inject(seed, folder, monkeypatch):
             patch.setattr(guard.Guard, "on_train_start", later)
 
         def draw(denoiser):
-            drawn.append(not not_finite(denoiser.state_dict()))
+            drawn.append(not places_not_finite(denoiser.state_dict()))
             return b"picture"
 
         options = {
@@ -99,7 +99,7 @@ def inject(seed, folder, monkeypatch):
         step = int(named[2])
     assert (named[1], int(named[2])) == ("gradient" if kind == "gradient" else "loss", step)
     for name, tensors in files(folder).items():
-        assert not not_finite(tensors), (seed, name)
+        assert not places_not_finite(tensors), (seed, name)
     assert all(drawn)
     newest = Checkpoints(folder / "checkpoints").newest_folder()
     began = Began()
@@ -107,7 +107,7 @@ def inject(seed, folder, monkeypatch):
     result = fit(network(), Points(DATA), "flow-matching", folder, settings, **options)
     last = (step - 1) // settings.checkpoint_every * settings.checkpoint_every
     assert began.step == last == (int(newest.name[5:]) if newest else 0), seed
-    assert not not_finite(result.state_dict())
+    assert not places_not_finite(result.state_dict())
 
 
 @pytest.mark.parametrize("seed", range(INJECTIONS))

@@ -44,8 +44,8 @@ def test_names_of_optimizers():
     assert optimizer_named("adam") == "adam"
     found = optimizer_named("torch.optim:RAdam", trust_code=True)
     assert found is torch.optim.RAdam
-    assert Settings(optimizer=found).lasting()["optimizer"].endswith(":RAdam")
-    assert not {"optimizer", "decay"} & Settings().lasting().keys()  # as runs of before have it
+    assert Settings(optimizer=found).identity()["optimizer"].endswith(":RAdam")
+    assert not {"optimizer", "decay"} & Settings().identity().keys()  # as runs of before have it
     for name, message in (
         ("adan", "did you mean 'adam'"),
         ("torch.optim:RAdam", "trust_code"),
@@ -53,7 +53,7 @@ def test_names_of_optimizers():
     ):
         with pytest.raises(ValueError, match=message):
             optimizer_named(name)
-    with pytest.raises(ValueError, match="no class of torch.optim.Optimizer"):
+    with pytest.raises(ValueError, match="no subclass of torch.optim.Optimizer"):
         optimizer_named("math:pi", trust_code=True)
     with pytest.raises(ValueError, match="for any other pass its class"):
         Settings(optimizer="torch.optim:RAdam")

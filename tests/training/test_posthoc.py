@@ -384,11 +384,11 @@ def test_the_command_makes_what_tracking_makes(tmp_path, monkeypatch, capsys):
 
 def test_errors(tmp_path):
     train(tmp_path, 10)
-    with pytest.raises(ValueError, match="holds no snapshots.*--snapshot-every"):
+    with pytest.raises(ValueError, match="has no snapshots.*--snapshot-every"):
         reconstruct(tmp_path / "model", 0.15)
     with pytest.raises(ValueError, match=r"sigma_rel is in \(0, 0.288\)"):
         reconstruct(tmp_path, 0.3)
-    with pytest.raises(ValueError, match="step 11 was asked, but the snapshots end at step 10"):
+    with pytest.raises(ValueError, match="step is in 1 ... 10, where the snapshots end, got 11"):
         reconstruct(tmp_path, 0.1, step=11)
     _, notes = reconstruct(tmp_path, 0.1, step=5)
     assert notes["step"] == 5 and notes["residual"] < 1e-7

@@ -117,7 +117,7 @@ def test_a_shared_parameter_is_put_in_place_and_taken_back():
     with torch.no_grad():
         for value in net.parameters():
             value.add_(1)
-    with average.applied(net):
+    with average.substitute(net):
         assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     assert all(torch.allclose(v, before[k] + 1) for k, v in net.state_dict().items())
 

@@ -1,6 +1,7 @@
-"""Data to train on in minutes: letters drawn from fonts, and a classifier that reads them.
+"""Data to train on: images of folders, tars and Hugging Face, latents, and letters of fonts.
 
-Nothing here is imported by the rest of the library, and importing it draws nothing.
+The names here are the letters, which take minutes to learn, and a classifier that reads them.
+Importing this draws nothing.
 """
 
 from twosides.data.glyphs import Glyphs, fonts

@@ -1,13 +1,13 @@
-"""Bytes of an image as a tensor, with limits that are checked before anything is decoded.
+"""The bytes of an image as a tensor, with limits that are checked before anything is decoded.
 
     x = Frame(size=64).read(data)                       # (3, 64, 64) float32 in [-1, 1]
 
 The largest centred square is resized to `size` with Pillow's Lanczos filter, after whole-number
-averaging where it is more than three times too large. What the camera says about the orientation
+averaging where it is more than three times too large. The orientation that the camera has recorded
 is applied, 16-bit grey keeps its 16 bits, palettes are looked up, and transparent images are laid
 on white.
 
-Whoever wrote the bytes is not trusted: everything wrong with them is a `BadImage`.
+The bytes are not trusted: everything wrong with them is a `BadImage`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from torch import Tensor
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-MAX_BYTES = 64 << 20  # of a file
-MAX_PIXELS = 1 << 26  # of an image: 8192 x 8192, at most 256 MiB as RGBA
-MAX_SIDE = 1 << 16
+MAX_BYTES = 64 << 20  # the largest file
+MAX_PIXELS = 1 << 26  # the largest image: 8192 x 8192, at most 256 MiB as RGBA
+MAX_SIDE = 1 << 16  # pixels
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "GIF", "TIFF")
 SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".npy",
@@ -36,12 +36,18 @@ NUMPY = b"\x93NUMPY"
 
 
 class BadImage(ValueError):
-    """An image that cannot or must not be decoded; the message is the reason alone."""
+    """An image that cannot or must not be decoded.
+
+    The message is the reason alone, to which the caller adds the name: "is damaged: ...".
+    """
 
 
 @dataclass(frozen=True)
 class Frame:
-    """The images wanted: `size` pixels a side, grey (1 channel) or RGB (3).
+    """The form in which images are read: squares of `size` pixels a side.
+
+    size: the side in pixels, 1 to 65536.
+    grey: whether images have one channel, grey, in place of three, RGB.
 
     >>> Frame(size=8).read(b"not an image")
     Traceback (most recent call last):
@@ -52,33 +58,34 @@ class Frame:
     grey: bool = False
 
     def __post_init__(self) -> None:
-        """ValueError for a size that is not positive."""
+        """ValueError for a size out of range."""
         if not 1 <= self.size <= MAX_SIDE:
-            raise ValueError(f"images of size {self.size} were asked for; pass 1 to {MAX_SIDE}")
+            raise ValueError(f"the size of images is 1 to {MAX_SIDE} pixels, got {self.size}")
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
+        """The shape (C, H, W) of an image."""
         return (1 if self.grey else 3, self.size, self.size)
 
     def read(self, data: bytes) -> Tensor:
-        """The image in `data`, (C, size, size) float32 in [-1, 1]; `BadImage` with the reason.
+        """The image as a tensor (C, size, size), float32 in [-1, 1]; `BadImage` with the reason.
 
-        `data` is a file of one of FORMATS, or of NumPy with uint8 (H, W), (H, W, 1) or (H, W, 3).
+        data: the bytes of a file of one of FORMATS, or of NumPy with uint8 (H, W), (H, W, 1) or (H,
+            W, 3).
         """
         if len(data) > MAX_BYTES:
             raise BadImage(f"has {len(data)} bytes; at most {MAX_BYTES} are accepted")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Pillow's limits are above these
-                image = _array(data) if data.startswith(NUMPY) else _opened(data)
-                return self._resized(_plain(image))
+                image = _open_array(data) if data.startswith(NUMPY) else _open_image(data)
+                return self._resize(_to_plain(image))
         except BadImage:
             raise
         except Exception as error:  # damaged files make parsers raise nearly anything
             raise BadImage(f"is damaged: {error or type(error).__name__}") from error
 
-    def _resized(self, image: Image) -> Tensor:
+    def _resize(self, image: Image) -> Tensor:
         from PIL.Image import Resampling
 
         if image.mode != "F":
@@ -89,13 +96,13 @@ class Frame:
         box = (left, top, left + side, top + side)
         small = image.resize((self.size, self.size), Resampling.LANCZOS, box, reducing_gap=3.0)
         values = np.asarray(small, np.float32).reshape(self.size, self.size, -1)
-        # Only numbers that are not bytes can be beyond the ends, where the filter overshoots.
+        # The filter overshoots, and images of real numbers are not cut off at the ends by Pillow.
         x = torch.from_numpy(values / 127.5 - 1).clamp(-1, 1).permute(2, 0, 1)
         return x.expand(self.shape).contiguous()
 
 
-def _opened(data: bytes) -> Image:
-    """The image with its header read and accepted, its orientation applied."""
+def _open_image(data: bytes) -> Image:
+    """The image with its header read and accepted, and its orientation applied."""
     try:
         from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError as error:
@@ -104,17 +111,18 @@ def _opened(data: bytes) -> Image:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
         raise BadImage(f"is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image") from None
-    except Image.DecompressionBombError:  # Pillow's own limit, above this one
+    except Image.DecompressionBombError:  # Pillow's own limit, which is higher than this one
         raise BadImage(f"claims too many pixels; at most {MAX_PIXELS} are accepted") from None
-    _accept(*image.size)
-    # Of the pictures in a photograph (MPO), the first is the photograph.
+    _require_size(*image.size)
+    # A photograph in the format MPO has several pictures, of which the first is the photograph.
     if getattr(image, "is_animated", False) and image.format != "MPO":
-        raise BadImage("has several frames; take out the one that is meant")
+        raise BadImage("has several frames; store the one that is meant as a file of its own")
     ImageOps.exif_transpose(image, in_place=True)
     return image
 
 
-def _accept(width: int, height: int) -> None:
+def _require_size(width: int, height: int) -> None:
+    """BadImage for a width and height beyond the limits."""
     if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE and width * height <= MAX_PIXELS):
         raise BadImage(
             f"claims {width} x {height} pixels; at most {MAX_PIXELS} in all and "
@@ -122,8 +130,8 @@ def _accept(width: int, height: int) -> None:
         )
 
 
-def _plain(image: Image) -> Image:
-    """Grey, RGB, or 16-bit grey as real numbers in [0, 255]."""
+def _to_plain(image: Image) -> Image:
+    """The image as grey, RGB, or 16-bit grey as real numbers in [0, 255]."""
     from PIL import Image
 
     if image.mode.startswith("I;16"):
@@ -137,8 +145,8 @@ def _plain(image: Image) -> Image:
     return image
 
 
-def _array(data: bytes) -> Image:
-    """NumPy's format, its header read here: shape and size are checked before any allocation."""
+def _open_array(data: bytes) -> Image:
+    """The image of a file of NumPy, whose shape and size are checked before any allocation."""
     from PIL import Image
 
     start = 10 if data[6:7] == b"\x01" else 12
@@ -148,8 +156,10 @@ def _array(data: bytes) -> Image:
     header: Any = ast.literal_eval(data[start:end].decode("latin1").strip())
     shape = header["shape"]
     if header["descr"] != "|u1" or header["fortran_order"] or len(shape) not in (2, 3):
-        raise BadImage(f"holds {header['descr']} {shape}, not rows of uint8 (H, W), (H, W, 1 or 3)")
-    _accept(shape[1], shape[0])
+        raise BadImage(
+            f"has {header['descr']} {shape}, not uint8 of shape (H, W) or (H, W, 1 or 3)"
+        )
+    _require_size(shape[1], shape[0])
     values = np.frombuffer(data, np.uint8, offset=end).reshape(shape)
     if values.ndim == 3 and values.shape[2] not in (1, 3):
         raise BadImage(f"has {values.shape[2]} channels; 1 or 3 are accepted")

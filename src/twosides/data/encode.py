@@ -1,7 +1,8 @@
-"""Images through a pipeline's VAE, once before training: what `twosides encode-latents` runs.
+"""Encode images by a pipeline's VAE once, before training: `twosides encode-latents` runs this.
 
-Shards of ROWS images appear complete or not at all, so that the same command goes on after a kill,
-and gives what an uninterrupted one gives. Captions become what the pipeline tells its network.
+Shards of ROWS images appear complete or not at all, so that the same command continues after a
+kill, and gives what an uninterrupted one gives. Captions are stored as the tensors that the
+pipeline gives to its network.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 from twosides.data.images import File, Images
 from twosides.data.latents import BAD, ENCODING, SHARD, SUMMARY, Latents, shard_folder
 from twosides.display.progress import bar
-from twosides.integrations.diffusers.encoders import described
+from twosides.integrations.diffusers.encoders import pipeline_notes
 from twosides.integrations.diffusers.latents import posterior
 from twosides.integrations.diffusers.networks import parts_of, read_index
 from twosides.integrations.diffusers.pipelines import load_pipeline
@@ -28,7 +29,7 @@ from twosides.storage.reading import MAX_JSON, read_file
 from twosides.storage.tensors import load_tensors, save_tensors
 from twosides.storage.trees import save_tree
 
-ROWS = 256  # a shard's: what a kill costs at most
+ROWS = 256  # the images of a shard, which is what a kill costs at most
 
 
 def encode_latents(
@@ -36,14 +37,19 @@ def encode_latents(
 ) -> Latents:
     """Write the latents of all good images, mirror images included, and return them.
 
-    source: what `data` is called; the folder belongs to it, to the pipeline and to the options.
-    captions: encode the texts beside the images, which then replace the classes.
+    data: the images.
+    source: the name of the data, which is recorded with the pipeline and the options; another
+        command with the same folder is refused.
+    pipeline: the folder of a diffusers pipeline with a VAE.
+    out: the folder to write.
+    batch: the number of images that are encoded at a time.
+    captions: whether to encode the texts beside the images, which then replace the classes.
     """
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
-    vae, texts = _loaded(pipeline, data.frame.size, captions)
+    vae, texts = _load_encoders(pipeline, data.frame.size, captions)
     identity = {"data": source, "images": len(data), "captions": captions, "batch": batch}
-    origin = described(pipeline, data.frame.size, captions)
+    origin = pipeline_notes(pipeline, data.frame.size, captions)
     identity |= {name: value for name, value in origin.items() if name != "folder"}
     claim(out / ENCODING, identity | {"flip": data.flip}, "latents")
     shards = range(-(-len(data) // ROWS))
@@ -61,8 +67,8 @@ def encode_latents(
     return Latents(out)
 
 
-def _loaded(folder: Path, size: int, captions: bool) -> tuple[Any, Texts | None]:
-    """The VAE and, for captions, what encodes them."""
+def _load_encoders(folder: Path, size: int, captions: bool) -> tuple[Any, Texts | None]:
+    """The VAE and, for captions, the encoder of texts."""
     if "vae" not in parts_of(folder):
         kind = read_index(folder).get("_class_name")
         raise ValueError(f"{folder} is a {kind} without a VAE: its data are images themselves")
@@ -71,8 +77,8 @@ def _loaded(folder: Path, size: int, captions: bool) -> tuple[Any, Texts | None]
     factor = getattr(pipe, "vae_scale_factor", 1)
     if size % factor:
         raise ValueError(
-            f"images of {size} pixels do not fit the VAE, which makes one latent of {factor} by "
-            f"{factor}: take size={size - size % factor or factor}"
+            f"images of {size} pixels do not fit the VAE, which makes one latent pixel of {factor} "
+            f"by {factor}: take size={size - size % factor or factor}"
         )
     return pipe.vae.float().eval(), texts
 
@@ -85,27 +91,29 @@ def _shard(
     texts: Texts | None,
     tell: Callable[[int, int], None],
 ) -> dict[str, Tensor]:
-    """The tensors of the good images among these."""
+    """The tensors of the good images among these rows."""
     parts: list[dict[str, Tensor]] = []
     for start in range(rows.start, rows.stop, batch):
         several = [_read(data, row) for row in range(start, min(start + batch, rows.stop))]
         good = [(row, *read) for row, read in several if read is not None]
         if good:
-            parts.append(_encoded(good, vae, texts))
+            parts.append(_encode(good, vae, texts))
         tell(min(start + batch, rows.stop), len(data))
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
 
 
 def _read(data: Images, row: int) -> tuple[int, tuple[Tensor, File] | None]:
+    """The image of a row, mirrored in the second half of the rows; None for a bad one."""
     read = data.read(row % len(data.files))
     if read is not None and row >= len(data.files):
         read = (read[0].flip(-1), read[1])
     return row, read
 
 
-def _encoded(
+def _encode(
     good: list[tuple[int, Tensor, File]], vae: Any, texts: Texts | None
 ) -> dict[str, Tensor]:
+    """The latents of some images, with their classes or encoded captions."""
     images = torch.stack([x.expand(3, *x.shape[1:]) for _, x, _ in good])
     mean, std = (part.cpu() for part in posterior(vae, images))
     found = {"mean": mean, "std": std, "index": torch.tensor([row for row, _, _ in good])}
@@ -116,12 +124,14 @@ def _encoded(
         missing = [file.name for _, _, file in good if file.caption is None]
         if missing:
             raise ValueError(f"{missing[0]} has no caption; write one, or leave out --captions")
-        told = [texts(str(file.caption)) for _, _, file in good]
-        found |= {name: torch.cat([row[name] for row in told]) for name in texts.null}
+        encoded = [texts(str(file.caption)) for _, _, file in good]
+        found |= {name: torch.cat([row[name] for row in encoded]) for name in texts.null}
     return found
 
 
 def _writer(tensors: dict[str, Tensor], bad: list[str]) -> Callable[[Path], None]:
+    """A function that writes a shard into a folder."""
+
     def write(folder: Path) -> None:
         save_tensors(folder / SHARD, tensors)
         (folder / BAD).write_text(json.dumps(bad), encoding="utf-8")
@@ -130,7 +140,7 @@ def _writer(tensors: dict[str, Tensor], bad: list[str]) -> Callable[[Path], None
 
 
 def _summary(out: Path, data: Images, null: dict[str, Tensor]) -> dict[str, Any]:
-    """Counts, classes and the moments of x = mean + std n, over all shards and places."""
+    """The counts, the classes and the moments of x = mean + std n, over all shards and places."""
     counts, bad, shape = list[int](), list[str](), ()
     totals = torch.zeros(3, 1, dtype=torch.float64)
     for number in range(-(-len(data) // ROWS)):

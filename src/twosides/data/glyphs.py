@@ -1,13 +1,14 @@
 """The letters A-Z in the text fonts that come with matplotlib, as small grey images.
 
 Image i of a split is a function of `(size, seed, split, i)` alone. Six uniform numbers choose its
-font, weight, cap height, angle and place; its letter is `i % 26`, so any prefix is balanced:
+font, weight, cap height, angle and place; its letter is `i % 26`, so that any first part is
+balanced:
 
     stamp    the letter, large, in one of 22 faces, its ink widened by 1 to 3 % of an em per side
     image    p = centre + shift + scale R(angle) q        q in the stamp, p in the frame
 
-The scale gives the letter the cap height that was drawn, or less where its rotated ink (the W of
-a wide face, the tail of a Q) would otherwise leave the frame. A band of size/16 along the border
+The scale gives the letter the cap height that was drawn, or less where its rotated ink (the W of a
+wide face, the tail of a Q) would otherwise leave the frame. A band of size/16 along the border
 stays black, to within 3 % of white.
 
 Fonts are split, not images: no face of the training split occurs in the validation split.
@@ -65,39 +66,46 @@ FONTS = {
     "validation": ("DejaVuSansMono-Oblique", "DejaVuSerif", "STIXGeneralBol", "cmss10"),
 }
 
-EM = 128  # pixels per em of a stamp: a frame of 32 shows it reduced about four times
-WEIGHTS = (1, 2, 3, 4)  # pixels of a stamp added around the ink: none leaves hairlines grey
-CAP = (0.62, 0.85)  # cap height as a part of the frame
-ANGLE = math.radians(10)
-SHIFT = 1 / 16  # of the frame, each way
-BORDER = 1 / 16  # of the frame, kept black
+EM = 128  # the pixels per em of a stamp, which an image of 32 pixels reduces about four times
+WEIGHTS = (1, 2, 3, 4)  # the pixels added around the ink; with 0, thin lines would become grey
+CAP = (0.62, 0.85)  # the range of cap heights, as a part of the frame
+ANGLE = math.radians(10)  # the largest angle
+SHIFT = 1 / 16  # the largest shift in each direction, as a part of the frame
+BORDER = 1 / 16  # the width of the black band, as a part of the frame
 FINE = 4  # the letter is placed on a grid this much finer than the image, then averaged
-VERSION = 1  # of what is drawn and of how it is stored; part of the file name
+VERSION = 1  # the version of the images and of their file, which is part of the file's name
 
 
 def fonts(split: str) -> tuple[str, ...]:
-    """Names of the font files that `split`, "train" or "validation", draws its letters from.
+    """The names of the font files from which the letters of a split are drawn.
+
+    split: "train" or "validation".
 
     >>> fonts("validation")
     ('DejaVuSansMono-Oblique', 'DejaVuSerif', 'STIXGeneralBol', 'cmss10')
     """
     if split not in FONTS:
         raise ValueError(
-            f"letters of the split {split!r} were asked for, but the splits are "
-            f"{', '.join(map(repr, FONTS))}; pass one of these."
+            f"letters have no split {split!r}; the splits are {', '.join(map(repr, FONTS))}."
         )
     return FONTS[split]
 
 
 @dataclass(frozen=True, eq=False)
 class Glyphs(Dataset[dict[str, Tensor]]):
-    """Letters A-Z, white on black, as a data set of `count` images and their classes.
+    """The letters A-Z, white on black, as a data set of images and their classes.
 
         x (count, 1, size, size) float32 in [-1, 1],    labels (count,) int64,  labels[i] = i % 26
 
-    Drawing takes about a third of a millisecond per image; the images are then kept in the
-    folder `cache` (default: $TWOSIDES_CACHE, or ~/.cache/twosides) and read from there next time.
-    Drawing needs matplotlib, for its fonts, and Pillow: `pip install 'twosides[train]'`.
+    Drawing takes about a third of a millisecond per image and needs matplotlib, for its fonts, and
+    Pillow: `pip install 'twosides[train]'`.
+
+    size: the pixels a side, >= 8.
+    count: the number of images.
+    split: "train" or "validation", which have different fonts.
+    seed: the seed of the drawing.
+    cache: the folder that keeps the images for the next time; by default $TWOSIDES_CACHE, or
+        ~/.cache/twosides.
 
     >>> letters = Glyphs(count=52)
     >>> letters.x.shape, letters.classes[letters[27]["class_labels"]]
@@ -119,15 +127,15 @@ class Glyphs(Dataset[dict[str, Tensor]]):
     def __post_init__(self) -> None:
         """Draw the images, or read them from the cache."""
         fonts(self.split)
-        at_least("Glyphs", size=(self.size, 8), count=(self.count, 1), seed=(self.seed, 0))
+        require_at_least("Glyphs", size=(self.size, 8), count=(self.count, 1), seed=(self.seed, 0))
         name = f"glyphs-v{VERSION}-{self.split}-{self.size}px-{self.count}-seed{self.seed}.npz"
-        images = cached(cache_folder(self.cache) / name, self._read, _packed, self._draw)
-        # Frozen: the pixels belong to the arguments.
+        images = read_or_make(cache_folder(self.cache) / name, self._read, _pack, self._draw)
+        # The dataclass is frozen, because the pixels follow from the arguments.
         object.__setattr__(self, "x", torch.from_numpy(images)[:, None].float() / 127.5 - 1)
         object.__setattr__(self, "labels", torch.arange(self.count) % self.num_classes)
 
     def __len__(self) -> int:
-        """Number of images."""
+        """The number of images."""
         return self.count
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
@@ -159,7 +167,12 @@ class Glyphs(Dataset[dict[str, Tensor]]):
 
 
 class _Stamp(NamedTuple):
-    """A letter drawn large, the edge of its ink (n, 2) seen from its centre, and the cap height."""
+    """A letter drawn large.
+
+    image: the letter.
+    ink: the edge of its ink (n, 2), relative to its centre.
+    cap: the cap height.
+    """
 
     image: "Image"
     ink: Floats
@@ -167,20 +180,20 @@ class _Stamp(NamedTuple):
 
 
 def _font(name: str) -> "FreeTypeFont":
-    """One of matplotlib's fonts, opened at EM pixels per em."""
+    """A font of matplotlib, opened at EM pixels per em."""
     try:
         import matplotlib
         from PIL import ImageFont
     except ImportError as error:
         raise ImportError(
-            f"Glyphs was asked to draw letters, which needs Pillow and the fonts of matplotlib, "
-            f"but: {error}; pip install 'twosides[train]'."
+            f"Glyphs draws letters, which needs Pillow and the fonts of matplotlib, but: {error}; "
+            "pip install 'twosides[train]'."
         ) from error
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"
     if not path.is_file():
         raise FileNotFoundError(
-            f"Glyphs was asked to draw letters, but this matplotlib has no {path}; "
-            "install one that brings its fonts: pip install --force-reinstall matplotlib."
+            f"Glyphs draws letters with the fonts of matplotlib, but this one has no {path}; "
+            "install one that has its fonts: pip install --force-reinstall matplotlib."
         )
     return ImageFont.truetype(str(path), EM, layout_engine=ImageFont.Layout.BASIC)
 
@@ -196,7 +209,7 @@ def _stamp(name: str, letter: str, weight: int) -> _Stamp:
 
 
 def _edge(image: Bytes) -> Floats:
-    """Corners (n, 2), as x and y, of the first and the last inked pixel of every row."""
+    """The corners (n, 2), as x and y, of the first and the last inked pixel of every row."""
     ink = image > 0
     rows = np.flatnonzero(ink.any(1))
     first, last = ink[rows].argmax(1), ink.shape[1] - ink[rows, ::-1].argmax(1)
@@ -205,7 +218,7 @@ def _edge(image: Bytes) -> Floats:
 
 
 def _place(stamp: _Stamp, u: Floats, size: int) -> Bytes:
-    """The image (size, size) of a stamp whose height, angle and place are `u` (4,) in [0, 1)."""
+    """The image (size, size) of a stamp, with height, angle and place by `u` (4,) in [0, 1)."""
     from PIL.Image import Resampling, Transform
 
     frame = FINE * size
@@ -218,38 +231,44 @@ def _place(stamp: _Stamp, u: Floats, size: int) -> Bytes:
     scale = min(height / stamp.cap, room / (high - low).max())
     shift = np.minimum((room - scale * (high - low)) / 2, SHIFT * frame) * (2 * u[2:] - 1)
     centre = frame / 2 + shift - scale * (low + high) / 2
-    # Pillow asks where each pixel of the frame comes from: q = R^T (p - centre) / scale + middle.
+    # Pillow takes the map from the frame to the stamp: q = R^T (p - centre) / scale + middle.
     back = turn.T / scale
     matrix = np.column_stack([back, EM - back @ centre]).ravel().tolist()
     fine = stamp.image.transform((frame, frame), Transform.AFFINE, matrix, Resampling.BILINEAR)
     return np.asarray(fine.reduce(FINE))
 
 
-def _packed(images: Bytes) -> bytes:
+def _pack(images: Bytes) -> bytes:
     file = io.BytesIO()
     np.savez_compressed(file, images=images)
     return file.getvalue()
 
 
-def at_least(asker: str, **bounds: tuple[int, int]) -> None:
-    """Raise if one of the named `(value, bound)` is not an integer >= its bound."""
+def require_at_least(asker: str, **bounds: tuple[int, int]) -> None:
+    """ValueError if one of the named `(value, bound)` is not an integer >= its bound."""
     for name, (value, bound) in bounds.items():
         if not isinstance(value, int) or value < bound:  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ValueError(f"{asker} was asked for {name}={value!r}; pass an integer >= {bound}.")
+            raise ValueError(f"{name} of {asker} is an integer >= {bound}, got {value!r}.")
 
 
 def cache_folder(cache: str | os.PathLike[str] | None = None) -> Path:
-    """Where files that can be made again are kept: `cache`, $TWOSIDES_CACHE, ~/.cache/twosides."""
+    """The folder of files that can be made again: `cache`, $TWOSIDES_CACHE or ~/.cache/twosides."""
     return Path(cache or os.environ.get("TWOSIDES_CACHE") or "~/.cache/twosides").expanduser()
 
 
-def cached(
+def read_or_make(
     path: Path,
     read: Callable[[Path], T],
     pack: Callable[[T], bytes],
     make: Callable[[], T],
 ) -> T:
-    """What `path` holds; where it is missing or damaged, `make()`, which is then stored there."""
+    """The content of a file; if it is missing or damaged, it is made and stored.
+
+    path: the file.
+    read: reads the file, and raises an error if it is damaged.
+    pack: makes the bytes to store.
+    make: makes the content.
+    """
     try:
         return read(path)
     except (FileNotFoundError, NotADirectoryError):

@@ -1,12 +1,12 @@
-"""Images in Hugging Face datasets: tables on the disk by number, streams from a number on.
+"""Images in Hugging Face datasets: tables on disk by number, and streams.
 
     data = Images(Rows("path/to/saved", image="image", label="label"), Frame(size=64))
     stream = Stream("path/to/parquets", Frame(size=64), seed=0)
     next(stream.items(1000))                            # sample 1000 of an endless stream
 
-Read are what `save_to_disk` wrote, folders of .parquet or .arrow files, and names of the hub. Of a
-name, `datasets` (4 or newer) downloads tables and never runs code. Images are decoded here, with
-the limits of `decode`, not by `datasets`.
+A dataset is a folder that `save_to_disk` wrote, a folder of .parquet or .arrow files, or a name on
+the hub. For a name, `datasets` (4 or newer) downloads tables and never runs code. Images are
+decoded here, with the limits of `decode`, not by `datasets`.
 """
 
 from __future__ import annotations
@@ -27,12 +27,16 @@ from twosides.data.images import MAX_CAPTION, File, read_capped
 from twosides.naming import unknown
 from twosides.storage.reading import require_folder
 
-BUFFER = 1000  # samples among which a stream is shuffled
+BUFFER = 1000  # the number of samples among which a stream is shuffled
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """The rows of a table as files of images; see `Columns` for the columns."""
+    """The rows of a table as `Files`.
+
+    path: the folder or name of the dataset.
+    columns: the columns of image, class and caption.
+    """
 
     path: str
     columns: Columns
@@ -41,26 +45,30 @@ class Rows:
 
     def __post_init__(self) -> None:
         """Open the table."""
-        table = opened(self.path, self.columns.split, streaming=False)
+        table = open_table(self.path, self.columns.split, streaming=False)
         table, classes = self.columns.of(table)
         object.__setattr__(self, "table", table)
         object.__setattr__(self, "classes", classes)
 
     def __len__(self) -> int:
-        """Number of rows."""
+        """The number of rows."""
         return len(self.table)
 
     def __getitem__(self, index: int) -> File:
-        """One row."""
+        """The file of one row."""
         return self.columns.file(self.table[index], Path(self.path), f"row {index}")
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns hold image, class and caption.
+    """The columns that have image, class and caption, and the split to read.
 
-    `label` and `text` are left out where empty; a column that is asked for and missing is a
-    ValueError. "label" and "text" of columns with these names are asked for by "auto".
+    image: the column of the images.
+    label: the column of the classes, "" for none; by default "label" if there is one.
+    text: the column of the captions, "" for none.
+    split: the split of the dataset.
+
+    A column that is named here and missing in the table is a ValueError.
     """
 
     image: str = "image"
@@ -77,7 +85,7 @@ class Columns:
             raise unknown("column", self.image, known)
         if not isinstance(known[self.image], datasets.Image):
             raise ValueError(
-                f"the column {self.image!r} holds {type(known[self.image]).__name__}, not images"
+                f"the column {self.image!r} has {type(known[self.image]).__name__}, not images"
             )
         label = self.label if self.label != "auto" else "label" * ("label" in known)
         for name in (label, self.text):
@@ -94,7 +102,7 @@ class Columns:
         return table, tuple(names)
 
     def file(self, row: dict[str, Any], folder: Path, name: str) -> File:
-        """One row; `BadImage` where its image lies outside the folder, or nowhere."""
+        """The file of one row; `BadImage` where its image is outside of the folder, or missing."""
         image, label = row[self.image], row.get("label" if self.label == "auto" else self.label)
         caption = row.get(self.text) if self.text else None
         if image is None or (label is not None and label < 0):
@@ -105,15 +113,20 @@ class Columns:
 
 
 def _outside(name: str | None, folder: Path) -> bytes:
-    """The file that a table only names, if it lies beside the table."""
+    """The bytes of a file that a table only names, if the file is in the table's folder."""
     path, root = Path(name or ""), folder.resolve()
     if not name or "://" in name or not (root / path).resolve().is_relative_to(root):
-        raise BadImage(f"names {name!r}, which is not in {folder}; only files in there are read")
+        raise BadImage(f"names {name!r}, which is not in {folder}; only files in it are read")
     return read_capped(root / path, MAX_BYTES)
 
 
-def opened(path: str, split: str, *, streaming: bool) -> Any:
-    """A table on the disk, or one of the hub; nothing in it is run or unpickled."""
+def open_table(path: str, split: str, *, streaming: bool) -> Any:
+    """A table on disk, or one on the hub; nothing in it is run or unpickled.
+
+    path: a folder, a file, or a name "owner/name" on the hub.
+    split: the split to read.
+    streaming: whether to open it as a stream.
+    """
     try:
         import datasets
     except ImportError as error:
@@ -127,7 +140,7 @@ def opened(path: str, split: str, *, streaming: bool) -> Any:
         return datasets.load_dataset(path, split=split, streaming=streaming)
     require_folder(folder)
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        return _saved(datasets.load_from_disk(str(folder)), split, streaming)
+        return _choose_split(datasets.load_from_disk(str(folder)), split, streaming)
     for kind in ("parquet", "arrow"):
         files = sorted(map(str, [folder] if folder.is_file() else folder.rglob(f"*.{kind}")))
         if files and files[0].endswith(f".{kind}"):
@@ -136,12 +149,13 @@ def opened(path: str, split: str, *, streaming: bool) -> Any:
                 kind, data_files=files, split="train", streaming=streaming, cache_dir=cache
             )
     raise ValueError(
-        f"{folder} holds neither what save_to_disk writes nor .parquet or .arrow files; for images "
+        f"{folder} is no dataset of save_to_disk and has no .parquet or .arrow files; for images "
         "in a folder say folder:, for tar files tar:"
     )
 
 
-def _saved(table: Any, split: str, streaming: bool) -> Any:
+def _choose_split(table: Any, split: str, streaming: bool) -> Any:
+    """The split of a dataset that `save_to_disk` wrote."""
     if hasattr(table, "keys"):
         if split not in table:
             raise unknown("split", split, table)
@@ -154,8 +168,15 @@ class Stream:
     """An endless stream of samples, each epoch shuffled by (seed, epoch): `items(start)`.
 
     Sample n is row n of the shuffled epochs one after another, or the next good row where that one
-    is damaged. Rows are shuffled among BUFFER neighbours, and shards among themselves. `flip`
-    mirrors half of the samples, by a coin that belongs to (seed, n).
+    is damaged. Rows are shuffled among BUFFER neighbours, and the files of the table among
+    themselves.
+
+    path: the folder or name of the dataset.
+    frame: the form in which images are read.
+    columns: the columns of image and class.
+    seed: the seed of the order.
+    flip: whether to mirror half of the samples; which ones depends on (seed, n).
+    max_bad: the share of samples that may be damaged, in [0, 1).
     """
 
     path: str
@@ -170,15 +191,15 @@ class Stream:
     classes: tuple[str, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Open the stream; nothing is read but what its columns are."""
-        table, classes = self.columns.of(opened(self.path, self.columns.split, streaming=True))
+        """Open the stream; only its columns are read."""
+        table, classes = self.columns.of(open_table(self.path, self.columns.split, streaming=True))
         object.__setattr__(self, "table", table)
         object.__setattr__(self, "classes", classes)
 
     def items(self, start: int = 0) -> Iterator[dict[str, Any]]:
-        """Samples start, start + 1, ...: {"x": (C, H, W), "class_labels": ()}.
+        """The samples start, start + 1, ...: {"x": (C, H, W), "class_labels": ()}.
 
-        The first sample costs reading (not decoding) the rows of its epoch before it.
+        Before the first sample, the rows of its epoch that precede it are read, but not decoded.
         """
         first = number = start
         bad = 0
@@ -189,12 +210,12 @@ class Stream:
                 bad += 1
                 if first - start >= 100 and bad > self.max_bad * (first - start):
                     raise ValueError(
-                        f"{bad} of {first - start} samples are bad, max_bad={self.max_bad:g} of "
-                        f"them may be: {'; '.join(self.bad[:5])}"
+                        f"{bad} of {first - start} samples are bad, and a share of "
+                        f"max_bad={self.max_bad:g} may be: {'; '.join(self.bad[:5])}"
                     )
                 continue
             while number < first:  # damaged rows before this one are replaced by it
-                yield self._flipped(sample, number)
+                yield self._flip_half(sample, number)
                 number += 1
 
     def _rows(self, start: int) -> Iterator[dict[str, Any]]:
@@ -224,7 +245,7 @@ class Stream:
             return None
         return {"x": x} | ({} if file.label is None else {"class_labels": torch.tensor(file.label)})
 
-    def _flipped(self, sample: dict[str, Any], number: int) -> dict[str, Any]:
+    def _flip_half(self, sample: dict[str, Any], number: int) -> dict[str, Any]:
         if not self.flip or np.random.default_rng([self.seed, number]).random() < 0.5:
             return sample
         return {**sample, "x": sample["x"].flip(-1)}

@@ -1,12 +1,12 @@
-"""Images and what is said about them, as a data set that steps over damaged ones.
+"""Images with their classes and captions, as a data set that replaces damaged ones.
 
     data = Images(Folder("photos"), Frame(size=64), flip=True)
     data[0]                                             # {"x": (3, 64, 64), "class_labels": ()}
 
-Where the files are is a `Files`: `Folder` here, tar shards in `tars`, Arrow tables in
-`huggingface`. A damaged image is replaced by the next good one, whose label goes with it, so that
-sample i remains a function of i; one warning says so, and `bad` has the reasons. With `flip` the
-mirror images follow: item n + i is item i mirrored [Karras+ 2022, "x-flips"].
+The images come from a `Files`: `Folder` here, tar shards in `tars`, Arrow tables in `huggingface`.
+A damaged image is replaced by the next good one, whose label goes with it, so that sample i remains
+a function of i; one warning says so, and `bad` has the reasons. With `flip` the mirror images
+follow: item n + i is item i mirrored [Karras+ 2022, "x-flips"].
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from twosides.storage.reading import CorruptFolder, read_file
 
 
 class File(NamedTuple):
-    """An image as it is stored, and what is said about it."""
+    """An image as it is stored, with its name, class and caption."""
 
     name: str
     data: bytes
@@ -37,18 +37,18 @@ class File(NamedTuple):
 
 @runtime_checkable
 class Files(Protocol):
-    """Where images come from: `files[i]` for i in 0 ... len(files) - 1.
+    """A source of images: `files[i]` for i in 0 ... len(files) - 1.
 
     `classes` names the labels 0, 1, ...; it is empty where there are none.
     """
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the labels."""
+        """The names of the labels."""
         ...
 
     def __len__(self) -> int:
-        """Number of images."""
+        """The number of images."""
         ...
 
     def __getitem__(self, index: int) -> File:
@@ -57,17 +57,23 @@ class Files(Protocol):
 
 
 class Images(Dataset[dict[str, Any]]):
-    """Images of `files` as tensors, and their classes: {"x": (C, H, W), "class_labels": ()}.
+    """The images of `files` as tensors, and their classes: {"x": (C, H, W), "class_labels": ()}.
 
-    ValueError once more than the part `max_bad` of all images have turned out damaged.
+    A ValueError ends reading once more than a share of `max_bad` of all images are damaged.
     """
 
     def __init__(
         self, files: Files, frame: Frame, *, flip: bool = False, max_bad: float = 0.1
     ) -> None:
-        """`frame` says how images are cut; `flip` adds their mirror images."""
+        """Prepare to read.
+
+        files: the source of the images.
+        frame: the form in which they are read.
+        flip: whether to add their mirror images.
+        max_bad: the share of images that may be damaged, in [0, 1).
+        """
         if not 0 <= max_bad < 1:
-            raise ValueError(f"max_bad is the part of images that may be bad, got {max_bad}")
+            raise ValueError(f"max_bad is the share of images that may be bad, got {max_bad}")
         if len(files) == 0:
             raise ValueError("no images were found")
         self.files, self.frame, self.flip, self.max_bad = files, frame, flip, max_bad
@@ -75,18 +81,18 @@ class Images(Dataset[dict[str, Any]]):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the labels."""
+        """The names of the labels."""
         return self.files.classes
 
     def __len__(self) -> int:
-        """Number of images, mirror images and damaged ones included."""
+        """The number of images, mirror images and damaged ones included."""
         return len(self.files) * (2 if self.flip else 1)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Image and class; those of the next good image if this one is damaged."""
+        """The image and its class; those of the next good image if this one is damaged."""
         count = len(self.files)
         if not 0 <= index < len(self):
-            raise IndexError(f"image {index} was asked for, there are {len(self)}")
+            raise IndexError(f"there is no image {index}, the data have {len(self)}")
         for place in range(index % count, index % count + count):
             read = self.read(place % count)
             if read is not None:
@@ -96,7 +102,10 @@ class Images(Dataset[dict[str, Any]]):
         raise ValueError(f"none of the {count} images is good{self._examples()}")
 
     def read(self, place: int) -> tuple[Tensor, File] | None:
-        """Image `place` of the files, not mirrored, with what is said about it; None if bad."""
+        """An image of the files, not mirrored, and its file; None if it is bad.
+
+        place: the number of the image.
+        """
         if place in self.bad:
             return None
         name = f"image {place}"
@@ -114,8 +123,8 @@ class Images(Dataset[dict[str, Any]]):
             raise ValueError(f"none of the {len(self.files)} images is good{self._examples()}")
         if len(self.bad) > self.max_bad * len(self.files):
             raise ValueError(
-                f"more than {len(self.bad) - 1} of {len(self.files)} images are bad, and "
-                f"max_bad={self.max_bad:g} of all may be{self._examples()}"
+                f"more than {len(self.bad) - 1} of {len(self.files)} images are bad, and a share "
+                f"of max_bad={self.max_bad:g} may be{self._examples()}"
             )
         if len(self.bad) == 1:
             warnings.warn(
@@ -130,11 +139,13 @@ class Images(Dataset[dict[str, Any]]):
 
 @dataclass(frozen=True, eq=False)
 class Folder:
-    """The images in a folder: those in its subfolders have the subfolder's name for their class.
+    """The images in a folder, in the order of their sorted paths; links are followed.
 
-    Order is that of the sorted paths; links are followed. With `labels=False` there are no classes.
-    The caption of a.png is the text in a.txt beside it, or what metadata.jsonl or metadata.csv say,
+    The caption of a.png is the text in a.txt beside it, or that of metadata.jsonl or metadata.csv,
     whose labels take the place of the subfolders (see `metadata`).
+
+    path: the folder.
+    labels: whether images have classes, the names of the subfolders.
     """
 
     path: Path
@@ -149,18 +160,18 @@ class Folder:
             raise FileNotFoundError(f"{self.path} is not a folder of images")
         found = listing(self.path)
         notes, columns = metadata.notes(self.path, found)
-        # Frozen: what is listed belongs to the path.
+        # The dataclass is frozen, because the list follows from the path.
         object.__setattr__(self, "names", tuple(found.images))
         object.__setattr__(self, "notes", notes)
         object.__setattr__(self, "classes", self._classes() if self.labels else ())
-        self._tell_left_out(found, columns)
+        self._warn_of_others(found, columns)
         if not found.images:
             raise ValueError(f"no images were found in {self.path}")
 
     def _classes(self) -> tuple[str, ...]:
-        said = [self.notes.get(name, Note()).label for name in self.names]
+        labels = [self.notes.get(name, Note()).label for name in self.names]
         try:
-            named = metadata.classes(said)
+            named = metadata.classes(labels)
         except ValueError as error:
             raise ValueError(f"the tables in {self.path} do not fit: {error}") from None
         folders = {name.parts[0] if len(name.parts) > 1 else "" for name in self.names}
@@ -171,8 +182,8 @@ class Folder:
             )
         return named or tuple(sorted(folders - {""}))
 
-    def _tell_left_out(self, found: Listing, columns: list[str]) -> None:
-        """One sentence for all that is neither read nor refused."""
+    def _warn_of_others(self, found: Listing, columns: list[str]) -> None:
+        """Warn, in one sentence, of all files and columns that are neither read nor refused."""
         parts = [f"{count} files {kind}" for kind, count in found.others.most_common(10)]
         parts += [f"the columns {', '.join(columns)} of its tables"] if columns else []
         if parts:
@@ -182,11 +193,11 @@ class Folder:
             )
 
     def __len__(self) -> int:
-        """Number of images."""
+        """The number of images."""
         return len(self.names)
 
     def __getitem__(self, index: int) -> File:
-        """One file."""
+        """The file of one image; `BadImage` where it must not be read."""
         name = self.names[index]
         note = self.notes.get(name, Note())
         data = read_capped(self.path / name, MAX_BYTES)
@@ -194,7 +205,7 @@ class Folder:
         if beside.exists():
             if caption is not None:
                 raise BadImage(f"has two captions, in {beside.name} and in a table; remove one")
-            caption = decoded(read_capped(beside, MAX_CAPTION), beside.name)
+            caption = decode_caption(read_capped(beside, MAX_CAPTION), beside.name)
         return File(str(name), data, self._label(name, note), caption)
 
     def _label(self, name: Path, note: Note) -> int | None:
@@ -205,7 +216,7 @@ class Folder:
 
 
 def read_capped(path: Path, most: int) -> bytes:
-    """A regular file of at most so many bytes; `BadImage` if it is another."""
+    """The bytes of a regular file of at most so many bytes; `BadImage` if it is another."""
     try:
         return read_file(path, most)
     except FileNotFoundError as error:
@@ -214,7 +225,7 @@ def read_capped(path: Path, most: int) -> bytes:
         raise BadImage(f"comes with a file that is refused: {path.name} {error.reason}") from error
 
 
-def decoded(caption: bytes, name: str) -> str:
+def decode_caption(caption: bytes, name: str) -> str:
     """The text of a caption from the file `name`; `BadImage` if it is not UTF-8."""
     try:
         return caption.decode("utf-8").strip()

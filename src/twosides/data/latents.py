@@ -1,16 +1,16 @@
-"""Latents that were encoded before training: what `encode` writes, as a data set.
+"""Latents that were encoded before training by `encode`, as a data set.
 
-    folder/encoding.json                what is encoded: data, pipeline, size
+    folder/encoding.json                the data, pipeline and size that were encoded
     folder/shard-00000/                 latents.safetensors, bad.json, and their checksums
     folder/summary/                     written last: counts, classes, statistics, the null prompt,
                                         and where the pipeline was
 
-A latent is kept as the posterior's mean and standard deviation, in the units that the pipeline's
+A latent is stored as the posterior's mean and standard deviation, in the units that the pipeline's
 network is trained in: (raw - shift) scale, with the VAE's own numbers. A sample is a draw
 
     x_i = mean_i + std_i n_i            n_i a function of (seed, i)
 
-A caption is kept as what the pipeline tells its network, in the dtype in which it does.
+A caption is stored as the tensors that the pipeline gives to its network, in their own dtype.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ SUMMARY, ENCODING = "summary", "encoding.json"
 
 
 def shard_folder(folder: Path, number: int) -> Path:
-    """Where shard `number` is."""
+    """The folder of shard `number`."""
     return folder / f"shard-{number:05d}"
 
 
-_FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names of dtypes
-_OWN = {"x", "mean", "std", "index", "class_labels"}  # names that no caption's tensors have
+_FLOATS = ("F64", "F32", "F16", "BF16")  # the names of dtypes in safetensors
+_OWN = {"x", "mean", "std", "index", "class_labels"}  # names that tensors of captions must not have
 
 
 def _float(value: Tensor) -> Tensor:
@@ -50,19 +50,24 @@ def _float(value: Tensor) -> Tensor:
 class Latents(Dataset[dict[str, Any]]):
     """Encoded images: {"x": (C, h, w)} and the class or the encoded caption, floats as float32.
 
-    `data_mean` and `data_std` (C, 1, 1) are those of the draws. `null` is what stands for no
-    caption, tensors (1, ...) by `trees.flat` names, empty without captions. `pipeline`
-    is what `encoders.described` says of that which encoded. Checksums are verified when a shard is
-    first read.
+    `data_mean` and `data_std` (C, 1, 1) are the moments of the draws. `null` has the tensors (1,
+    ...) that stand for no caption, by their flat names (`conditioning.flat`); it is empty without
+    captions. `pipeline` has the notes of `encoders.pipeline_notes` on the pipeline that encoded.
+    Checksums are verified when a shard is first read.
     """
 
     def __init__(self, folder: str | Path, *, mean: bool = False, seed: int = 0) -> None:
-        """`mean` leaves the posterior's noise out; `CorruptFolder` says what is damaged."""
+        """Open the latents; `CorruptFolder` says what is damaged.
+
+        folder: the folder that `twosides encode-latents` wrote.
+        mean: whether to leave out the posterior's noise.
+        seed: the seed of that noise.
+        """
         self.folder, self.mean, self.seed = Path(folder), mean, seed
         if not (self.folder / SUMMARY).is_dir():
             raise FileNotFoundError(
-                f"{folder} holds no finished latents; `twosides encode-latents` writes them, and "
-                "goes on where it was interrupted"
+                f"{folder} has no finished latents; `twosides encode-latents` writes them, and "
+                "continues where it was interrupted"
             )
         verify_folder(self.folder / SUMMARY)
         summary = load_tree(self.folder / SUMMARY)
@@ -82,9 +87,9 @@ class Latents(Dataset[dict[str, Any]]):
         self._open: dict[int, Any] = {}
 
     def _check(self, counts: list[Any]) -> None:
-        """TypeError, AttributeError or ValueError for what cannot have been written here."""
+        """TypeError, AttributeError or ValueError for values that `encode` cannot have written."""
         if not all(type(count) is int and count >= 0 for count in counts):
-            raise TypeError("counts that are none")
+            raise TypeError("counts that are no whole numbers >= 0")
         if any(each.shape != (self.shape[0], 1, 1) for each in (self.data_mean, self.data_std)):
             raise TypeError("moments of another shape")
         if not all(bool(each.float().isfinite().all()) for each in (self.data_mean, self.data_std)):
@@ -92,22 +97,22 @@ class Latents(Dataset[dict[str, Any]]):
         if not bool((self.data_std > 0).all()):
             raise ValueError("a standard deviation that is not positive")
         if any(len(value) != 1 for value in self.null.values()):
-            raise TypeError("a null prompt that is not one")
+            raise TypeError("a null prompt that is not a single row")
         if nested(self.null).keys() & _OWN:
             raise TypeError(f"a null prompt called {', '.join(_OWN)}")
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the open files, which another process opens itself."""
+        """The state without the open files, which another process opens itself."""
         return {**self.__dict__, "_open": {}}
 
     def __len__(self) -> int:
-        """Number of latents."""
+        """The number of latents."""
         return self.ends[-1]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One sample."""
         if not 0 <= index < len(self):
-            raise IndexError(f"latent {index} was asked for, there are {len(self)}")
+            raise IndexError(f"there is no latent {index}, the data have {len(self)}")
         number = bisect.bisect_right(self.ends, index)
         row = index - (self.ends[number] - self._count(number))
         stored = {name: self._row(number, name, row) for name in self._names()}
@@ -117,21 +122,22 @@ class Latents(Dataset[dict[str, Any]]):
         return {"x": x, **nested({name: _float(value) for name, value in stored.items()})}
 
     def _names(self) -> list[str]:
-        said = self.null or ["class_labels"] * bool(self.classes)
-        return ["mean", *([] if self.mean else ["std"]), *said]
+        """The names of the tensors that make a sample."""
+        conditioning = self.null or ["class_labels"] * bool(self.classes)
+        return ["mean", *([] if self.mean else ["std"]), *conditioning]
 
     def _row(self, number: int, name: str, row: int) -> Tensor:
         if number not in self._open:
             folder = shard_folder(self.folder, number)
             verify_folder(folder)
-            self._open[number] = self._checked(folder, self._count(number))
+            self._open[number] = self._open_checked(folder, self._count(number))
         return self._open[number].get_slice(name)[row].clone()
 
     def _count(self, number: int) -> int:
         return self.ends[number] - (self.ends[number - 1] if number else 0)
 
-    def _checked(self, folder: Path, count: int) -> Any:
-        """An open shard whose tensors have the shapes that the summary says."""
+    def _open_checked(self, folder: Path, count: int) -> Any:
+        """An open shard, whose tensors have the shapes that follow from the summary."""
         file = open_tensors(folder / SHARD)
         shapes = {name: tuple(value.shape[1:]) for name, value in self.null.items()}
         shapes["class_labels"] = ()

@@ -1,10 +1,10 @@
-"""What lies in a folder of images, and what a table beside them says.
+"""The images in a folder, and the tables of their labels and captions.
 
     photos/metadata.jsonl       {"file_name": "a.png", "text": "a red fox", "label": "fox"}
     photos/metadata.csv         file_name,text,label
 
-is the layout of Hugging Face's imagefolder: names are relative to the table's own folder. "text" or
-"caption" is an image's caption, "label" its class, a name or a number.
+This is the layout of Hugging Face's imagefolder: names are relative to the table's own folder.
+"text" or "caption" is an image's caption, "label" its class, a name or a number.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from twosides.data.decode import SUFFIXES
 from twosides.storage.reading import blame, read_file, unique
 
 TABLES = ("metadata.jsonl", "metadata.csv")
-MAX_TABLE = 1 << 28  # bytes: a million captions
-MAX_CAPTION = 1 << 16
+MAX_TABLE = 1 << 28  # bytes, enough for a million captions
+MAX_CAPTION = 1 << 16  # letters
 MAX_CLASSES = 1_000_000
 _CAPTIONS = ("text", "caption")
 
 
 class Note(NamedTuple):
-    """What a table says of an image."""
+    """The label and the caption that a table gives to an image."""
 
     label: str | int | None = None
     caption: str | None = None
@@ -39,7 +39,7 @@ class Note(NamedTuple):
 
 @dataclass
 class Listing:
-    """The images below a folder, its tables, and how many files of which kinds are neither."""
+    """The images below a folder, its tables, and the other files, counted by kind."""
 
     images: list[Path] = field(default_factory=list)
     tables: list[Path] = field(default_factory=list)
@@ -47,9 +47,9 @@ class Listing:
 
 
 def listing(folder: Path) -> Listing:
-    """What is below a folder, by paths relative to it, links to folders and files included.
+    """The files below a folder, by paths relative to it; links to folders and files are followed.
 
-    Hidden files are nobody's images. ValueError names a link that leads back to where it lies.
+    Hidden files are left out. ValueError names a link to one of the folders that it is in.
     """
     found = Listing()
     _walk(folder, Path(), {}, found)
@@ -75,11 +75,11 @@ def _walk(root: Path, here: Path, above: dict[tuple[int, int], Path], found: Lis
 
 
 def notes(root: Path, found: Listing) -> tuple[dict[Path, Note], list[str]]:
-    """What all tables say of the images, and the columns that say something else.
+    """The notes of all tables, by image, and the names of columns that are not read.
 
-    ValueError for what is no such table, and for one that names images that are not there.
+    ValueError for a file that is no such table, and for one that names images that do not exist.
     """
-    images, said, columns = set(found.images), dict[Path, Note](), set[str]()
+    images, notes, columns = set(found.images), dict[Path, Note](), set[str]()
     for table in found.tables:
         with blame(root / table):
             for row in _rows(root / table):
@@ -89,11 +89,11 @@ def notes(root: Path, found: Listing) -> tuple[dict[Path, Note], list[str]]:
                 image = Path(posixpath.normpath((table.parent / name).as_posix()))
                 if image not in images:
                     raise ValueError(f"it names {name!r:.80}, which is no image below {root}")
-                if image in said:
+                if image in notes:
                     raise ValueError(f"{name!r:.80} is there twice")
-                said[image] = _note(name, row)
+                notes[image] = _note(name, row)
                 columns |= row.keys() - {"label", *_CAPTIONS}
-    return said, sorted(columns)
+    return notes, sorted(columns)
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -128,9 +128,9 @@ def _note(name: str, row: dict[str, Any]) -> Note:
 
 
 def classes(labels: list[str | int | None]) -> tuple[str, ...]:
-    """The names of the classes that all images' labels stand for; () if there are none.
+    """The names of the classes to which all images' labels refer; () if there are no labels.
 
-    Numbers stand for themselves: there is a class for each up to the largest.
+    Numbers are their own names: there is a class for each up to the largest.
     """
     kinds = {type(label) for label in labels}
     if kinds <= {type(None)}:

@@ -1,4 +1,4 @@
-"""Data of one's own by name: "folder:photos?size=64,flip", "tar:shards/{000..009}.tar".
+"""Data by name: "folder:photos?size=64,flip", "tar:shards/{000..009}.tar".
 
 A name is a kind, a path, and options after a question mark: `option=value`, or `option` alone for
 true. The kinds are the rows of `SOURCES`; the options of a kind are its function's parameters, and
@@ -38,7 +38,14 @@ def folder(
     labels: bool = True,
     max_bad: float = 0.1,
 ) -> Task:
-    """Images in a folder, of the classes that its subfolders are."""
+    """Images in a folder, with the subfolders as their classes.
+
+    path: the folder.
+    frame: the form in which images are read: size= and grey= in a name.
+    flip: whether to add the mirror images.
+    labels: whether images have classes.
+    max_bad: the share of images that may be damaged.
+    """
     files = Folder(Path(path), labels)
     return _pictures(Images(files, frame, flip=flip, max_bad=max_bad))
 
@@ -52,7 +59,12 @@ def tar(
     ignore: str = "",
     max_bad: float = 0.1,
 ) -> Task:
-    """Samples in tar files; `ignore` is the extensions to leave out, joined by +."""
+    """Samples in tar files.
+
+    path: a path with `*` and braces, see `Tars`.
+    ignore: the extensions of members to leave out, joined by +.
+    frame, flip, labels, max_bad: see `folder`.
+    """
     from twosides.data.tars import Tars
 
     files = Tars(path, labels, tuple(filter(None, ignore.split("+"))))
@@ -69,16 +81,28 @@ def hf(
     seed: int = 0,
     max_bad: float = 0.1,
 ) -> Task:
-    """A Hugging Face dataset, its columns by name; `stream` reads in order, shuffled by `seed`."""
+    """A Hugging Face dataset.
+
+    path: a folder, a file, or a name on the hub.
+    columns: the columns and the split: image=, label=, text= and split= in a name.
+    stream: whether to read in the order of the dataset, without downloading all of it.
+    seed: the seed of a stream's order.
+    frame, flip, max_bad: see `folder`.
+    """
     if stream:
         return _pictures(Stream(path, frame, columns, seed=seed, flip=flip, max_bad=max_bad))
     if seed:
-        raise ValueError("seed is that of a stream's order, of rows it is the training's")
+        raise ValueError("seed sets the order of a stream; without stream the training sets it")
     return _pictures(Images(Rows(path, columns), frame, flip=flip, max_bad=max_bad))
 
 
 def latents(path: str, *, mean: bool = False, seed: int = 0) -> Task:
-    """What `twosides encode-latents` wrote: a draw of each posterior by `seed`, or its `mean`."""
+    """Latents that `twosides encode-latents` wrote.
+
+    path: their folder.
+    mean: whether to take the mean of each posterior in place of a draw.
+    seed: the seed of the draws.
+    """
     from twosides.data.latents import Latents
 
     data = Latents(path, mean=mean, seed=seed)
@@ -102,7 +126,7 @@ _TOKENS, _POOLED, _SIZES = (
 
 
 def _small(data: Latents) -> dict[str, Any]:
-    """A small UNet that hears what Stable Diffusion's or XL's does; {} where there is more."""
+    """A small UNet with the conditioning of Stable Diffusion or XL; {} for other conditioning."""
     (channels, size, _), null = data.shape, data.null
     wide = {name: value.shape[-1] for name, value in null.items()}
     network = unet(size, widths(size), len(data.classes), channels, wide.get(_TOKENS, 0))
@@ -112,8 +136,8 @@ def _small(data: Latents) -> dict[str, Any]:
             "addition_time_embed_dim": 32,
             "projection_class_embeddings_input_dim": wide[_POOLED] + 32 * wide[_SIZES],
         }
-    heard = {_TOKENS, _POOLED, _SIZES, "encoder_attention_mask"}
-    return network if wide.keys() <= heard else {}
+    known = {_TOKENS, _POOLED, _SIZES, "encoder_attention_mask"}
+    return network if wide.keys() <= known else {}
 
 
 SOURCES: dict[str, Callable[..., Task]] = {
@@ -128,7 +152,7 @@ GENERAL: dict[str, Any] = {"holdout": 0.0}
 
 
 def source_named(name: str) -> Task:
-    """The task of a name such as "folder:photos?size=64"; ValueError for what is not known."""
+    """The task of a name such as "folder:photos?size=64"; ValueError for an unknown one."""
     kind, _, rest = name.partition(":")
     if kind not in SOURCES:
         raise unknown("kind of data", kind, SOURCES)
@@ -186,7 +210,7 @@ def _value(name: str, text: str, kind: type[Any]) -> Any:
 
 
 def _pictures(data: Any) -> Task:
-    """Images with the small network that suits their size."""
+    """The task of images, with the small network that suits their size."""
     frame: Frame = data.frame
     network = unet(frame.size, widths(frame.size), len(data.classes), frame.shape[0])
     return Task(data, frame.shape, network, "1000t", data.classes, _null(data.classes))
@@ -201,8 +225,8 @@ def _glyphs(size: int, channels: tuple[int, ...]) -> Task:
     classes = data.classes
     network = unet(size, channels, len(classes))
     null = {"class_labels": len(classes)}
-    unseen = functools.partial(Glyphs, size, 1040, split="validation")
-    return Task(data, (1, size, size), network, "1000t", classes, null, unseen)
+    validation = functools.partial(Glyphs, size, 1040, split="validation")
+    return Task(data, (1, size, size), network, "1000t", classes, null, validation)
 
 
 def _ring() -> Task:
@@ -218,7 +242,11 @@ TASKS: dict[str, Callable[[], Task]] = {
 
 
 def task_named(name: str) -> Task:
-    """A task by name, of `sources` too, or by import path "package.module:function"."""
+    """The task of a name: a row of TASKS, data as in `source_named`, or an import path.
+
+    name: such as "glyphs", "folder:photos?size=64", or "package.module:function" of a function that
+        returns a Task.
+    """
     if name in TASKS:
         return TASKS[name]()
     if name.partition(":")[0] in SOURCES:

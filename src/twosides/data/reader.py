@@ -3,10 +3,9 @@
     features (B, 128)    three 3x3 convolutions, 16 -> 16 -> 8 -> 4 pixels, and a linear layer
     logits   (B, 26)     one more linear layer
 
-It is trained on the fonts of `Glyphs(split="train")`, with a little noise added to the images,
-and judged on the fonts of `Glyphs(split="validation")`, which it has not seen. Images of any size
-are first averaged to 16 pixels, where every letter is legible: the reader is blind to detail finer
-than that.
+It is trained on the fonts of `Glyphs(split="train")`, with a little noise added to the images, and
+judged on the fonts of `Glyphs(split="validation")`, which it has not seen. Images of any size are
+first averaged to 16 pixels, where every letter is legible: the reader does not see finer detail.
 """
 
 import functools
@@ -23,24 +22,25 @@ from torch.nn.functional import adaptive_avg_pool2d, cross_entropy, relu
 from twosides.storage.reading import require_file
 from twosides.storage.tensors import open_tensors
 
-from .glyphs import LETTERS, Glyphs, at_least, cache_folder, cached
+from .glyphs import LETTERS, Glyphs, cache_folder, read_or_make, require_at_least
 
 SIDE = 16
 FEATURES = 128
 BATCH = 128
 RATE = 2e-3
-NOISE = 0.3  # standard deviation of the noisiest training images; black to white is 2
-VERSION = 1  # of the network, its training and its data; part of the file name
+NOISE = 0.3  # the largest standard deviation of the added noise; black to white is 2
+VERSION = 1  # the version of network, training and data, which is part of the file's name
 
 
 class Reader(nn.Module):
-    """Classifier of letters, `x (B, 1, S, S)` in [-1, 1] to `logits (B, 26)`; see `train_reader`.
+    """A classifier of letters, from `x (B, 1, S, S)` in [-1, 1] to `logits (B, 26)`.
 
-    `features(x)` gives what the last layer sees, for distances between sets of images.
+    `features(x)` gives the input of the last layer, for distances between sets of images.
+    `train_reader` makes a trained one.
     """
 
     def __init__(self) -> None:
-        """Set up the layers; PyTorch fills them from its global generator."""
+        """Make the layers; PyTorch initialises them from its global generator."""
         super().__init__()
         channels = (1, 24, 48, 96)
         self.convolutions = nn.ModuleList(
@@ -51,14 +51,14 @@ class Reader(nn.Module):
         self.out = nn.Linear(FEATURES, len(LETTERS))
 
     def features(self, x: Tensor) -> Tensor:
-        """Features (B, 128), each >= 0, of images (B, 1, S, S)."""
+        """The features (B, 128), each >= 0, of images (B, 1, S, S)."""
         x = adaptive_avg_pool2d(x, SIDE)
         for convolution in self.convolutions:
             x = relu(convolution(x))
         return relu(self.hidden(x.flatten(1)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, 26) of images (B, 1, S, S)."""
+        """The logits (B, 26) of images (B, 1, S, S)."""
         return self.out(self.features(x))
 
 
@@ -69,25 +69,31 @@ def train_reader(
     steps: int = 800,
     cache: str | os.PathLike[str] | None = None,
 ) -> Reader:
-    """A reader of letters of `size` pixels: trained the first time, read from `cache` afterwards.
+    """A reader of letters, which is trained the first time and read from `cache` afterwards.
 
     It reads about 99.5 % of the letters of fonts it has not seen. The weights depend on the
-    arguments alone, up to rounding, and PyTorch's global generator is left as it was. The folder
-    `cache` also keeps the letters; see `Glyphs`.
+    arguments alone, up to rounding, and PyTorch's global generator is left as it was.
+
+    size: the pixels a side of the letters, >= 8.
+    seed: the seed of the training.
+    steps: the number of training steps.
+    cache: the folder of the weights and the letters; see `Glyphs`.
     """
-    at_least("train_reader", size=(size, 8), seed=(seed, 0), steps=(steps, 1))
+    require_at_least("train_reader", size=(size, 8), seed=(seed, 0), steps=(steps, 1))
     name = f"reader-v{VERSION}-{size}px-{steps}steps-seed{seed}.safetensors"
     train = functools.partial(_train, size, seed, steps, cache)
-    return cached(cache_folder(cache) / name, _read, _packed, train).requires_grad_(False).eval()
+    return (
+        read_or_make(cache_folder(cache) / name, _read, _pack, train).requires_grad_(False).eval()
+    )
 
 
 @torch.inference_mode()
 def accuracy(reader: Reader, x: Tensor, labels: Tensor) -> float:
-    """Part of the images x (N, 1, S, S) that are read as their labels (N,)."""
+    """The share of images x (N, 1, S, S) that are read as their labels (N,)."""
     if len(x) == 0 or len(x) != len(labels):
         raise ValueError(
-            f"accuracy was asked of {len(x)} images and {len(labels)} labels; "
-            "pass one label per image, and at least one image."
+            f"accuracy needs one label per image, and at least one image, got {len(x)} images "
+            f"and {len(labels)} labels."
         )
     read = torch.cat([reader(part).argmax(1) for part in x.split(1000)])
     return (read == labels).double().mean().item()
@@ -97,7 +103,7 @@ def accuracy(reader: Reader, x: Tensor, labels: Tensor) -> float:
 def _train(size: int, seed: int, steps: int, cache: str | os.PathLike[str] | None) -> Reader:
     letters = Glyphs(size, cache=cache)
     generator = Generator().manual_seed(seed)
-    reader = _initialised(generator)
+    reader = _initialise(generator)
     optimizer = torch.optim.AdamW(reader.parameters(), weight_decay=0.01)
     for step in range(steps):
         pick = torch.randint(len(letters), (BATCH,), generator=generator)
@@ -117,7 +123,7 @@ def _empty() -> Reader:
         return Reader()
 
 
-def _initialised(generator: Generator) -> Reader:
+def _initialise(generator: Generator) -> Reader:
     """A reader with He-normal weights drawn from `generator`, and biases 0."""
     reader = _empty().to_empty(device="cpu")
     for weight in reader.parameters():
@@ -133,8 +139,8 @@ def _digest(weights: dict[str, Tensor]) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _packed(reader: Reader) -> bytes:
-    # The format has no checksum of its own.
+def _pack(reader: Reader) -> bytes:
+    # Safetensors has no checksum of its own.
     weights = reader.state_dict()
     return save(weights, metadata={"sha256": _digest(weights)})
 

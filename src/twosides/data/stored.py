@@ -1,10 +1,11 @@
-"""Samples on disk as a data set that reads one sample at a time, so that it keeps none.
+"""Samples on disk as a data set that reads one sample at a time.
 
     .npy, .npz       one array, or one called x or arr_0 among others; bytes of pictures are scaled
     .safetensors     one tensor, or one called x among others
     .png, .jpg, ...  a square picture each, grey or RGB, in [-1, 1]
 
-or a folder of such files, read in the order of their names. Nothing is unpickled.
+Samples are in such a file, or in a folder of such files, read in the order of their names. Nothing
+is unpickled.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ ARRAYS = (".npy", ".npz", ".safetensors")
 class Rows:
     """The samples of one file.
 
-    count: how many there are.
-    shape, dtype: of each.
-    read: the sample of a number.
+    count: the number of samples.
+    shape, dtype: those of each sample.
+    read: reads the sample of a number.
     """
 
     count: int
@@ -51,15 +52,15 @@ class Rows:
 class Stored(Dataset[dict[str, Tensor]]):
     """Samples of a file, or of a folder's files one after the other, as {"x": (...)}.
 
-    `shape` is that of one sample. Where a folder holds files of arrays, its pictures are left out.
+    `shape` is that of one sample. If a folder has files of arrays, its pictures are left out.
     """
 
     def __init__(self, path: str | Path) -> None:
-        """FileNotFoundError or ValueError for a path that holds no samples of one kind."""
+        """FileNotFoundError or ValueError for a path without samples of one kind."""
         self.path = Path(path)
         self.files = _files(self.path)
         pictures = self.files[0].suffix.lower() not in ARRAYS
-        # Of pictures the first tells the shape, and the others are compared when they are read.
+        # The first picture gives the shape, and the others are compared when they are read.
         first = self._rows(0)
         self.shape, self.dtype = first.shape, first.dtype
         counts = [1 if pictures else self._rows(n).count for n in range(len(self.files))]
@@ -67,11 +68,11 @@ class Stored(Dataset[dict[str, Tensor]]):
         self._last = (0, first)
 
     def _rows(self, number: int) -> Rows:
-        """The samples of file `number`, which must be like those of the first one."""
+        """The samples of file `number`, which must have the shape and dtype of the first one's."""
         path = self.files[number]
         try:
             rows = _open(path)
-        except Exception as error:  # of three parsers, which damaged files make raise anything
+        except Exception as error:  # damaged files make parsers raise errors of any kind
             raise ValueError(f"{path} cannot be read: {error}") from error
         if not rows.count:
             raise ValueError(f"{path} holds no samples: its shape is {(0, *rows.shape)}")
@@ -91,9 +92,9 @@ class Stored(Dataset[dict[str, Tensor]]):
         return self.ends[-1]
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """One sample."""
+        """One sample as a dictionary."""
         if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} was asked for, {self.path} holds {len(self)}")
+            raise IndexError(f"there is no sample {index}, {self.path} holds {len(self)}")
         number = bisect.bisect_right(self.ends, index)
         if self._last[0] != number:
             self._last = (number, self._rows(number))
@@ -127,7 +128,7 @@ def _open(path: Path) -> Rows:
     return _tensor_rows(path) if suffix == ".safetensors" else _picture_rows(path)
 
 
-def _the_one(names: Sequence[str], *wanted: str) -> str:
+def _choose_name(names: Sequence[str], *wanted: str) -> str:
     """The only name, or the first of the wanted ones that is among several."""
     for name in names if len(names) == 1 else wanted:
         if name in names:
@@ -177,8 +178,8 @@ def _members(archive: zipfile.ZipFile) -> dict[str, str]:
 def _npz_rows(path: Path, wanted: str = "") -> Rows:
     archive = zipfile.ZipFile(require_file(path))
     named = _members(archive)
-    name = named[wanted or _the_one(list(named), "x", "arr_0")]
-    file = archive.open(name)  # stays open, since what is packed can only be read from its start
+    name = named[wanted or _choose_name(list(named), "x", "arr_0")]
+    file = archive.open(name)  # stays open, because a packed file is read from its start
 
     def read_at(start: int, length: int) -> bytes:
         file.seek(start)
@@ -190,9 +191,9 @@ def _npz_rows(path: Path, wanted: str = "") -> Rows:
 def _array_rows(file: Any, size: int, read_at: Callable[[int, int], bytes]) -> Rows:
     """The rows of an array in NumPy's format.
 
-    file: at its header.
-    size: of the file, in bytes.
-    read_at: the function from a place and a length to the bytes there.
+    file: the file, at its header.
+    size: the size of the file, in bytes.
+    read_at: a function that reads the bytes at a place, of a length.
     """
     version = numpy_format.read_magic(file)
     if version not in ((1, 0), (2, 0)):
@@ -208,8 +209,10 @@ def _array_rows(file: Any, size: int, read_at: Callable[[int, int], bytes]) -> R
         raise ValueError(f"it holds {reason}; save it again as an array of numbers, in C order")
     wide, own = dtype.itemsize * math.prod(shape[1:]), dtype.newbyteorder("=")
     if size - start != wide * shape[0]:
-        raise ValueError(f"it has {size - start} bytes of numbers, its header says {sizes} {dtype}")
-    tidy = _picture_of_bytes if dtype == np.uint8 else _same
+        raise ValueError(
+            f"it has {size - start} bytes of numbers, which are not {sizes} {dtype} of its header"
+        )
+    tidy = _picture_of_bytes if dtype == np.uint8 else _identity
     example = tidy(torch.from_numpy(np.zeros(shape[1:] if shape[0] else 0, own)))
 
     def row(number: int) -> Tensor:
@@ -219,7 +222,7 @@ def _array_rows(file: Any, size: int, read_at: Callable[[int, int], bytes]) -> R
     return Rows(shape[0], tuple(example.shape), example.dtype, row)
 
 
-def _same(x: Tensor) -> Tensor:
+def _identity(x: Tensor) -> Tensor:
     return x
 
 
@@ -233,7 +236,7 @@ def _picture_of_bytes(x: Tensor) -> Tensor:
 
 def _tensor_rows(path: Path, wanted: str = "") -> Rows:
     file: Any = open_tensors(path)
-    rows = file.get_slice(wanted or _the_one(list(file.keys()), "x"))
+    rows = file.get_slice(wanted or _choose_name(list(file.keys()), "x"))
     shape = rows.get_shape()
     if not shape:
         raise ValueError("it holds no samples: its shape is ()")
@@ -248,6 +251,6 @@ def _picture_rows(path: Path) -> Rows:
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         (width, height), grey = image.size, image.mode in ("1", "L", "LA", "I;16", "I", "F")
     if width != height:
-        raise ValueError(f"it is {width} x {height}, and no square; cut it to the size of the data")
+        raise ValueError(f"it is {width} x {height} and not square; cut it to the data's size")
     x = Frame(width, grey).read(data)
     return Rows(1, tuple(x.shape), x.dtype, lambda number: x)

@@ -1,4 +1,4 @@
-"""What is in a data set, in words and as a picture: what `twosides data` runs."""
+"""A description of a data set, in words and as a picture: `twosides data` prints it."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ from twosides.display.pictures import grid, png
 from twosides.display.progress import bar
 from twosides.storage.files import write_file
 
-SHOWN = 64  # samples in the picture
-FIRST = 1000  # of a stream
+SHOWN = 64  # the samples in the picture
+FIRST = 1000  # the samples of a stream that are read
 
 
 def summary(name: str, out: Path | None = None, most: int | None = None) -> str:
-    """Read samples, all or `most` spread evenly, and say what they are; a PNG of some in `out`.
+    """A description of the samples of a data set. mean and std are per channel.
 
-    mean and std are per channel, over all samples and places.
+    name: the name of a task.
+    out: the .png file to write a picture of some samples to; None for no picture.
+    most: the number of samples to read, spread evenly over the data; None for all.
     """
     if out is not None and out.suffix != ".png":
         raise ValueError(f"{out}: a picture is written as .png, not {out.suffix!r}")
@@ -53,7 +55,11 @@ def summary(name: str, out: Path | None = None, most: int | None = None) -> str:
 
 
 def sheet(x: Tensor) -> Any:
-    """A picture of (B, C, H, W); of channels that are no colours, three, at 3 deviations."""
+    """A picture of samples (B, C, H, W).
+
+    Channels that are no colours, as those of latents, are reduced to three or one and scaled to 3
+    standard deviations.
+    """
     if x.ndim != 4:
         raise ValueError(f"samples of shape {tuple(x.shape[1:])} are no pictures; leave out --out")
     if x.shape[1] not in (1, 3):
@@ -65,7 +71,7 @@ def sheet(x: Tensor) -> Any:
 
 
 class _Moments:
-    """Sums per channel, in float64."""
+    """Sums per channel in float64, from which mean and standard deviation follow."""
 
     def __init__(self) -> None:
         self.count, self.first, self.second = 0, torch.zeros(1), torch.zeros(1)

@@ -3,14 +3,14 @@
     data = Images(Tars("shards/{000..009}.tar"), Frame(size=64))
 
 Members with the same name up to the first dot are one sample: `dog/7.jpg`, `dog/7.cls` and
-`dog/7.txt` are its image, its class (a number) and its caption; `dog/7.json` may hold "label" and
-"caption" instead. The headers are read once and give the place of every member, so samples are read
-in any order and a run resumes exactly.
+`dog/7.txt` are its image, its class (a number) and its caption; `dog/7.json` may have "label" and
+"caption" instead. The headers are read once and give the place of every member, so that samples are
+read in any order and a run resumes exactly.
 
-Hidden files are left out. Nothing in a tar is trusted: links, devices, absolute names, "..",
-duplicates, sparse members, sizes that the file does not have, members that are neither an image nor
-one of the above (WebDataset itself would unpickle some) and shards that are cut short are a
-ValueError with shard and member.
+Hidden files are left out. Nothing in a tar is trusted. A ValueError names shard and member for
+links, devices, absolute names, "..", duplicates, sparse members, sizes that the file does not have,
+members that are neither an image nor one of the above (WebDataset itself would unpickle some) and
+shards that are cut short.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from twosides.data.decode import MAX_BYTES, BadImage
-from twosides.data.images import MAX_CAPTION, File, decoded
+from twosides.data.images import MAX_CAPTION, File, decode_caption
 from twosides.storage.reading import open_file
 
 BLOCK = 512
 IMAGES = ("png", "jpg", "jpeg", "webp", "npy")
 TEXTS = ("cls", "txt", "json")
-MAX_MEMBERS = 200_000  # of a shard: its index takes about 50 MB
-MAX_NAME = 1 << 16  # bytes of an extended header
+MAX_MEMBERS = 200_000  # the members of a shard, whose index then takes about 50 MB
+MAX_NAME = 1 << 16  # the bytes of an extended header
 MAX_CLASSES = 1_000_000
 MAX_SHARDS = 100_000
 
 
 class Member(NamedTuple):
-    """A file in a tar: its name, and where its bytes are."""
+    """A file in a tar: its name, and the place of its bytes."""
 
     name: str
     offset: int
@@ -48,9 +48,10 @@ class Member(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Tars:
-    """Samples of tar files, in the order of the files and then of the members.
+    """The samples of tar files, in the order of the files and then of the members.
 
     pattern: a path with `*` and braces: "{000..009}.tar", "{train,test}-*.tar".
+    labels: whether samples have classes.
     ignore: extensions of members to leave out, such as ("seg.png", "id").
     """
 
@@ -68,17 +69,17 @@ class Tars:
             found = _samples(shard, self.ignore)
             samples += [(number, members) for members in found.values()]
         if not samples:
-            raise ValueError(f"{self.pattern} holds no samples")
+            raise ValueError(f"{self.pattern} has no samples")
         object.__setattr__(self, "shards", shards)
         object.__setattr__(self, "samples", samples)
         object.__setattr__(self, "classes", self._classes() if self.labels else ())
 
     def __len__(self) -> int:
-        """Number of samples."""
+        """The number of samples."""
         return len(self.samples)
 
     def __getitem__(self, index: int) -> File:
-        """One sample."""
+        """The file of one sample."""
         number, members = self.samples[index]
         with open_file(self.shards[number]) as shard:
             texts = {kind: _bytes(shard, members[kind]) for kind in TEXTS if kind in members}
@@ -87,17 +88,17 @@ class Tars:
         notes = _notes(texts.get("json"))
         name, caption = f"{self.shards[number].name}/{image.name}", notes.get("caption")
         if "txt" in texts:
-            caption = decoded(texts["txt"], members["txt"].name)
+            caption = decode_caption(texts["txt"], members["txt"].name)
         return File(name, data, _label(texts, notes) if self.classes else None, caption)
 
     def _classes(self) -> tuple[str, ...]:
-        """One name for every number up to the largest label; none if no sample has a label."""
+        """A name for every number up to the largest label; none if no sample has a label."""
         labels = [self._label(index) for index in range(len(self.samples))]
         known = [label for label in labels if label is not None]
         if known and len(known) < len(labels):
             number, members = self.samples[labels.index(None)]
             name = next(iter(members.values())).name
-            raise _refused(self.shards[number], name, "has no class, others have one; labels=false")
+            raise _refusal(self.shards[number], name, "has no class, others have one; labels=false")
         return tuple(str(label) for label in range(max(known) + 1)) if known else ()
 
     def _label(self, index: int) -> int | None:
@@ -110,7 +111,7 @@ class Tars:
         try:
             return _label(texts, _notes(texts.get("json")))
         except BadImage as error:
-            raise _refused(self.shards[number], members[kinds[0]].name, str(error)) from None
+            raise _refusal(self.shards[number], members[kinds[0]].name, str(error)) from None
 
 
 def expand(pattern: str) -> tuple[Path, ...]:
@@ -145,16 +146,16 @@ def _choices(braces: str) -> list[str]:
 
 
 def _samples(shard: Path, ignore: tuple[str, ...]) -> dict[str, dict[str, Member]]:
-    """Members of a shard by sample and extension."""
+    """The members of a shard, by sample and extension."""
     found: dict[str, dict[str, Member]] = {}
     for member in members(shard):
         folder, _, name = member.name.rpartition("/")
         key, _, extension = name.partition(".")
         kind = extension.lower()
-        if kind in ignore or name.startswith("."):  # hidden: what macOS adds
+        if kind in ignore or name.startswith("."):  # macOS adds hidden files
             continue
         if kind not in IMAGES + TEXTS:
-            raise _refused(
+            raise _refusal(
                 shard,
                 member.name,
                 f"is none of {', '.join(IMAGES + TEXTS)}, and nothing else is read; pickles never "
@@ -162,15 +163,15 @@ def _samples(shard: Path, ignore: tuple[str, ...]) -> dict[str, dict[str, Member
             )
         sample = found.setdefault(f"{folder}/{key}", {})
         if kind in sample:
-            raise _refused(shard, member.name, "is there twice")
+            raise _refusal(shard, member.name, "is there twice")
         if member.size > (MAX_CAPTION if kind in TEXTS else MAX_BYTES):
-            raise _refused(shard, member.name, f"has {member.size} bytes, too many for a {kind}")
+            raise _refusal(shard, member.name, f"has {member.size} bytes, too many for a {kind}")
         sample[kind] = member
     for kinds in found.values():
         images = [kind for kind in kinds if kind in IMAGES]
         if len(images) != 1:
             name = next(iter(kinds.values())).name
-            raise _refused(shard, name, f"belongs to a sample with {len(images)} images, not one")
+            raise _refusal(shard, name, f"belongs to a sample with {len(images)} images, not one")
     return found
 
 
@@ -183,7 +184,7 @@ def _bytes(shard: BinaryIO, member: Member) -> bytes:
 
 
 def _notes(data: bytes | None) -> dict[str, Any]:
-    """What a sample's JSON says; `BadImage` if it is no object, or says other than text."""
+    """The content of a sample's JSON; `BadImage` if it is no object, or its caption no text."""
     if data is None:
         return {}
     try:
@@ -209,19 +210,22 @@ def _label(texts: dict[str, bytes], notes: dict[str, Any]) -> int | None:
 
 
 def members(shard: Path) -> Iterator[Member]:
-    """The regular files of an uncompressed tar, from its headers alone; ValueError as above."""
+    """The regular files of an uncompressed tar, from its headers alone.
+
+    ValueError for members that are not read, as described above.
+    """
     size = os.path.getsize(shard)
     with open_file(shard) as file:
         count, offset, extended = 0, 0, dict[str, str]()
         while header := _header(file, shard, offset):
             count += 1
             if count > MAX_MEMBERS:
-                raise _refused(shard, "", f"has more than {MAX_MEMBERS} members; split it")
+                raise _refusal(shard, "", f"has more than {MAX_MEMBERS} members; split it")
             name, length, kind = header
             name, length = extended.get("path", name), int(extended.get("size", length))
             start = offset + BLOCK
             if length > size - start:
-                raise _refused(shard, name, f"claims {length} bytes, beyond the end of the file")
+                raise _refusal(shard, name, f"claims {length} bytes, beyond the end of the file")
             offset = start + -(-length // BLOCK) * BLOCK
             if kind in b"xgL":
                 extended |= _extension(file, shard, kind, length)
@@ -233,13 +237,13 @@ def members(shard: Path) -> Iterator[Member]:
 
 
 def _header(file: BinaryIO, shard: Path, offset: int) -> tuple[str, int, bytes] | None:
-    """Name, size and kind of the member at `offset`; None at the end mark."""
+    """The name, the size and the kind of the member at `offset`; None at the end mark."""
     file.seek(offset)
     block = file.read(BLOCK)
     if len(block) == BLOCK and not any(block):
         return None
     try:
-        total = 256 + sum(block[:148]) + sum(block[156:])  # its own field counts as spaces
+        total = 256 + sum(block[:148]) + sum(block[156:])  # the field of the sum counts as spaces
         if len(block) < BLOCK or _number(block[148:156]) != total:
             raise ValueError
         name, prefix = _text(block[:100]), _text(block[345:500])
@@ -247,13 +251,13 @@ def _header(file: BinaryIO, shard: Path, offset: int) -> tuple[str, int, bytes] 
         name = f"{prefix}/{name}" if ustar and prefix else name
         return name, _number(block[124:136]), block[156:157]
     except ValueError:
-        raise _refused(
+        raise _refusal(
             shard, "", f"is cut short, compressed or no tar: there is no header at byte {offset}"
         ) from None
 
 
 def _number(field: bytes) -> int:
-    """Octal, or GNU's and star's binary."""
+    """A number in octal, or in the binary form of GNU tar and star."""
     if field[:1] == b"\x80":
         return int.from_bytes(field[1:], "big")
     digits = field.strip(b" \0")
@@ -267,9 +271,9 @@ def _text(field: bytes) -> str:
 
 
 def _extension(file: BinaryIO, shard: Path, kind: bytes, length: int) -> dict[str, str]:
-    """What an extended header says of the next member's name and size."""
+    """The name and the size of the next member, by an extended header."""
     if length > MAX_NAME:
-        raise _refused(shard, "", f"has an extended header of {length} bytes; {MAX_NAME} are read")
+        raise _refusal(shard, "", f"has an extended header of {length} bytes; {MAX_NAME} are read")
     data = file.read(length)
     try:
         if kind == b"L":
@@ -285,11 +289,11 @@ def _extension(file: BinaryIO, shard: Path, kind: bytes, length: int) -> dict[st
             raise ValueError
         return known
     except ValueError:
-        raise _refused(shard, "", "has an extended header that is not read here") from None
+        raise _refusal(shard, "", "has an extended header that is not read here") from None
 
 
 def _records(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """pax: "length key=value\\n", the length that of the whole record."""
+    r"""The records of a pax header, "length key=value\\n", with the length of the whole record."""
     while data:
         digits, _, _ = data[:8].partition(b" ")
         length = int(digits) if digits.isdigit() else 0
@@ -306,10 +310,10 @@ def _records(data: bytes) -> Iterator[tuple[str, bytes]]:
 def _check(shard: Path, name: str, kind: bytes) -> None:
     if kind not in b"0\x005":
         words = {b"1": "a hard link", b"2": "a symbolic link", b"3": "a device", b"4": "a device"}
-        raise _refused(shard, name, f"is {words.get(kind, f'of kind {kind!r}')}, not a plain file")
+        raise _refusal(shard, name, f"is {words.get(kind, f'of kind {kind!r}')}, not a plain file")
     if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name) or "\0" in name or not name:
-        raise _refused(shard, name, "has a name that leads out of the tar")
+        raise _refusal(shard, name, "has a name that leads out of the tar")
 
 
-def _refused(shard: Path, member: str, reason: str) -> ValueError:
+def _refusal(shard: Path, member: str, reason: str) -> ValueError:
     return ValueError(f"{shard}: {member!r} {reason}" if member else f"{shard} {reason}")

@@ -1,8 +1,6 @@
-"""Things to train on by name: the data, their shape and classes, and a network that suits them.
+"""Tasks: data to train on, with their shape and classes, and a network that suits them.
 
-A task is a row of `TASKS`; adding one is adding it here. Data of one's own are a name of `sources`,
-"folder:photos?size=64", or an import path "package.module:function" of a function that returns a
-Task.
+`named` makes tasks of names; `dataset_of` makes data sets of tensors, arrays and loaders.
 """
 
 from __future__ import annotations
@@ -31,7 +29,7 @@ class Stream(Protocol):
     """Endless data: samples start, start + 1, ..., each a function of its number."""
 
     def items(self, start: int) -> Iterator[dict[str, Any]]:
-        """The samples from `start` on: the same whenever and wherever they are asked."""
+        """The samples from `start` on, which are the same in every call and every process."""
         ...
 
 
@@ -39,20 +37,24 @@ Data = Dataset[Any] | Stream
 
 
 def is_stream(data: Any) -> TypeGuard[Stream]:
-    """Whether data are a `Stream`: what has a length is none, whatever attributes it has."""
+    """Whether data are a `Stream`; data with a length are none, whatever attributes they have."""
     return callable(getattr(data, "items", None)) and not hasattr(data, "__len__")
 
 
 @dataclass(frozen=True)
 class Task:
-    """Data as dictionaries with "x" of `shape`, and the description of a network for them, or {}.
+    """Data as dictionaries with "x", and what is needed to train on them.
 
-    `classes` names the labels 0, 1, ...: a character each, or a tuple of words. `null` is the
-    conditioning that classifier-free guidance drops, with its null value, a number or one row
-    (1, ...). Instead of a data set, `data` may be endless: `data.items(start)` iterates over
-    samples start, start + 1, ... `validation` makes data of the same kind that training never sees.
-    `moments`, mean and standard deviation, are taken off while training. `pipeline` says
-    which one encoded latents, `Latents.pipeline`.
+    data: a data set, or a `Stream` of endless data.
+    shape: the shape of a sample.
+    network: the description of a network for them, as `storage.models` reads it, or {}.
+    time: how that network is told the level, a name of `clocks`.
+    classes: the names of the labels 0, 1, ...: a character each, or a tuple of words.
+    null: the conditioning that classifier-free guidance drops, with its null value, a number or one
+        row (1, ...).
+    validation: makes data of the same kind that training never sees; None if there are none.
+    moments: the mean and the standard deviation by which data are standardised while training.
+    pipeline: the notes on the pipeline that encoded latents, `Latents.pipeline`.
     """
 
     data: Data
@@ -67,13 +69,13 @@ class Task:
 
     @property
     def notes(self) -> dict[str, Any]:
-        """What a model of it says about itself: its shape, classes, and nulls that are numbers."""
+        """The notes for a model of this task: shape, classes, and null values that are numbers."""
         null = {name: value for name, value in self.null.items() if isinstance(value, int)}
         notes = {"shape": list(self.shape), "classes": self.classes, "null": null}
         return notes | ({"pipeline": dict(self.pipeline)} if self.pipeline else {})
 
     def rows(self, indices: Iterable[int]) -> list[dict[str, Any]]:
-        """Some samples by their numbers; of an endless stream it reads all up to the last."""
+        """Some samples by their numbers; of an endless stream all up to the last are read."""
         if is_stream(self.data):
             wanted = list(indices)
             first = list(itertools.islice(self.data.items(0), max(wanted, default=-1) + 1))
@@ -82,22 +84,22 @@ class Task:
 
     @property
     def size(self) -> int | None:
-        """The number of samples; None of an endless stream."""
+        """The number of samples; None for an endless stream."""
         return None if is_stream(self.data) else len(self.data)  # pyright: ignore[reportArgumentType]
 
 
-# ---------------------------------------------------------------------------- what people have
+# ---------------------------------------------------------------------------- data of other forms
 
 
 def dataset_of(data: Any) -> Any:
-    """Data as they are trained on, out of what people have.
+    """A data set for training, made of one of these:
 
     - a tensor or an array (N, ...), or a dictionary or tuple of them, row by row
     - a data set with a length: of dictionaries, of tensors, or of tuples (x,) and (x, class label)
     - a DataLoader, of which only the data set is used
     - a `Stream`, or anything that can be iterated over again and again, such as an IterableDataset
 
-    ValueError or TypeError names what was given, and what it would have to be.
+    ValueError or TypeError says what was given, and what it would have to be.
     """
     if isinstance(data, Task):
         return dataset_of(data.data)
@@ -146,11 +148,11 @@ def first_row(data: Data) -> dict[str, Any]:
 
 
 def as_row(item: Any) -> dict[str, Any]:
-    """One sample as a dictionary with "x", a floating-point tensor; ValueError for what is none."""
+    """A sample as a dictionary with "x", a floating-point tensor; ValueError for anything else."""
     if isinstance(item, Tensor | np.ndarray):
         item = {"x": item}
     elif isinstance(item, tuple | list):
-        item = _named(item)
+        item = _name_parts(item)
     if not isinstance(item, Mapping):
         raise TypeError(
             f'a row of the data is {_kind(item)}; it must be a dictionary with a tensor "x" and '
@@ -159,8 +161,8 @@ def as_row(item: Any) -> dict[str, Any]:
     if "x" not in item:
         names = ", ".join(map(str, item)) or "nothing"
         raise ValueError(
-            f'a row of the data has {names}, but no "x", which is what a model is trained on: '
-            'rename the column, or map rows to {"x": tensor, ...}'
+            f'a row of the data has {names}, but no "x", on which a model is trained: rename the '
+            'column, or map rows to {"x": tensor, ...}'
         )
     row = {str(name): _tensor(value) for name, value in item.items()}
     x = row["x"]
@@ -182,15 +184,15 @@ def _check_first(item: Any, data: Any) -> None:
 
 def _without_loader(loader: DataLoader[Any]) -> Any:
     warnings.warn(
-        "of a DataLoader only its data set is used: batches, order and workers are those of "
+        "only the data set of the DataLoader is used: batches, order and workers follow from "
         "Settings (batch, seed, workers), and its sampler and collate_fn are not called",
         stacklevel=4,
     )
     return loader.dataset
 
 
-def _named(item: tuple[Any, ...] | list[Any]) -> dict[str, Any]:
-    """(x,) or (x, label) by names."""
+def _name_parts(item: tuple[Any, ...] | list[Any]) -> dict[str, Any]:
+    """The dictionary of a tuple (x,) or (x, label)."""
     whole = len(item) == 2 and not np.ndim(item[1])
     if len(item) == 1 or (whole and float(item[1]) == int(item[1])):
         label = {} if len(item) == 1 else {"class_labels": int(item[1])}
@@ -205,7 +207,7 @@ def _named(item: tuple[Any, ...] | list[Any]) -> dict[str, Any]:
 def _tensor(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return torch.from_numpy(np.ascontiguousarray(value))
-    if isinstance(value, list):  # as a table of a file has them
+    if isinstance(value, list):  # tables of files have lists
         return torch.tensor(value)
     return value
 
@@ -218,18 +220,18 @@ def _kind(value: Any) -> str:
 
 
 class Rows(Dataset[dict[str, Any]]):
-    """A data set of anything as one of dictionaries."""
+    """A data set of tensors, tuples or dictionaries as one of dictionaries."""
 
     def __init__(self, data: Any) -> None:
-        """What has a length and items."""
+        """Wrap anything that has a length and items."""
         self.data = data
 
     def __len__(self) -> int:
-        """Number of rows."""
+        """The number of rows."""
         return len(self.data)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """One row."""
+        """One row as a dictionary."""
         return as_row(self.data[index])
 
 
@@ -248,28 +250,28 @@ class Columns(Dataset[dict[str, Any]]):
             raise ValueError(f"the columns of the data have different lengths: {counts}")
 
     def __len__(self) -> int:
-        """Number of rows."""
+        """The number of rows."""
         return next(iter(self.lengths.values()))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """One row."""
+        """One row as a dictionary."""
         row = {name: column[index] for name, column in self.columns.items()}
         return as_row(tuple(row.values()) if 0 in row else row)
 
 
 class Endless:
-    """What can only be iterated over, as a `Stream`: after its end it begins again."""
+    """Data that can only be iterated over, as a `Stream` that begins again after their end."""
 
     def __init__(self, data: Any) -> None:
-        """The same samples in the same order come each time."""
+        """Wrap an iterable that gives the same samples in the same order each time."""
         self.data = data
 
     def items(self, start: int) -> Iterator[dict[str, Any]]:
-        """Samples `start`, `start + 1`, ...; those before are read, too, and left out."""
+        """The samples `start`, `start + 1`, ...; those before are read, too, and left out."""
         if get_worker_info() is not None:
             raise ValueError(
-                f"{_kind(self.data)} would be split among processes that read: use workers=0, or "
-                "give a Stream, whose items(start) begins anywhere"
+                f"{_kind(self.data)} would be split among the processes that read: use workers=0, "
+                "or give a Stream, whose items(start) can begin anywhere"
             )
         number = 0
         while True:
@@ -283,18 +285,18 @@ class Endless:
 
 
 class Points(Dataset[dict[str, Tensor]]):
-    """Rows of a tensor as a data set."""
+    """The rows of a tensor as a data set."""
 
     def __init__(self, x: Tensor) -> None:
-        """x is (N, ...)."""
+        """Wrap a tensor (N, ...)."""
         self.x = x
 
     def __len__(self) -> int:
-        """Number of rows."""
+        """The number of rows."""
         return len(self.x)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """One row."""
+        """One row as a dictionary."""
         return {"x": self.x[index]}
 
 
@@ -343,9 +345,13 @@ def widths(size: int) -> tuple[int, ...]:
 def unet(
     size: int, channels: tuple[int, ...], classes: int, colours: int = 1, text: int = 0
 ) -> dict[str, Any]:
-    """A small diffusers UNet for images of `colours` channels, conditional on what there is.
+    """The description of a small diffusers UNet for images.
 
-    That is `classes`, of which one more is the null one, or tokens of width `text`.
+    size: the pixels a side.
+    channels: the channels at each resolution, from the finest on.
+    classes: the number of classes, to which a null class is added; 0 for none.
+    colours: the channels of an image.
+    text: the width of the tokens that the network attends to; 0 for none.
     """
     last = len(channels) - 1
     attention = "CrossAttnDownBlock2D" if text else "AttnDownBlock2D"

@@ -1,4 +1,4 @@
-"""The explorer: every figure is a Python function of the library, shown live by a local web page.
+"""The explorer: a local web page on which every figure is a Python function of the library.
 
     figure.py     what a figure is: controls, a function that computes a view, and their limits
     figures/      the figures, one function each

@@ -1,4 +1,4 @@
-"""Connections that say nothing: let go after some seconds, and never many of them at once.
+"""Limits on connections without a request: each is closed after some seconds, and few may be open.
 
 A program on this machine may open hundreds of connections and send half a request on each. Every
 one costs a file and memory, and together they would count as the server's load, so that the page's
@@ -12,39 +12,39 @@ from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-PATIENCE = 5.0  # seconds until a request must be complete
-MOST_SILENT = 64  # connections without a request; one more, and the oldest is let go
+PATIENCE = 5.0  # the seconds after which a request must be complete
+MOST_SILENT = 64  # the connections without a request; beyond, the oldest is closed
 
 
 class Patient(H11Protocol):
-    """uvicorn's protocol for HTTP/1.1 that waits PATIENCE seconds for each complete request.
+    """The protocol of uvicorn for HTTP/1.1 that waits PATIENCE seconds for each complete request.
 
     A connection is silent until its first request is complete, and again after each answer.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        """As uvicorn makes it."""
+        """Take the arguments of uvicorn."""
         super().__init__(*args, **options)
         self.since = self.loop.time()
         self._deadline: asyncio.TimerHandle | None = None
 
     @property
     def silent(self) -> bool:
-        """Whether a request has yet to come."""
+        """Whether the connection waits for a request."""
         return self.cycle is None or self.cycle.response_complete
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait; of too many that are silent, the one that has been so longest goes."""
+        """Begin to wait; if too many connections are silent, close the one that is so longest."""
         super().connection_made(transport)
         self._wait()
         silent = [each for each in self.connections if isinstance(each, Patient) and each.silent]
         if len(silent) > MOST_SILENT:
             oldest = min(silent, key=lambda each: each.since)
             oldest.transport.abort()
-            self.connections.discard(oldest)  # now, for hundreds may be accepted before it is lost
+            self.connections.discard(oldest)  # hundreds may be accepted before it is lost
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing is waited for any more."""
+        """Stop waiting."""
         self._stop()
         super().connection_lost(exc)
 
@@ -54,19 +54,19 @@ class Patient(H11Protocol):
         super().on_response_complete()
 
     def handle_websocket_upgrade(self, event: Any) -> None:
-        """Leave the connection to the WebSocket, which waits for its token."""
+        """Leave the connection to the WebSocket, which waits for its token itself."""
         self._stop()
         super().handle_websocket_upgrade(event)
 
     def _wait(self) -> None:
         self._stop()
         self.since = self.loop.time()
-        self._deadline = self.loop.call_later(PATIENCE, self._let_go)
+        self._deadline = self.loop.call_later(PATIENCE, self._close_if_silent)
 
     def _stop(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
 
-    def _let_go(self) -> None:
+    def _close_if_silent(self) -> None:
         if self.silent:
             self.transport.abort()

@@ -1,6 +1,6 @@
 """The explorer as one file: the page with frames that were computed in advance.
 
-The file works from disk without a network or Python. Each figure holds the replies for a grid of a
+The file works from disk without a network or Python. Each figure has the replies for a grid of a
 few of its controls, exactly as the server sends them but with their float32 numbers rounded to 12
 bits, so that they compress. A figure's frames are `uint32 count`, then for each (row-major over
 `params`) `uint32 length` and the reply; gzipped, in base64.
@@ -26,13 +26,18 @@ from twosides.explorer import wire
 from twosides.explorer.figure import Figure
 from twosides.explorer.page import Page
 
-BITS = 12  # of a float32's mantissa that are kept; it has 23
+BITS = 12  # the bits of a float32's mantissa that are kept; it has 23
 
 
 def write(
     path: Path, figures: Sequence[Figure], tell: Callable[[int, int], object] | None = None
 ) -> int:
-    """Write the page and return its size in bytes; `tell(done, total)` hears of the progress."""
+    """Write the page and return its size in bytes.
+
+    path: the .html file.
+    figures: the figures.
+    tell: a function that is called with (done, total) frames.
+    """
     if path.suffix != ".html":
         raise ValueError(f"{path}: the explorer is exported as a .html file")
     from twosides.storage.files import write_file
@@ -53,7 +58,7 @@ def points(figure: Figure) -> Iterable[dict[str, Any]]:
     """The parameters of a figure's frames, row-major over its `frames`."""
     names = list(figure.frames)
     for values in itertools.product(*figure.frames.values()):
-        yield figure.checked(dict(zip(names, values, strict=True)))
+        yield figure.check(dict(zip(names, values, strict=True)))
 
 
 def frames(figures: Sequence[Figure], tick: Callable[[], None] = lambda: None) -> dict[str, Any]:
@@ -62,7 +67,8 @@ def frames(figures: Sequence[Figure], tick: Callable[[], None] = lambda: None) -
     for figure in figures:
         replies = []
         for number, params in enumerate(points(figure)):
-            replies.append(rounded(wire.reply(number, figure.name, 0.0, figure.view(params))))
+            view = figure.view(params)
+            replies.append(round_numbers(wire.reply(number, figure.name, 0.0, view)))
             tick()
         packed = struct.pack("<I", len(replies)) + b"".join(
             struct.pack("<I", len(each)) + each for each in replies
@@ -74,8 +80,8 @@ def frames(figures: Sequence[Figure], tick: Callable[[], None] = lambda: None) -
     return {"version": __version__, "figures": specs, "frames": made}
 
 
-def rounded(reply: bytes) -> bytes:
-    """The reply with BITS bits left of every number, to nearest; infinities and NaN stay."""
+def round_numbers(reply: bytes) -> bytes:
+    """The reply with every number rounded to BITS bits; infinities and NaN stay."""
     start = 4 + struct.unpack_from("<I", reply)[0]
     values = np.frombuffer(reply, "<u4", offset=start).astype(np.uint64)
     spare = 23 - BITS
@@ -85,7 +91,7 @@ def rounded(reply: bytes) -> bytes:
 
 
 def document(page: Page, content: dict[str, Any]) -> str:
-    """index.html with its script, sheet and fonts inside, and the frames."""
+    """The index.html with its script, style sheet and fonts inside, and the frames."""
     sheet = page.assets[page.sheet].decode()
     for font in page.fonts:
         data = base64.b64encode(page.assets[font]).decode()
@@ -94,15 +100,16 @@ def document(page: Page, content: dict[str, Any]) -> str:
             rf"url\([\"']?[^\"')]*{name}[\"']?\)", f"url(data:font/woff2;base64,{data})", sheet
         )
     script = page.assets[page.script].decode().replace("</script", "<\\/script")
-    # "<" only ever stands inside JSON's strings; escaped, it cannot end the element.
+    # A "<" is always inside of a string of the JSON; escaped, it cannot end the element.
     text = json.dumps(content, allow_nan=False).replace("<", "\\u003c")
-    index = _replaced(page.index, "link", page.sheet, f"<style>{sheet}</style>")
-    index = _replaced(index, "script", page.script, f'<script type="module">{script}</script>')
+    index = _replace(page.index, "link", page.sheet, f"<style>{sheet}</style>")
+    index = _replace(index, "script", page.script, f'<script type="module">{script}</script>')
     block = f'<script type="application/json" id="twosides-frames">{text}</script>'
     return index.replace("</head>", f"{block}</head>", 1)
 
 
-def _replaced(index: str, tag: str, asset: str, content: str) -> str:
+def _replace(index: str, tag: str, asset: str, content: str) -> str:
+    """The page with an element that loads an asset replaced by its content."""
     end = r"\s*</script>" if tag == "script" else ""
     pattern = rf"<{tag}\b[^>]*{re.escape(asset)}[^>]*>{end}"
     found = re.findall(pattern, index)

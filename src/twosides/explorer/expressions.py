@@ -1,7 +1,7 @@
 """Functions of t that visitors type: numbers, t, pi, + - * / **, and a few named functions.
 
-Text is parsed to a tree of these alone and the tree is walked; nothing is ever evaluated as Python.
-Numbers are floats from the start, so that no power of integers can grow.
+The text is parsed to a tree that may have only these, and the tree is evaluated; the text is never
+evaluated as Python. Numbers are floats from the start, so that no power of integers can grow.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ _BINARY: dict[type[ast.operator], tuple[str, Callable[[Any, Any], Any]]] = {
 
 
 def parse(text: str, name: str) -> tuple[Function, str]:
-    """A function of a float64 tensor, and its Python (of `t`, with `torch`); ValueError if unclear.
+    """A function of a float64 tensor, and its Python (of `t`, with `torch`).
+
+    text: the formula; ValueError if it cannot be read.
+    name: the name of the function, for the message.
 
     >>> import torch
     >>> function, python = parse("2 t", "g")
@@ -51,7 +54,7 @@ def _walk(node: ast.expr, depth: int) -> tuple[Function, str]:
         raise ValueError("it is nested too deeply")
     if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
         if isinstance(node.value, bool):
-            raise ValueError("True and False are no numbers")
+            raise ValueError("True and False are not numbers")
         value = float(node.value)
         return (lambda t: t * 0 + value), f"({value!r} + 0 * t)"
     if isinstance(node, ast.Name):
@@ -65,7 +68,7 @@ def _walk(node: ast.expr, depth: int) -> tuple[Function, str]:
         return (lambda t: apply(left(t), right(t))), f"({a} {sign} {b})"
     if isinstance(node, ast.Call) and len(node.args) == 1 and not node.keywords:
         return _call(node, depth)
-    raise ValueError(f"it may hold numbers, t, pi, + - * / ** and {', '.join(FUNCTIONS)}")
+    raise ValueError(f"it may have numbers, t, pi, + - * / ** and {', '.join(FUNCTIONS)}")
 
 
 def _name(name: str) -> tuple[Function, str]:

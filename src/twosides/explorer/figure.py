@@ -1,11 +1,11 @@
-"""What a figure of the explorer is: plain data, and a function that turns parameters into a view.
+"""The parts of a figure of the explorer: plain data, and a function that computes a view.
 
 A Figure states its controls and the path of its function, `compute(**parameters) -> View`. A view
-is panels of marks, numbers, and the Python that reproduces them. The page draws what it is told and
-computes nothing.
+is panels of marks, numbers, and the Python that reproduces them. The page draws these and computes
+nothing.
 
 Every array and number states the expression in that Python which gives it (`code`), and the tests
-hold the two together.
+check that both agree.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 
 class Invalid(ValueError):
-    """A request that is refused, and the control it is about."""
+    """The error of a request that is refused, with the control that it is about."""
 
     def __init__(self, message: str, control: str | None = None) -> None:
         """`message` is for people."""
@@ -30,7 +30,11 @@ class Invalid(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class _Control:
-    """What all controls share: `when` names other controls and their values that show this one."""
+    """The fields that all controls share.
+
+    help: a text for the visitor.
+    when: other controls and their values with which this one is shown; None for always.
+    """
 
     help: str = ""
     when: Mapping[str, tuple[Any, ...]] | None = None
@@ -38,7 +42,15 @@ class _Control:
 
 @dataclass(frozen=True)
 class Range(_Control):
-    """A number in [low, high]; whole if `integer`, on a logarithmic slider if `log`."""
+    """A number in [low, high].
+
+    name, label: the name of the parameter, and the text beside the control.
+    low, high, step: the range, and the step of the slider.
+    default: the value at first.
+    integer: whether it is a whole number.
+    log: whether the slider is logarithmic.
+    unit: the unit.
+    """
 
     name: str
     label: str
@@ -51,9 +63,9 @@ class Range(_Control):
     unit: str = ""
 
     def check(self, value: object) -> float | int:
-        """The number; Invalid outside the range, which NaN and infinity are."""
+        """The number; Invalid outside the range, as NaN and infinity are."""
         number = value if isinstance(value, int | float) and not isinstance(value, bool) else None
-        # Compared before it is converted: JSON's integers have any number of digits.
+        # The number is compared before it is converted, as integers of JSON may have any length.
         if number is None or not self.low <= number <= self.high:
             raise Invalid(
                 f"{self.label} is a number in [{self.low:g}, {self.high:g}], got {_short(value)}",
@@ -74,7 +86,7 @@ class Choice(_Control):
     default: str
 
     def check(self, value: object) -> str:
-        """The value; Invalid for what is not an option."""
+        """The value; Invalid for a value that is not an option."""
         return _option(self, value)
 
 
@@ -99,14 +111,14 @@ class Many(_Control):
 
 @dataclass(frozen=True)
 class Switch(_Control):
-    """On or off."""
+    """A control that is on or off."""
 
     name: str
     label: str
     default: bool
 
     def check(self, value: object) -> bool:
-        """The bool, and nothing that merely looks like one."""
+        """The bool; Invalid for anything else, such as 1."""
         if not isinstance(value, bool):
             raise Invalid(f"{self.label} is true or false, got {_short(value)}", self.name)
         return value
@@ -123,7 +135,7 @@ class Text(_Control):
     hint: str = ""
 
     def check(self, value: object) -> str:
-        """The text, if it is short and printable."""
+        """The text; Invalid if it is long or not printable."""
         if not isinstance(value, str) or len(value) > self.longest or not value.isprintable():
             raise Invalid(f"{self.label} is a line of at most {self.longest} characters", self.name)
         return value
@@ -140,7 +152,7 @@ def _option(control: Choice | Many, value: object) -> str:
 
 
 def _short(value: object) -> str:
-    """At most 40 characters of a value from outside, never the digits of a huge integer."""
+    """At most 40 characters of a value from outside, but never the digits of a huge integer."""
     text = "a huge number" if isinstance(value, int) and abs(value) > 1e18 else repr(value)
     return text if len(text) <= 40 else text[:37] + "..."
 
@@ -150,9 +162,13 @@ def _short(value: object) -> str:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure: its text beside it, its controls, and where its function is ("module:function").
+    """A figure.
 
-    bound: arguments of the function that are not the visitor's to choose, such as a model's folder.
+    name, title: its name, and the title on the page.
+    text: the text beside it.
+    controls: its controls.
+    compute: the path of its function, "module:function".
+    bound: arguments of the function that the visitor does not choose, such as a model's folder.
     frames: for the page without Python, the values of some controls to compute in advance.
     """
 
@@ -165,12 +181,12 @@ class Figure:
     frames: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def spec(self) -> dict[str, Any]:
-        """The figure as JSON-able data for the page."""
+        """The figure as JSON data for the page."""
         controls = [{"kind": type(c).__name__.lower(), **asdict(c)} for c in self.controls]
         return {"name": self.name, "title": self.title, "text": self.text, "controls": controls}
 
-    def checked(self, params: object) -> dict[str, Any]:
-        """All parameters, defaults filled in; Invalid for unknown ones or values out of range."""
+    def check(self, params: object) -> dict[str, Any]:
+        """All parameters, with defaults filled in; Invalid for unknown names and wrong values."""
         if not isinstance(params, dict):
             raise Invalid("params is an object of control names and values")
         known = {control.name: control for control in self.controls}
@@ -185,7 +201,7 @@ class Figure:
         }
 
     def view(self, params: Mapping[str, Any]) -> View:
-        """Compute, with parameters that were checked."""
+        """Compute the view, with parameters that were checked."""
         module, name = self.compute.split(":")
         function: Callable[..., View] = getattr(importlib.import_module(module), name)
         return function(**self.bound, **params)
@@ -196,7 +212,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis; ends that are None follow the marks."""
+    """An axis; ends that are None follow from the marks."""
 
     label: str
     low: float | None = None
@@ -207,12 +223,16 @@ class Axis:
 
 @dataclass(frozen=True)
 class Mark:
-    """Something drawn: arrays by name, of a kind that the page knows.
+    """A thing that is drawn, of a kind that the page knows.
 
-    line, points, stems: x, y (n,). paths: x, y (k, n). area: x, y0, y1 (n,). field: v (h, w), row
-    0 at the bottom, style extent [x0, x1, y0, y1]. text: style x, y. heat: v (h, w). images: v
-    (count, h, w) or (count, h, w, 3) in [0, 1]. table: style columns, rows. NaN breaks a line.
-    `group` is a colour, the same in all panels; None is neutral.
+    kind, arrays: the kind and its arrays by name. line, points, stems: x, y (n,). paths: x, y (k,
+        n). area: x, y0, y1 (n,). field: v (h, w), row 0 at the bottom, with the style extent [x0,
+        x1, y0, y1]. text: the style x, y. heat: v (h, w). images: v (count, h, w) or (count, h, w,
+        3) in [0, 1]. table: the style columns, rows. NaN breaks a line.
+    label: the text in the legend.
+    group: a colour, the same in all panels; None is neutral.
+    style: how it is drawn.
+    code: for each array the expression that gives it in the view's Python.
     """
 
     kind: str
@@ -225,7 +245,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Panel:
-    """A frame around marks: plot, heat, images or table."""
+    """A frame around marks, of the kind plot, heat, images or table."""
 
     kind: str
     title: str
@@ -237,7 +257,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Number:
-    """A live readout; `format` is Python's."""
+    """A number that is shown; `format` is Python's."""
 
     name: str
     label: str
@@ -248,7 +268,13 @@ class Number:
 
 @dataclass(frozen=True)
 class View:
-    """What a figure shows, with the Python (and command, where there is one) that reproduces it."""
+    """The content of a figure.
+
+    panels, numbers: what is drawn and shown.
+    python: the Python that reproduces them.
+    cli: the command that does, where there is one.
+    notes: remarks for the visitor.
+    """
 
     panels: tuple[Panel, ...]
     numbers: tuple[Number, ...]

@@ -1,11 +1,11 @@
-"""Who may talk to the explorer: this machine's browser, on this page, and nobody through it.
+"""The guard of the explorer, which admits only this machine's browser, on this page.
 
-A server on 127.0.0.1 is reachable by every web page that the user visits. What keeps them out:
+A server on 127.0.0.1 can be reached by every web page that the user visits. These are kept out by
 
     Host     must name this server: a foreign name that resolves here (DNS rebinding) is refused
     Origin   must be this page's, where it is stated, "null" included; WebSockets must state it
     Sec-Fetch-Site   cross-site requests are refused, but for following a link to the page
-    CSP      the page runs its own script and reaches this server only
+    CSP      the page runs its own script and connects to this server only
 """
 
 from __future__ import annotations
@@ -23,7 +23,12 @@ class Guard:
     """An ASGI application around another, for one port of this machine."""
 
     def __init__(self, app: ASGIApp, port: int) -> None:
-        """Hosts are 127.0.0.1 and localhost, with the port; origins the same over http."""
+        """Guard an application.
+
+        app: the application.
+        port: the port. The hosts are 127.0.0.1 and localhost with it, the origins the same over
+            http.
+        """
         self.app = app
         self.hosts = {f"{name}:{port}" for name in ("127.0.0.1", "localhost")}
         if port == 80:
@@ -31,7 +36,7 @@ class Guard:
         self.origins = {f"http://{host}" for host in self.hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse, or pass on with the security headers added to the answer."""
+        """Refuse a request, or pass it on with the security headers added to the answer."""
         if scope["type"] not in ("http", "websocket"):
             return await self.app(scope, receive, send)
         headers = Headers(scope=scope)
@@ -43,12 +48,12 @@ class Guard:
         response = PlainTextResponse(message, status)
         if scope["type"] == "websocket":
             socket = WebSocket(scope, receive, answer)
-            await socket.receive()  # the connection that is asked for
+            await socket.receive()  # the request for a connection
             return await socket.send_denial_response(response)
         await response(scope, receive, answer)
 
     def refusal(self, headers: Headers, *, websocket: bool) -> tuple[int, str] | None:
-        """Status and reason, or None for those who may pass."""
+        """The status and the reason of a refusal, or None for requests that may pass."""
         if headers.getlist("host") not in [[host] for host in self.hosts]:
             return 400, "this server answers to its own name only"
         origins = headers.getlist("origin")
@@ -63,18 +68,18 @@ class Guard:
     def _safe(self, send: Send, host: str) -> Callable[[Message], Awaitable[None]]:
         starts = ("http.response.start", "websocket.http.response.start")
 
-        async def sending(message: MutableMapping[str, Any]) -> None:
+        async def send_safely(message: MutableMapping[str, Any]) -> None:
             if message["type"] in starts:
                 headers = MutableHeaders(scope=message)
                 for name, value in security_headers(host if host in self.hosts else "").items():
                     headers[name] = value
             await send(message)
 
-        return sending
+        return send_safely
 
 
 def security_headers(host: str) -> dict[str, str]:
-    """What every answer says to the browser."""
+    """The headers of every answer that restrict what the browser does with it."""
     reach = f"'self' ws://{host}" if host else "'self'"
     policy = (
         "default-src 'none'; script-src 'self'; style-src 'self'; font-src 'self'; "

@@ -1,6 +1,6 @@
-"""The names of the library's tables, without importing torch: read from their source.
+"""The names of the library's tables, read from their source without importing torch.
 
-Figures offer "any sampler" and "any recipe" as soon as the page is there, and torch takes seconds.
+Figures offer "any sampler" and "any recipe" as soon as the page is loaded, and torch takes seconds.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ _ROOT = Path(__file__).parents[1]
 
 @functools.cache
 def names(module: str, variable: str) -> tuple[str, ...]:
-    """The keys of the dictionary that `variable` is made from in a module of this package.
+    """The keys of the dictionary in a variable of a module of this package.
+
+    module: the file of the module.
+    variable: the variable.
 
     >>> names("sampling/presets.py", "samplers")[:2]
     ('ddim', 'flow-euler')

@@ -17,7 +17,12 @@ TYPES = {
 
 @dataclass(frozen=True)
 class Page:
-    """index.html, and its assets by path ("assets/app-1a2b.js"): one script, one sheet, fonts."""
+    """The files of the page.
+
+    index: the text of index.html.
+    assets: the other files by path ("assets/app-1a2b.js").
+    script, sheet, fonts: the paths of the script, of the style sheet and of the fonts.
+    """
 
     index: str
     assets: Mapping[str, bytes]
@@ -27,7 +32,7 @@ class Page:
 
 
 def load(folder: Path = FOLDER) -> Page:
-    """The page of a folder, as its manifest.json says; FileNotFoundError if it is not built."""
+    """The page in a folder, by its manifest.json; FileNotFoundError if it is not built."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         script, sheet, fonts = manifest["js"], manifest["css"], tuple(manifest["fonts"])

@@ -1,4 +1,4 @@
-"""What the figures are about: small problems whose denoisers are known exactly, and a schedule."""
+"""The problems of the figures: data whose denoisers are known exactly, and a schedule."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ from twosides.schedules import FlowMatching, Scaling
 
 @dataclass(frozen=True)
 class Between(Scaling):
-    """Flow matching's (alpha, sigma) times `S = 1 + k (1 / sqrt((1 - t)^2 + t^2) - 1)`.
+    """The scaling of flow matching times `S = 1 + k (1 / sqrt((1 - t)^2 + t^2) - 1)`.
 
-    Flow scaling at k = 0, variance preserving at k = 1, linear in the factor as in the post.
+    It is flow matching's own at k = 0, variance preserving at k = 1, and linear in the factor as in
+    the post.
     """
 
     k: float
 
     def levels(self, logsnr: Tensor) -> tuple[Tensor, Tensor]:
-        """(alpha, sigma)."""
+        """The (alpha, sigma) of a log-SNR."""
         alpha, sigma = torch.sigmoid(0.5 * logsnr), torch.sigmoid(-0.5 * logsnr)
         scale = 1 + self.k * (1 / torch.hypot(alpha, sigma) - 1)
         return scale * alpha, scale * sigma
 
     def slopes(self, logsnr: Tensor) -> tuple[Tensor, Tensor]:
-        """Derivatives in t."""
+        """The derivatives of (alpha, sigma) in t."""
         alpha, sigma = torch.sigmoid(0.5 * logsnr), torch.sigmoid(-0.5 * logsnr)
         length = torch.hypot(alpha, sigma)
         scale = 1 + self.k * (1 / length - 1)
@@ -42,6 +43,8 @@ class Between(Scaling):
 class ScaledFlow(FlowMatching):
     """Flow matching's time in a scaling between its own (k = 0) and VP (k = 1).
 
+    k: the factor of the post, in [0, 1].
+
     >>> level = ScaledFlow(1.0).at(0.5)
     >>> round(float(level.alpha**2 + level.sigma**2), 12)
     1.0
@@ -51,21 +54,23 @@ class ScaledFlow(FlowMatching):
 
     @property
     def scaling(self) -> Scaling:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Between the two."""
+        """The scaling between the two."""
         return Between(self.k)
 
 
-def named(name: str, variance: float | None = None) -> GaussianMixture:
-    """A mixture by name: "gaussian" and "two-modes" in 1-D; "ring", "moons", "gaussian-2d" in 2-D.
+def mixture(name: str, variance: float | None = None) -> GaussianMixture:
+    """A mixture of Gaussians by name.
 
-    variance: scale it about 0 so that the mean over axes of the data's variance is this one.
+    name: "gaussian" or "two-modes" in 1-D; "ring", "moons" or "gaussian-2d" in 2-D.
+    variance: scale the mixture about 0 so that the variance of the data, averaged over the axes, is
+        this one.
 
-    >>> round(float(named("moons", 0.25).covariance.trace()) / 2, 12)
+    >>> round(float(mixture("moons", 0.25).covariance.trace()) / 2, 12)
     0.25
     """
     makers = {
         "gaussian": lambda: GaussianMixture.gaussian([0.0], [[0.25]]),
-        "two-modes": lambda: _mixture(np.array([[-0.6], [0.6]]), 0.2),
+        "two-modes": lambda: _round_modes(np.array([[-0.6], [0.6]]), 0.2),
         "ring": lambda: GaussianMixture.ring(8),
         "moons": moons,
         "gaussian-2d": lambda: GaussianMixture.gaussian([0.3, -0.2], [[0.5, 0.3], [0.3, 0.4]]),
@@ -81,20 +86,24 @@ def named(name: str, variance: float | None = None) -> GaussianMixture:
 
 
 def moons(modes: int = 12, std: float = 0.08) -> GaussianMixture:
-    """Two interleaved half circles, `modes` Gaussians along each, centred on 0."""
+    """Two interleaved half circles, centred on 0.
+
+    modes: the number of Gaussians along each.
+    std: their standard deviation.
+    """
     angles = math.pi * (np.arange(modes) + 0.5) / modes
     upper = np.stack([np.cos(angles) - 0.5, np.sin(angles) - 0.25], 1)
-    return _mixture(np.concatenate([upper, -upper]), std)
+    return _round_modes(np.concatenate([upper, -upper]), std)
 
 
 def points(count: int = 12) -> Empirical:
-    """Points on a spiral, and the denoiser that has memorised them."""
+    """The denoiser that has memorised some points on a spiral."""
     turn = np.linspace(0.5, 2.5, count) * math.pi
     radius = np.linspace(0.3, 1.2, count)
     return Empirical(np.stack([radius * np.cos(turn), radius * np.sin(turn)], 1))
 
 
-def _mixture(means: np.ndarray, std: float) -> GaussianMixture:
+def _round_modes(means: np.ndarray, std: float) -> GaussianMixture:
     modes, dims = means.shape
     covariances = np.broadcast_to(std**2 * np.eye(dims), (modes, dims, dims)).copy()
     return GaussianMixture(np.full(modes, 1 / modes), means, covariances)

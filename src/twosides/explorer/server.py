@@ -1,7 +1,8 @@
-"""The explorer's server: the page, and a WebSocket on which figures are asked for.
+"""The explorer's server: the page, and a WebSocket on which figures are requested.
 
-Bound to 127.0.0.1. There is no upload, no path, no state that a request could change; what a
-visitor sends is a figure's name and the values of its controls, each checked against its range.
+It is bound to 127.0.0.1. There is no upload, no path, and no state that a request could change: a
+visitor sends a figure's name and the values of its controls, each of which is checked against its
+range.
 """
 
 from __future__ import annotations
@@ -30,28 +31,33 @@ from twosides import __version__
 from twosides.explorer import page as pages
 from twosides.explorer import wire
 from twosides.explorer.connections import Patient
-from twosides.explorer.desk import Busy, Desk, Slot, timed
+from twosides.explorer.desk import Busy, Desk, Slot, measure_time
 from twosides.explorer.figure import Figure, Invalid
 from twosides.explorer.guard import Guard
 from twosides.explorer.page import Page
 
-MOST_CLIENTS = 128  # WebSockets at once; one more is answered 503
-PATIENCE = 5.0  # seconds until the token must have come
+MOST_CLIENTS = 128  # the WebSockets at a time; further ones are answered 503
+PATIENCE = 5.0  # the seconds after which the token must have come
 WRONG_TOKEN = 4401
 
 
 def warm_up() -> None:
-    """Import what figures need, where it keeps nobody waiting: in the thread that computes."""
+    """Import the modules that figures need, in the thread that computes."""
     import twosides as ts
 
     ts.plan("ddim", "cosine", 2)
 
 
 class Explorer:
-    """The routes of one running explorer, and what they share."""
+    """The routes of one running explorer, and their common state."""
 
     def __init__(self, figures: Sequence[Figure], page: Page, token: str) -> None:
-        """The token is what the page must say first on its WebSocket."""
+        """Prepare to serve.
+
+        figures: the figures.
+        page: the files of the page.
+        token: the secret that the page must send first on its WebSocket.
+        """
         self.figures = {figure.name: figure for figure in figures}
         self.page, self.token = page, token
         self.desk, self.ready = Desk(), asyncio.Event()
@@ -76,7 +82,7 @@ class Explorer:
         return HTMLResponse(self.page.index, headers={"Cache-Control": "no-store"})
 
     async def health(self, request: Request) -> Response:
-        """Ok."""
+        """The answer "ok"."""
         return PlainTextResponse("ok", headers={"Cache-Control": "no-store"})
 
     async def asset(self, request: Request) -> Response:
@@ -86,13 +92,13 @@ class Explorer:
         if content is None:
             return PlainTextResponse("there is no such file", 404)
         kind = pages.TYPES["." + name.rpartition(".")[2]]
-        lasting = {"Cache-Control": "public, max-age=31536000, immutable"}
-        return Response(content, media_type=kind, headers=lasting)
+        forever = {"Cache-Control": "public, max-age=31536000, immutable"}
+        return Response(content, media_type=kind, headers=forever)
 
     # ------------------------------------------------------------------ figures
 
     def start_warming(self) -> None:
-        """Begin to import, once, after somebody has asked for the page."""
+        """Begin to import, once, after the page has been requested."""
         if self._warming is None:
             self._warming = asyncio.create_task(self._warm())
 
@@ -101,7 +107,7 @@ class Explorer:
         self.ready.set()
 
     async def websocket(self, client: WebSocket) -> None:
-        """One visitor, from the token to the end of the connection."""
+        """Serve one visitor, from the token to the end of the connection."""
         if self.clients >= MOST_CLIENTS:
             busy = PlainTextResponse("too many visitors", 503, headers={"Retry-After": "5"})
             return await client.send_denial_response(busy)
@@ -110,7 +116,7 @@ class Explorer:
             await client.accept()
             await self._visit(client)
         except (WebSocketDisconnect, RuntimeError):
-            pass  # the visitor went away, which starlette tells a sender as RuntimeError
+            pass  # the visitor has gone, which starlette reports to a sender as RuntimeError
         finally:
             self.clients -= 1
 
@@ -147,7 +153,7 @@ class Explorer:
         await client.send_json({"ready": True})
 
     async def _listen(self, client: WebSocket, wishes: Slot) -> None:
-        """Take requests in, answer those that are refused at once."""
+        """Receive requests; those that are refused are answered at once."""
         while True:
             message = await client.receive()
             if message["type"] == "websocket.disconnect":
@@ -164,11 +170,11 @@ class Explorer:
                 await client.send_text(wire.error(number, str(error), "invalid", error.control))
 
     async def _answer(self, client: WebSocket, wishes: Slot) -> None:
-        """Compute what was asked last, again and again."""
+        """Compute the newest request, again and again."""
         while True:
-            await wishes.filled()
+            await wishes.wait()
             try:
-                answer = await self.desk.compute(lambda: partial(computed, *wishes.take()))
+                answer = await self.desk.compute(lambda: partial(compute_reply, *wishes.take()))
             except Busy as error:
                 number, *_ = wishes.take()
                 answer = wire.error(number, str(error), "busy")
@@ -178,10 +184,10 @@ class Explorer:
                 await client.send_bytes(answer)
 
 
-def computed(number: int, figure: Figure, params: dict[str, Any]) -> bytes | str:
-    """A reply, or what went wrong: the library's refusals are for people, other errors bugs."""
+def compute_reply(number: int, figure: Figure, params: dict[str, Any]) -> bytes | str:
+    """The reply to a request; the library's refusals are shown, and other errors are bugs."""
     try:
-        view, milliseconds = timed(lambda: figure.view(params))
+        view, milliseconds = measure_time(lambda: figure.view(params))
         return wire.reply(number, figure.name, milliseconds, view)
     except (ValueError, TypeError) as error:
         return wire.error(number, str(error), "invalid", getattr(error, "control", None))
@@ -197,8 +203,8 @@ def _bytes(text: str) -> bytes:
 # ---------------------------------------------------------------------------- running
 
 
-def listening(port: int) -> socket.socket:
-    """A socket that listens on 127.0.0.1; OSError with the port where it is taken."""
+def listen(port: int) -> socket.socket:
+    """A socket that listens on 127.0.0.1; OSError with the port if it is taken."""
     made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -210,14 +216,14 @@ def listening(port: int) -> socket.socket:
     return made
 
 
-def _worth_saying(record: logging.LogRecord) -> bool:
-    # uvicorn says this of every WebSocket that was refused as it should be.
+def _is_problem(record: logging.LogRecord) -> bool:
+    # uvicorn reports this of every WebSocket that was rightly refused.
     return "without completing handshake" not in record.getMessage()
 
 
-def configured(explorer: Explorer, port: int) -> uvicorn.Server:
-    """The web server for an explorer: one process, errors logged only, nothing large accepted."""
-    logging.getLogger("uvicorn.error").addFilter(_worth_saying)
+def make_server(explorer: Explorer, port: int) -> uvicorn.Server:
+    """The web server of an explorer: one process, a log of errors only, and no large messages."""
+    logging.getLogger("uvicorn.error").addFilter(_is_problem)
     config = uvicorn.Config(
         explorer.app(port),
         ws="websockets-sansio",
@@ -243,14 +249,17 @@ def explore(
     browser: bool = True,
     tell: Callable[[str], object] = print,
 ) -> None:
-    """Serve figures on 127.0.0.1 until Ctrl-C; `tell` hears the address once it answers.
+    """Serve figures on 127.0.0.1 until Ctrl-C.
 
-    port: 0 for a free one. browser: open it.
+    figures: the figures.
+    port: the port, 0 for a free one.
+    browser: whether to open the page in the browser.
+    tell: a function that is called with the address once the server answers.
     """
-    page, token, made = pages.load(), secrets.token_urlsafe(32), listening(port)
+    page, token, made = pages.load(), secrets.token_urlsafe(32), listen(port)
     port = made.getsockname()[1]
     address = f"http://127.0.0.1:{port}/#{token}"
-    server = configured(Explorer(figures, page, token), port)
+    server = make_server(Explorer(figures, page, token), port)
     tell(address)
     if browser:
         # A browser in the terminal would keep the server waiting.

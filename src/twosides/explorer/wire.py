@@ -15,11 +15,11 @@ import numpy as np
 
 from twosides.explorer.figure import Axis, Figure, Invalid, Panel, View
 
-LONGEST = 16_384  # bytes of a request
+LONGEST = 16_384  # the bytes of a request
 
 
 def parse(text: str) -> Any:
-    """JSON from outside; Invalid for anything else, however nested."""
+    """The value of a JSON text; Invalid for other texts, and for deep nesting."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -27,9 +27,10 @@ def parse(text: str) -> Any:
 
 
 def request(text: str, figures: dict[str, Figure]) -> tuple[int, Figure, dict[str, Any]]:
-    """A request's number, figure and checked parameters; Invalid with the reason otherwise.
+    """The number, the figure and the checked parameters of a request; Invalid with the reason.
 
-    The number is read by `number_of` where the rest is refused.
+    text: the JSON text. The number of one that is refused can be read by `number_of`.
+    figures: the figures by name.
     """
     content = parse(text)
     if not isinstance(content, dict) or set(content) != {"req", "figure", "params"}:
@@ -39,7 +40,7 @@ def request(text: str, figures: dict[str, Figure]) -> tuple[int, Figure, dict[st
         raise Invalid("req is a whole number")
     if not isinstance(name, str) or name not in figures:
         raise Invalid(f"there is no such figure; there are {', '.join(figures)}")
-    return number, figures[name], figures[name].checked(content["params"])
+    return number, figures[name], figures[name].check(content["params"])
 
 
 def number_of(content: Any) -> int | None:
@@ -51,14 +52,26 @@ def number_of(content: Any) -> int | None:
 
 
 def error(number: int | None, message: str, code: str, control: str | None = None) -> str:
-    """An error reply; code is "invalid", "busy" or "internal"."""
+    """An error reply.
+
+    number: the number of the request, if it has one.
+    message: the reason, for people.
+    code: "invalid", "busy" or "internal".
+    control: the name of the control that the error is about.
+    """
     return json.dumps(
         {"req": number, "error": {"message": message, "control": control, "code": code}}
     )
 
 
 def reply(number: int, figure: str, milliseconds: float, view: View) -> bytes:
-    """A view as one binary message."""
+    """A view as one binary message.
+
+    number: the number of the request.
+    figure: the name of the figure.
+    milliseconds: the time that computing took.
+    view: the view.
+    """
     data: list[np.ndarray] = []
     header = {
         "req": number,
@@ -116,7 +129,7 @@ def _array(values: Any, data: list[np.ndarray]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """JSON-able data; what JSON cannot say as "nan", "inf", "-inf"."""
+    """The value as JSON data, where "nan", "inf" and "-inf" stand for numbers that JSON lacks."""
     if isinstance(value, dict):
         return {key: _plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

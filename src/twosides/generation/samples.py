@@ -112,10 +112,10 @@ def decoder(
 
     ValueError, before anything is drawn, if the pipeline is not there.
     """
-    from twosides.integrations.diffusers.encoders import decoded, found
+    from twosides.integrations.diffusers.encoders import decode_latents, find_pipeline
 
-    folder = found(encoded_by, "vae", pipeline)
-    return lambda latents: decoded(latents, folder)
+    folder = find_pipeline(encoded_by, "vae", pipeline)
+    return lambda latents: decode_latents(latents, folder)
 
 
 def encode_prompts(
@@ -134,11 +134,12 @@ def encode_prompts(
             "a negative prompt is what guidance leads away from, and there is no guidance; give it "
             "a scale: guidance=3"
         )
-    from twosides.integrations.diffusers.encoders import found
+    from twosides.integrations.diffusers.encoders import find_pipeline
     from twosides.integrations.diffusers.texts import Texts
 
     with one_sentence(f"the notes of {notes.folder} describe no pipeline that reads texts"):
-        texts = Texts(found(notes.pipeline, "texts", pipeline), int(notes.pipeline["size"]))
+        folder = find_pipeline(notes.pipeline, "texts", pipeline)
+        texts = Texts(folder, int(notes.pipeline["size"]))
         away = request.negative_prompt
         return TextConditioning(texts(request.prompt), texts.null if away is None else texts(away))
 

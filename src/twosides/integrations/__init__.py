@@ -1,4 +1,4 @@
-"""Adapters: the library inside other people's programs, each imported when it is named."""
+"""Adapters for other programs' models and users, each imported when it is named."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Denoisers of azula's, and for azula: two names for the same function.
+"""Conversions between denoisers of azula and those of this library.
 
     posterior = denoiser(x_t, t)          its mean is x; t = 0 data, 1 noise
     alpha_t, sigma_t = denoiser.schedule(t)
 
-Nothing of azula is imported: what has these two calls is a denoiser of azula's.
+Nothing of azula is imported: any object with these two calls is a denoiser of azula's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from twosides.schedules import FromFunctions
 
 
 def from_azula(denoiser: Any) -> Denoiser:
-    """A denoiser of azula's as a Denoiser, on its own schedule."""
+    """A denoiser of azula as a Denoiser, on its own schedule."""
 
     def mean(z: Tensor, t: Tensor, **conditioning: Any) -> Tensor:
         posterior = denoiser(z, t, **conditioning)
@@ -31,21 +31,21 @@ def from_azula(denoiser: Any) -> Denoiser:
 
 
 class Posterior(NamedTuple):
-    """What azula's samplers read of an answer: the mean of the data."""
+    """The part of an answer that azula's samplers read: the mean of the data."""
 
     mean: Tensor
 
 
 class ForAzula(nn.Module):
-    """Any denoiser as azula's samplers call theirs."""
+    """Any denoiser in the form that azula's samplers call."""
 
     def __init__(self, denoiser: Denoises) -> None:
-        """TypeError for what is no denoiser."""
+        """TypeError for an object that is no denoiser."""
         super().__init__()
         self.denoiser, self.levels = denoiser, as_denoiser(denoiser).schedule
 
     def schedule(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(alpha, sigma) at t, in t's dtype."""
+        """The (alpha, sigma) at t, in t's dtype."""
         level = self.levels.at(t.double())
         return level.alpha.to(t), level.sigma.to(t)
 

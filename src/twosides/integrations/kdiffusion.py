@@ -2,13 +2,13 @@
 
     denoised = model(x, sigma, **extra_args)         x (B, ...), sigma (B,)
 
-The grid is the caller's sigmas, and so is the initial state, which is taken as it is:
+The grid is the caller's sigmas, and the initial state is used as it is:
 
     path="ve"      z = x + sigma n                   k-diffusion; sigma >= 0
     path="flow"    z = (1 - sigma) x + sigma n       ComfyUI's flow models; sigma in [0, 1]
 
-The solver's generator is driven on tensors, with all coefficients in float64: from x = sigmas[0] n
-the result is that of `sample` on `grids.Given`.
+The solver's generator, which yields states where it wants the network, is run on tensors, with all
+coefficients in float64: from x = sigmas[0] n the result is that of `sample` on `grids.Given`.
 """
 
 from __future__ import annotations
@@ -42,32 +42,33 @@ def sampler_function(
     seed: int | None = None,
     noise: str | None = None,
 ) -> Callable[..., Tensor]:
-    """A preset's name or a Sampler as a function with k-diffusion's signature,
+    """A sampler as a function with k-diffusion's signature,
 
         f(model, x, sigmas, extra_args=None, callback=None, disable=None, noise_sampler=None)
 
+    sampler: a preset's name or a Sampler. Its own grid is not used, but Restart's returns to noise
+        are kept. Where a preset refers to the time t, this is sigma / sigmas[0] on "ve", and sigma
+        on "flow".
     path: "ve" or "flow"; by default "flow" for a model that ComfyUI calls CONST, else "ve".
-    seed: of the injected noise; that of sample i depends on (seed, i) only, and is what `sample`
-        injects with this seed. None is torch's global generator. Both halves of a run that is cut
-        in two inject the same noise, unless their seeds differ.
-    noise: "brownian" for noise that is one path, whatever the number of steps
-        (`sampling.brownian`); by default that of each step is drawn by itself.
+    seed: the seed of the injected noise; that of sample i depends on (seed, i) only, and is the one
+        that `sample` injects with this seed. None uses torch's global generator. Both halves of a
+        run that is cut in two inject the same noise, unless their seeds differ.
+    noise: "brownian" for noise on one path, which is the same for any number of steps
+        (`sampling.brownian`); by default the noise of each step is drawn independently.
 
-    Levels that come twice are visited once, and less than two leave x as it is (SplitSigmas at an
-    end). Where they rise (FlipSigmas) the sampler is run backwards, from data to noise.
+    Levels that are repeated are visited once, and fewer than two leave x as it is (SplitSigmas at
+    an end). Where levels rise (FlipSigmas) the sampler is run backwards, from data to noise. The
+    arguments of the function are
 
-    The sampler's own grid is not used, but Restart's jumps are kept. Where a preset refers to the
-    time t, this is sigma / sigmas[0] on "ve", and sigma on "flow".
+    x: the state at sigmas[0] (B, ...), noise included; the result is the state at sigmas[-1].
+    callback: is called with {"x", "i", "sigma", "sigma_hat", "denoised"} at each network call: its
+        input x and noise level sigma_hat, in the step from sigma = sigmas[i].
+    disable: is ignored, because no progress bar is shown.
+    noise_sampler: a function (sigma, sigma_next) that gives unit noise for the step between two
+        levels, of x's shape; a Brownian one is right for samplers that draw once per step.
 
-    x: (B, ...), the state at sigmas[0], noise included; the result is the state at sigmas[-1].
-    callback: shown {"x", "i", "sigma", "sigma_hat", "denoised"} at each network call: its input x
-        and noise level sigma_hat, in the step from sigma = sigmas[i].
-    disable: ignored, there is no bar.
-    noise_sampler(sigma, sigma_next): unit noise for the step between two levels, of x's shape; a
-        Brownian one suits samplers that draw once per step.
-
-    ValueError for unknown names, and when called for sigmas that neither fall nor rise, or lie
-    outside the path's range, for shapes that do not fit, and for noise on the way to noise.
+    ValueError for unknown names, and when called for sigmas that neither fall nor rise, or are
+    outside of the path's range, for shapes that do not fit, and for noise on the way to noise.
 
         >>> f = sampler_function("dpmpp-2m")
         >>> f(lambda x, sigma: 0 * x, torch.ones(1, 2), torch.tensor([1.0, 0.5, 0.25]))
@@ -92,10 +93,10 @@ def sampler_function(
         _check_state(x)
         own = model_sampling(model)
         kind = path or ("flow" if is_flow(own) else "ve")
-        places, backwards = _visited(sigmas, kind)
+        places, backwards = _distinct_places(sigmas, kind)
         if len(places) < 2:
             return x
-        schedule, given = _walked(sigmas[places], kind)
+        schedule, given = _schedule_and_grid(sigmas[places], kind)
         here = replace(made, grid=given)
         levels = here.levels(schedule, len(places) - 1)
         if backwards:
@@ -103,17 +104,17 @@ def sampler_function(
             levels, places = levels[::-1], places[::-1]
         route = made.stochasticity.route(schedule, levels)
         walked: list[Leg] = []
-        draw = noise_sampler or _drawn(x, seed)
+        draw = noise_sampler or _independent_noise(x, seed)
         if noise == "brownian" and made.stochastic and noise_sampler is None:
             source = fresh_seed() if seed is None else seed
             plan = here.plan(schedule, len(places) - 1)
             shape, like = x.shape[1:], {"dtype": x.dtype, "device": x.device}
             brownian = Brownian(plan, source, range(len(x)), shape, **like)
             draw = lambda sigma, sigma_next: brownian()  # noqa: E731
-        scale = getattr(own, "noise_scale", 1.0)  # some flow models' n is not of unit variance
+        scale = getattr(own, "noise_scale", 1.0)  # the n of some flow models has another variance
 
         def inject() -> Tensor:
-            # Noise that comes before a call, as EDM's churn does, is the next step's.
+            # Noise that is injected before a call, as EDM's churn does, belongs to the next step.
             leg = walked[-1] if walked else None
             step = leg.number + (leg.over == levels[leg.number + 1]) if leg else 0
             ends = (sigmas.new_tensor(level.sigma) for level in levels[step : step + 2])
@@ -122,23 +123,23 @@ def sampler_function(
         def denoise(z: Tensor, level: Level) -> Tensor:
             dtype = torch.promote_types(x.dtype, torch.float32)
             sigma = torch.full((len(z),), level.sigma, dtype=dtype, device=z.device)
-            denoised = _checked_answer(model(z, sigma, **(extra_args or {})), z)
+            denoised = _check_answer(model(z, sigma, **(extra_args or {})), z)
             if callback is not None:
                 i = places[walked[-1].number]
-                told = {"x": z, "i": i, "sigma": sigmas[i], "denoised": denoised}
-                callback(told | {"sigma_hat": sigmas.new_tensor(level.sigma)})
+                shown = {"x": z, "i": i, "sigma": sigmas[i], "denoised": denoised}
+                callback(shown | {"sigma_hat": sigmas.new_tensor(level.sigma)})
             return denoised
 
         ends = levels[0], levels[-1]
         asks = walk(made.solver, x, route, ends, inject, visit=walked.append)
-        return _driven(asks, denoise)
+        return _run(asks, denoise)
 
     function.__name__ = function.__qualname__ = f"twosides {sampler}"
     return function
 
 
 def model_sampling(model: Any) -> Any:
-    """ComfyUI's account of a model's noise levels, inside however many wrappers; or None."""
+    """ComfyUI's object of a model's noise levels, inside however many wrappers; or None."""
     while model is not None:
         found = getattr(model, "model_sampling", None)
         if found is not None:
@@ -148,17 +149,17 @@ def model_sampling(model: Any) -> Any:
 
 
 def is_flow(sampling: Any) -> bool:
-    """Whether ComfyUI's account is of a flow model: its class CONST, known by name."""
+    """Whether ComfyUI's object is that of a flow model: its class CONST, recognised by name."""
     return any(kind.__name__ == "CONST" for kind in type(sampling).__mro__)
 
 
 # ---------------------------------------------------------------------------- the caller's levels
 
 
-def _visited(sigmas: Tensor, path: str) -> tuple[list[int], bool]:
-    """The numbers of the levels, noise to data, without those that repeat the one before.
+def _distinct_places(sigmas: Tensor, path: str) -> tuple[list[int], bool]:
+    """The numbers of the levels from noise to data, without repetitions, and whether levels rise.
 
-    And whether they rise; the numbers are then those of the flipped levels.
+    If they do, the numbers are in the reverse order, from noise to data.
     """
     if sigmas.ndim != 1 or not sigmas.is_floating_point():
         raise ValueError(
@@ -175,17 +176,17 @@ def _visited(sigmas: Tensor, path: str) -> tuple[list[int], bool]:
 def _check_backwards(sampler: Sampler, levels: list[Level]) -> None:
     if sampler.stochastic:
         raise ValueError(
-            "rising sigmas lead from data to noise, where only samplers without noise run"
+            "rising sigmas lead from data to noise, which only samplers without noise can do"
         )
     if levels[-1].sigma == 0:
         raise ValueError(
-            "rising sigmas begin at 0, where a model says nothing of the noise; begin just above, "
+            "rising sigmas begin at 0, where a model cannot estimate the noise; begin just above, "
             "at 0.0001, as FlipSigmas does"
         )
 
 
-def _walked(sigmas: Tensor, path: str) -> tuple[Schedule, Given]:
-    """The schedule of a path, and the nodes on it; ValueError for sigmas that are none."""
+def _schedule_and_grid(sigmas: Tensor, path: str) -> tuple[Schedule, Given]:
+    """The schedule of a path and the grid of the sigmas on it; ValueError for unordered sigmas."""
     values = sigmas.detach().cpu().double()
     _check_order(values)
     data = torch.log1p(-values) if path == "flow" else torch.zeros_like(values)
@@ -218,17 +219,17 @@ def _check_order(values: Tensor) -> None:
 # ---------------------------------------------------------------------------- running
 
 
-def _drawn(x: Tensor, seed: int | None) -> Callable[[Tensor, Tensor], Tensor]:
-    """The sampler's own noise, whatever the step."""
+def _independent_noise(x: Tensor, seed: int | None) -> Callable[[Tensor, Tensor], Tensor]:
+    """A noise sampler whose noise does not depend on the step."""
     if seed is None:
         return lambda sigma, sigma_next: torch.randn_like(x)
     own, event = PerSample(seed, range(len(x))), x.shape[1:]
-    own.normal(event, x.dtype)  # `sample` starts with this one
+    own.normal(event, x.dtype)  # `sample` uses the first draw for the initial noise
     return lambda sigma, sigma_next: own.normal(event, x.dtype, x.device)
 
 
-def _driven(asks: Asks, denoise: Callable[[Tensor, Level], Tensor]) -> Tensor:
-    """The result of a sampler's generator, its questions answered."""
+def _run(asks: Asks, denoise: Callable[[Tensor, Level], Tensor]) -> Tensor:
+    """The result of a sampler's generator, with an estimate sent for each state that it yields."""
     estimate: Any = None
     while True:
         try:
@@ -247,7 +248,7 @@ def _check_state(x: Tensor) -> None:
         )
 
 
-def _checked_answer(denoised: Tensor, z: Tensor) -> Tensor:
+def _check_answer(denoised: Tensor, z: Tensor) -> Tensor:
     if denoised.shape != z.shape:
         raise ValueError(
             f"the model answered {tuple(denoised.shape)} to x of shape {tuple(z.shape)}; it must "

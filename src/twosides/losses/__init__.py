@@ -1,7 +1,8 @@
 """What is trained: objectives, densities and weightings of the log-SNR, recipes.
 
-`objective` has the loss, `densities` where levels are drawn, `weightings` how their errors count,
-`learned` what follows the errors while training, and `recipes` published setups as rows.
+`objective` has the loss, `densities` the distributions that levels are drawn from, `weightings` how
+much their errors count, `learned` distributions and weights that follow the errors while training,
+and `recipes` published setups as rows.
 """
 
 from twosides.losses import densities, weightings

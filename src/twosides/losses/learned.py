@@ -1,7 +1,7 @@
-"""Levels and weights that follow the error measured while training.
+"""Densities and weightings that follow the error measured while training.
 
 One table serves all: bins of logsnr with running means of the eps-error e = |eps_hat - eps|^2 (mean
-over elements) and of w e, updated with each step's losses. From it come
+over elements) and of w e, updated with each step's losses. The following are made of it:
 
 | name           | levels drawn from          | w that is trained   |                              |
 |----------------|----------------------------|---------------------|------------------------------|
@@ -31,8 +31,8 @@ from twosides.naming import unknown
 from twosides.randomness import PerSample
 from twosides.sampling.grids import Entropic
 
-WARMUP = 10  # samples per bin, on average, before the bins are believed
-TINY = torch.finfo(torch.float32).tiny  # in the place of an error of 0, which has no logarithm
+WARMUP = 10  # the samples per bin, on average, from which on the bins are used
+TINY = torch.finfo(torch.float32).tiny  # stands for an error of 0, which has no logarithm
 TARGETS = ("loss", "error")
 
 
@@ -41,9 +41,10 @@ class LevelBins(nn.Module):
 
         m <- d^n m + (1 - d^n) mean        of the n samples of a step that fall into the bin
 
-    and a bin's first samples are copied. Levels outside [low, high] count in the edge bins. The
-    result depends on the samples of each step, not on their order. Everything is in the state_dict;
-    it stays in float64 on the CPU, where levels are drawn, whatever the module around is moved to.
+    and a bin's first samples are copied. Levels outside [low, high] count in the bins at the ends.
+    The result depends on the samples of each step, not on their order. Everything is in the
+    state_dict. The tables stay in float64 on the CPU, where levels are drawn, when the module
+    around them is moved.
 
         >>> bins = LevelBins(-10, 10)
         >>> at = torch.tensor([-20.0, 3.0], dtype=torch.float64)
@@ -58,7 +59,12 @@ class LevelBins(nn.Module):
     visits: Tensor
 
     def __init__(self, low: float, high: float, count: int = 100, decay: float = 0.99) -> None:
-        """Empty bins; `decay` is per sample. ValueError for an empty range or no memory."""
+        """Empty bins.
+
+        low, high: the range of log-SNR, finite.
+        count: the number of bins, >= 1.
+        decay: d, how much a mean keeps at each sample, in [0, 1); 0.99 remembers about 100 samples.
+        """
         super().__init__()
         if not (-math.inf < low < high < math.inf and count >= 1 and 0 <= decay < 1):
             raise ValueError(
@@ -73,14 +79,19 @@ class LevelBins(nn.Module):
 
     @classmethod
     def over(cls, density: Density, tail: float = 1e-4, count: int = 100) -> LevelBins:
-        """Over all of a density, or, at an end that is infinite, all but the part `tail`."""
+        """Bins over the range of a density.
+
+        density: the density.
+        tail: the probability beyond the bins, at an end of the density that is infinite.
+        count: the number of bins.
+        """
         ends = density.logsnr(torch.tensor([1.0, 0.0], dtype=torch.float64))
         inner = density.logsnr(torch.tensor([1 - tail, tail], dtype=torch.float64))
         low, high = torch.where(torch.isfinite(ends), ends, inner).tolist()
         return cls(low, high, count)
 
     def _apply(self, fn: Callable[..., Tensor], recurse: bool = True) -> LevelBins:
-        """Not moved or cast with the network: levels are drawn from it on the CPU in float64."""
+        """Nothing: the bins stay on the CPU in float64 when the network is moved or cast."""
         return self
 
     @property
@@ -90,11 +101,15 @@ class LevelBins(nn.Module):
 
     @property
     def ready(self) -> bool:
-        """Whether the bins have seen enough samples to be believed, 10 each on average."""
+        """Whether the bins have seen enough samples to be used, 10 each on average."""
         return int(self.visits.sum()) >= WARMUP * len(self.visits)
 
     def update(self, logsnr: Tensor, *, loss: Tensor, error: Tensor) -> None:
-        """Take in one step's samples: (N,) each. Those that are not finite are left out."""
+        """Take in the samples of one step.
+
+        logsnr, loss, error: their levels, w e and e, (N,) each. Those that are not finite are left
+            out.
+        """
         logsnr, loss, error = (
             value.detach().to("cpu", torch.float64).flatten() for value in (logsnr, loss, error)
         )
@@ -112,14 +127,14 @@ class LevelBins(nn.Module):
         self.visits += count
 
     def loss_at(self, logsnr: Tensor) -> Tensor:
-        """w e, linear between the centres of visited bins and constant beyond."""
-        return self._between(logsnr, self.loss)
+        """The mean of w e at levels: linear between centres of visited bins, constant beyond."""
+        return self._interpolate(logsnr, self.loss)
 
     def error_at(self, logsnr: Tensor) -> Tensor:
-        """e, its logarithm linear between the centres of visited bins and constant beyond."""
-        return self._between(logsnr, self.error.clamp(min=TINY).log()).exp()
+        """The mean of e at levels: its logarithm is linear between centres, constant beyond."""
+        return self._interpolate(logsnr, self.error.clamp(min=TINY).log()).exp()
 
-    def _between(self, logsnr: Tensor, values: Tensor) -> Tensor:
+    def _interpolate(self, logsnr: Tensor, values: Tensor) -> Tensor:
         seen = (self.visits > 0).numpy()
         if not seen.any():
             raise ValueError("these bins have seen no sample; train, or update them, first")
@@ -132,8 +147,10 @@ class LevelBins(nn.Module):
 
             dH = 1/2 E|eps_hat - eps|^2 dlogsnr,    rescaled: exp(-logsnr / 2) dH
 
-        It goes from end to end of the schedule it is walked on. A tuple of numbers,
-        `checkpoint.describe` writes it down.
+        It goes from end to end of the schedule it is used on. It is a tuple of numbers, so that a
+        file of a sampler can hold it.
+
+        rescaled: which of the two; True is the choice of the paper.
         """
         seen = (self.visits > 0) & (self.error > 0)
         at = self.centres[seen]
@@ -142,20 +159,24 @@ class LevelBins(nn.Module):
 
 
 class _Line(NamedTuple):
-    """A density linear between knots, normalised: (K,) knots and heights, (K - 1,) masses."""
+    """A normalised density that is linear between knots.
+
+    knots, heights: where the pieces meet, and the density there, (K,) each.
+    masses: the probabilities of the pieces, (K - 1,).
+    """
 
     knots: Tensor
     heights: Tensor
     masses: Tensor
 
     def above(self, part: Tensor) -> Tensor:
-        """The point with the share `part` of the mass above it."""
+        """The point above which the share `part` of the mass lies."""
         below = torch.cat([self.masses.new_zeros(1), self.masses.cumsum(0)])
         wanted = (1 - part) * below[-1]
         i = (torch.searchsorted(below, wanted.contiguous()) - 1).clamp(0, len(self.masses) - 1)
         rest, height = wanted - below[i], self.heights[i]
         slope = self.heights.diff()[i] / self.knots.diff()[i]
-        # height s + slope s^2 / 2 = rest, by the form of the root that does not cancel.
+        # The solution s of height s + slope s^2 / 2 = rest, in the form that does not cancel.
         root = (height**2 + 2 * slope * rest).clamp(min=0).sqrt()
         return torch.minimum(self.knots[i] + 2 * rest / (height + root), self.knots[i + 1])
 
@@ -168,19 +189,23 @@ class _Line(NamedTuple):
 
 @dataclass(frozen=True)
 class Adaptive(Density):
-    """Levels drawn where the error is: p proportional to the bins, in place of `base`.
+    """A density that is large where the error is: p follows the bins, in place of `base`.
 
         p ~ (1 - floor) m(logsnr) / integral of m + floor / (high - low)     on [low, high]
 
-    with m the running mean of w e (target="loss") or of e ("error"), linear between the centres of
-    the bins. What the base has outside the bins' range (with `LevelBins.over` nothing, or 1e-4 at
-    an infinite end) is drawn as before; so is everything until the bins are `ready`.
+    with m the running mean of w e or of e, linear between the centres of the bins. Outside the
+    bins' range (with `LevelBins.over` this has probability 0, or 1e-4 at an infinite end) levels
+    are drawn from the base, and so are all until the bins are `ready`.
 
-    compensate=True divides by p, so that the objective is the base's and only its variance falls:
-    p ~ w E[e] is near w sqrt(E[e^2]), the best there is [Kingma & Gao 2023, appendix F].
-    compensate=False divides by the base's density as before: the weighting that is trained is
-    then w p / base. With target="error" levels are drawn by the rate of conditional entropy,
-    `dI/dlogsnr = E[e] / 2`, as InfoNoise does [Raya+ 2026].
+    base: the density from which levels are drawn at first.
+    bins: the running means, inside the range of the base.
+    target: "loss" for m of w e. p ~ w E[e] is near w sqrt(E[e^2]), the density of least variance
+        [Kingma & Gao 2023, appendix F]. "error" for m of e, the rate of conditional entropy,
+        `dI/dlogsnr = E[e] / 2`, which InfoNoise follows [Raya+ 2026].
+    compensate: whether the loss is divided by p, so that the objective is that of the base and only
+        its variance falls. If not, it is divided by the base's density, and the weighting that is
+        trained is w p / base.
+    floor: the share of uniform levels, in (0, 1], so that none is forgotten.
     """
 
     base: Density
@@ -190,7 +215,7 @@ class Adaptive(Density):
     floor: float = 1e-3
 
     def __post_init__(self) -> None:
-        """ValueError for an unknown target, a floor outside (0, 1], bins beyond the base."""
+        """ValueError for an unknown target, a floor outside (0, 1], or bins beyond the base."""
         if self.target not in TARGETS:
             raise unknown("target of an adaptive density", self.target, TARGETS)
         if not 0 < self.floor <= 1:
@@ -198,8 +223,8 @@ class Adaptive(Density):
         ends = self.bins.edges[[0, -1]]
         if not bool(torch.isfinite(self.base.log_prob(ends)).all()):
             raise ValueError(
-                f"the bins cover logsnr {ends.tolist()}, more than {self.base} draws; use "
-                "LevelBins.over(base)"
+                f"the bins cover logsnr {ends.tolist()}, but {self.base} has no density at their "
+                "ends; use LevelBins.over(base)"
             )
         inner = self.bins.centres
         gaps = inner[~torch.isfinite(self.base.log_prob(inner))]
@@ -211,7 +236,7 @@ class Adaptive(Density):
 
     @functools.cached_property
     def _shares(self) -> tuple[float, float]:
-        """The parts of the base above the bins, and above their lower end."""
+        """The probabilities of the base above the bins, and above their lower end."""
         low, high = self.bins.edges[[0, -1]].tolist()
         return self.base.share_above(high), self.base.share_above(low)
 
@@ -225,7 +250,7 @@ class Adaptive(Density):
         return _Line(knots, heights, 0.5 * (heights[1:] + heights[:-1]) * knots.diff())
 
     def logsnr(self, u: Tensor) -> Tensor:
-        """The inverse distribution function, exactly; the base's until the bins are ready."""
+        """The inverse distribution function, exactly; that of the base until the bins are ready."""
         given = self.base.logsnr(u)
         if not self.bins.ready:
             return given
@@ -234,7 +259,7 @@ class Adaptive(Density):
         return torch.where((u >= above) & (u <= below), self._line().above(part), given)
 
     def log_prob(self, logsnr: Tensor) -> Tensor:
-        """The logarithm of what is drawn now."""
+        """The log-density from which levels are drawn at present."""
         given = self.base.log_prob(logsnr)
         if not self.bins.ready:
             return given
@@ -244,12 +269,12 @@ class Adaptive(Density):
         return torch.where(inside, drawn + math.log(below - above), given)
 
     def log_divisor(self, logsnr: Tensor) -> Tensor:
-        """log p if compensated, otherwise the base's."""
+        """The log-density by which the loss is divided: p if compensated, otherwise the base's."""
         return (self if self.compensate else self.base).log_prob(logsnr)
 
     def shifted(self, factor: float) -> Density:
-        """Refused: measured levels are where the error is."""
-        raise ValueError("an adaptive density finds its levels itself; shift its base instead")
+        """ValueError: the levels follow the error, so that a shift would be undone."""
+        raise ValueError("an adaptive density follows the error; shift its base instead")
 
     def __str__(self) -> str:
         return f"{self.base}, then where the {self.target} is"
@@ -259,12 +284,16 @@ class Adaptive(Density):
 class Uncertainty(Weighting):
     """EDM2's learned uncertainty: every level contributes 1 to the loss [Karras+ 2024, eq. 21].
 
-        loss / exp(u) + u,    u(logsnr) = log E[loss] at the level, its minimiser
+        loss / exp(u) + u,    minimal at u(logsnr) = log E[loss] of the level
 
-    EDM2 trains a small network for u; here it is read off the bins. As its gradient does not reach
-    the denoiser, `+ u` is left out and the loss stays near 1: watch a validation loss instead.
-    The weighting that is trained is p / E[e], whatever the base's: w / exp(u) with loss = w e / p.
-    Until the bins are ready u = 0.
+    EDM2 trains a small network for u; here it is read from the bins. As its gradient does not reach
+    the denoiser, `+ u` is left out and the loss stays near 1: watch a validation loss instead. With
+    loss = w e / p the weighting that is trained is p / E[e], whatever w is. Until the bins are
+    ready u = 0.
+
+    base: w.
+    density: p.
+    bins: the running means of e.
     """
 
     base: Weighting
@@ -272,7 +301,7 @@ class Uncertainty(Weighting):
     bins: LevelBins
 
     def u(self, logsnr: Tensor) -> Tensor:
-        """log E[w e / p]."""
+        """The logarithm of the mean loss, log E[w e / p]."""
         if not self.bins.ready:
             return torch.zeros_like(logsnr)
         ratio = self.base.log(logsnr) - self.density.log_prob(logsnr)
@@ -288,7 +317,11 @@ class Uncertainty(Weighting):
 
 
 class Learner(NamedTuple):
-    """What is learned beside the network, from a recipe's weighting and density."""
+    """A rule that makes the two parts of an objective follow the error.
+
+    make: makes a weighting and a density from those of a recipe.
+    reweights: whether the weighting that is trained is then another one.
+    """
 
     make: Callable[[Weighting, Density], tuple[Weighting, Density]]
     reweights: bool
@@ -324,12 +357,13 @@ def measure_entropic(
 ) -> Entropic:
     """The grid of equal information of a denoiser, from its errors on a batch of data.
 
+    denoiser: the denoiser.
     data: (B, ...), in the units of the data.
-    knots: log-SNRs, increasing, with one network call each; by default 49, equally spaced over the
-        part of [-12, 12] that the denoiser covers.
+    knots: the log-SNRs at which the error is measured, increasing, with one network call each; by
+        default 49, equally spaced over the part of [-12, 12] that the denoiser covers.
     rescaled: see `Entropic`.
-    seed: of the noise, which is the same at all knots and depends on (seed, row) only.
-    conditioning: passed to the network as it is.
+    seed: the seed of the noise, which is the same at all knots.
+    conditioning: what else the network is told.
     """
     denoiser = as_denoiser(denoiser)
     schedule = denoiser.schedule

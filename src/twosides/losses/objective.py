@@ -32,9 +32,12 @@ Randomness = torch.Generator | PerSample | None
 
 
 class Losses(NamedTuple):
-    """Per sample: the weighted loss, the logsnr it was measured at (CPU), the plain error.
+    """The losses of a batch (B,).
 
-    `error` is that of the network's output, `eps_error` that of eps, both means over elements.
+    loss: the weighted loss of each sample.
+    logsnr: the level at which it was measured, on the CPU.
+    error: the mean squared error of the network's output, over the elements of a sample.
+    eps_error: the mean squared error of eps.
     """
 
     loss: Tensor
@@ -45,10 +48,12 @@ class Losses(NamedTuple):
 
 @dataclass(frozen=True)
 class Objective:
-    """A weighting and the density its levels are drawn from.
+    """A weighting, and the density from which levels are drawn.
 
-    `stratified` spreads the levels of a batch evenly over the density, which cuts the variance of
-    the loss several times and leaves its mean [Kingma+ 2021, appendix I.1].
+    weighting: how much the error of a level counts.
+    density: the distribution of the levels.
+    stratified: whether the levels of a batch are spread evenly over the density, which cuts the
+        variance of the loss several times and leaves its mean [Kingma+ 2021, appendix I.1].
 
         >>> import twosides as ts
         >>> objective = ts.recipes["sd3"].objective()
@@ -70,7 +75,7 @@ class Objective:
 
     @functools.cached_property
     def bins(self) -> LevelBins | None:
-        """What is learned beside the network, a module to checkpoint; None if nothing is."""
+        """The running means that are learned, a module to checkpoint; None if there are none."""
         return next(_bins((self.weighting, self.density)), None)
 
     def observe(self, losses: Losses) -> None:
@@ -145,7 +150,12 @@ class Objective:
 
 @dataclass(frozen=True)
 class Staged:
-    """Another objective from a step on: a function of the step, so that resuming is exact."""
+    """One objective up to a training step and another from it on.
+
+    first, then: the two objectives.
+    step: the first step of the second, counted from 0. As the objective is a function of the step,
+        a run that is resumed continues with the right one.
+    """
 
     first: Objective
     then: Objective
@@ -157,17 +167,17 @@ class Staged:
 
     @property
     def weighting(self) -> Weighting:
-        """What is trained in the end."""
+        """The weighting that is trained in the end."""
         return self.then.weighting
 
     @property
     def density(self) -> Density:
-        """Where, in the end."""
+        """The density of the levels in the end."""
         return self.then.density
 
 
 def exact(x: Tensor) -> Tensor:
-    """The data in float32 at least: the dtype of z, of the target and of the loss.
+    """The data in float32 at least, which is then the dtype of z, of the target and of the loss.
 
     In float16 and bfloat16, in which latents are often kept, the noisy z and the target would be
     rounded, and near convergence the gradient is smaller than that rounding.
@@ -178,7 +188,7 @@ def exact(x: Tensor) -> Tensor:
 
 
 def _bins(part: Any) -> Iterator[LevelBins]:
-    """All that a weighting or a density is made of, searched."""
+    """The running means that a weighting or a density contains."""
     if isinstance(part, LevelBins):
         yield part
     elif isinstance(part, tuple) or is_dataclass(part):

@@ -1,8 +1,8 @@
 """Published training setups as data: output, schedule, density, weighting.
 
-A recipe is a row of `recipes`; where `weighting` is left out it is the plain mean squared error of
-the output at levels from the density, as most papers train. Adding one is adding it here. Recipes
-of discrete models draw their index from an interval, where the papers draw whole numbers.
+A recipe is a row of `recipes`, and adding one is adding it here. Most papers train the plain mean
+squared error of the output at levels from the density, which is `Recipe.plain`. Recipes of discrete
+models draw their index from an interval, where the papers draw whole numbers.
 """
 
 from __future__ import annotations
@@ -55,10 +55,16 @@ from twosides.schedules import (
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is trained: what it predicts, on which schedule, at which levels, weighted how.
+    """How a model is trained: the output, the schedule, and which levels count how much.
 
-    `learns` names what follows the error while training: "adaptive" levels, "entropy-rate",
-    "uncertainty", or nothing.
+    output: what the network predicts, a name of `outputs`.
+    schedule: the noise schedule.
+    density: the distribution of the levels.
+    weighting: how much the error of a level counts.
+    time: how the network is told the level, a name of `clocks` or a Clock.
+    paper: where the recipe comes from.
+    learns: what follows the error while training: "adaptive", "entropy-rate" or "uncertainty"
+        (`losses.learned`), or "" for nothing.
 
     >>> recipes["edm"].output, recipes["edm"].density
     ('F(0.5)', Normal(mean=2.4, std=2.4))
@@ -73,7 +79,7 @@ class Recipe:
     learns: str = ""
 
     def __post_init__(self) -> None:
-        """ValueError for an unknown thing to learn."""
+        """ValueError for an unknown `learns`."""
         if self.learns and self.learns not in LEARNERS:
             raise unknown("thing to learn beside the network", self.learns, LEARNERS)
 
@@ -87,7 +93,11 @@ class Recipe:
         time: str | Clock = "t",
         paper: str = "",
     ) -> Recipe:
-        """Mean squared error of the output, at levels from the density (default: uniform time)."""
+        """The recipe of the mean squared error of the output, at levels from the density.
+
+        density: uniform time on the schedule by default.
+        output, schedule, time, paper: see `Recipe`.
+        """
         density = density or FromSchedule(schedule)
         weighting = OutputMSE(output, schedule, density)
         return cls(output, schedule, density, weighting, time, paper)
@@ -102,40 +112,53 @@ class Recipe:
         time: str | Clock = "t",
         paper: str = "",
     ) -> Recipe:
-        """Squared error of eps, whatever the output, times factors; default: uniform time."""
+        """The recipe of the squared error of eps, whatever the output, times factors.
+
+        factors: weightings, such as `MinSNR(5)`.
+        density: uniform time on the schedule by default.
+        output, schedule, time, paper: see `Recipe`.
+        """
         density = density or FromSchedule(schedule)
         error = OutputMSE("eps", schedule, density)
         weighting = Product((error, *factors)) if factors else error
         return cls(output, schedule, density, weighting, time, paper)
 
     def learning(self, what: str = "adaptive") -> Recipe:
-        """This recipe with levels or weights that follow the error; see `training.adaptive`.
+        """This recipe with a density or a weighting that follows the error; see `losses.learned`.
 
-        "adaptive" trains the same objective with less variance; "entropy-rate" and "uncertainty"
-        train another one. "" learns nothing.
+        what: "adaptive" trains the same objective with less variance; "entropy-rate" and
+            "uncertainty" train another one; "" learns nothing.
         """
         return replace(self, learns=what)
 
     @property
     def reweights(self) -> bool:
-        """Whether the weighting that is trained is learned, and only starts as `weighting`."""
+        """Whether the weighting is learned, so that `weighting` is only the one at the start."""
         return bool(self.learns) and LEARNERS[self.learns].reweights
 
     @property
     def data_std(self) -> float:
-        """The standard deviation of the data that it is made for: EDM's sigma_data, else 1."""
+        """The standard deviation of the data that the recipe is for: EDM's sigma_data, else 1."""
         base, numbers = split_call(self.output)
         return (numbers or (0.5,))[0] if base == "F" else 1.0
 
     def objective(self, *, stratified: bool = True) -> Objective:
-        """The loss; one that learns has statistics of its own, see `Objective.observe`."""
+        """The loss of the recipe. If the recipe learns, call `Objective.observe` after each step.
+
+        stratified: whether the levels of a batch are spread evenly, see `Objective`.
+        """
         weighting, density = self.weighting, self.density
         if self.learns:
             weighting, density = LEARNERS[self.learns].make(weighting, density)
         return Objective(weighting, density, stratified)
 
     def denoiser(self, network: Callable[..., Any], **options: Any) -> Denoiser:
-        """A network as this recipe's denoiser; options are Denoiser's (time, data_mean, ...)."""
+        """A network as the denoiser of this recipe.
+
+        network: the network.
+        options: further arguments of `Denoiser`, such as `data_mean`, or `time` in place of the
+            recipe's.
+        """
         return Denoiser(network, self.output, self.schedule, **{"time": self.time, **options})
 
 
@@ -277,7 +300,7 @@ recipes: Table[Recipe] = Table(
 
 
 def recipe_named(recipe: str | Recipe) -> Recipe:
-    """A recipe by name, with "+" and what it learns if wanted, or the Recipe itself.
+    """The recipe of a name, with "+" and what it learns if wanted; a Recipe is returned as it is.
 
     >>> recipe_named("sd3+adaptive") == recipes["sd3"].learning("adaptive")
     True

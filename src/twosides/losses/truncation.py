@@ -1,7 +1,7 @@
 """Densities of the levels that a given network knows, for training it further.
 
-Levels(schedule)              the N levels of a discrete model, as DDPM draws them
-Truncated(base, low, high)    any density on [low, high] only
+`Levels(schedule)` are the N levels of a discrete model, as DDPM draws them; `Truncated(base, low,
+high)` is any density on [low, high] only.
 """
 
 from __future__ import annotations
@@ -21,18 +21,20 @@ from twosides.schedules import Tabulated
 class Levels(Density):
     """The N levels of a discrete model, equally likely: whole indices, as DDPM draws them.
 
-    log_prob is that of an index between them, `FromSchedule`'s.
+    The log-density is that of `FromSchedule`, where an index may lie between two whole ones.
+
+    schedule: the table of the levels.
     """
 
     schedule: Tabulated
 
     def logsnr(self, u: Tensor) -> Tensor:
-        """Level `floor(N u)`."""
+        """The level of index `floor(N u)`."""
         table = self.schedule.table.to(u.device)
         return table[(u * len(table)).long().clamp(0, len(table) - 1)]
 
     def log_prob(self, logsnr: Tensor) -> Tensor:
-        """`log |dt/dlogsnr|`, t = index / (N - 1)."""
+        """`log |dt/dlogsnr|` with t = index / (N - 1)."""
         return FromSchedule(self.schedule).log_prob(logsnr)
 
     def __str__(self) -> str:
@@ -41,10 +43,14 @@ class Levels(Density):
 
 @dataclass(frozen=True)
 class Truncated(Density):
-    """`base` on [low, high] only, normalised there.
+    """The density `base` on [low, high] only, normalised there.
 
-    Points u are mapped into the part of (0, 1) from which `base` draws such levels. Its ends are
-    found once, by bisection to the last bit of `base.logsnr`, so that any density can be truncated.
+    Points u are mapped into the part of (0, 1) from which `base` draws such levels. The ends of
+    this part are found once, by bisection to the last bit of `base.logsnr`, so that any density can
+    be truncated.
+
+    base: the density that is cut off.
+    low, high: the ends, which may be infinite, low < high.
 
         >>> from twosides.losses.densities import Uniform
         >>> Truncated(Uniform(-10, 10), -5, 15).logsnr(torch.tensor([0.0, 0.5, 1.0]))
@@ -67,18 +73,18 @@ class Truncated(Density):
 
     @functools.cached_property
     def _part(self) -> tuple[float, float]:
-        """Where the part of (0, 1) begins, and its length: the probability of [low, high]."""
+        """The beginning of that part of (0, 1), and its length: the probability of [low, high]."""
         first, last = self.base.share_above(self.high), self.base.share_above(self.low)
         return first, last - first
 
     def logsnr(self, u: Tensor) -> Tensor:
-        """The base's at `first + u length`."""
+        """The base's log-SNR at `first + u length`."""
         first, length = self._part
         place = (first + u.to(torch.float64) * length).clamp(0, 1)
         return self.base.logsnr(place).clamp(self.low, self.high)
 
     def log_prob(self, logsnr: Tensor) -> Tensor:
-        """The base's less log(length), inside."""
+        """The base's log-density less log(length), inside the interval."""
         inside = (logsnr >= self.low) & (logsnr <= self.high)
         kept = self.base.log_prob(logsnr.clamp(self.low, self.high)) - math.log(self._part[1])
         return torch.where(inside, kept, -math.inf)

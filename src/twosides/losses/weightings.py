@@ -1,6 +1,7 @@
-"""What a loss optimises: weightings w(logsnr) in `integral of w E|eps_hat - eps|^2 dlogsnr`.
+"""Weightings: the w(logsnr) in the objective `integral of w E|eps_hat - eps|^2 dlogsnr`.
 
-Every published loss is a weighting: with an output y, its native weight c and levels drawn from p,
+Every published loss is a weighting. With an output y, the factor c of the loss as published and
+levels drawn from p,
 
     w = p c kappa_y,    |y_hat - y|^2 = kappa_y |eps_hat - eps|^2
 
@@ -22,7 +23,8 @@ so most are `OutputMSE(output, schedule, density)`, the plain error of an output
 
 Two recipes train the same model exactly when their weightings are proportional. Where w does not
 rise with logsnr the loss is the variational bound of data with added noise [Kingma & Gao 2023]. A
-weighting states `log w`, so that nothing overflows in the tails.
+weighting states `log w`, so that nothing overflows in the tails. It is not to be confused with the
+density of the levels (`densities`).
 
     >>> import twosides as ts
     >>> w = ts.recipes["eps-cosine"].weighting * MinSNR(5)
@@ -45,18 +47,18 @@ from twosides.losses.densities import Density
 from twosides.outputs import Output, output_named
 from twosides.schedules import Schedule
 
-RANGE = 60.0  # of logsnr in which Monotonic looks for the largest weight
+RANGE = 60.0  # Monotonic looks for the largest weight at logsnr in [-RANGE, RANGE]
 
 
 class Weighting(abc.ABC):
-    """A weighting w(logsnr)."""
+    """A weighting w(logsnr) >= 0; only its shape matters, not a constant factor."""
 
     @abc.abstractmethod
     def log(self, logsnr: Tensor) -> Tensor:
-        """`log w(logsnr)`, of levels in float64."""
+        """The logarithm `log w(logsnr)`, for levels in float64; -inf where nothing is trained."""
 
     def __mul__(self, other: Weighting) -> Weighting:
-        """The product of the two functions."""
+        """The product of the two weightings."""
         return Product((self, other))
 
     def shifted(self, factor: float) -> Weighting:
@@ -68,8 +70,12 @@ class Weighting(abc.ABC):
 class OutputMSE(Weighting):
     """The plain mean squared error of an output, at levels drawn from a density: `w = p kappa`.
 
-    u on flow matching: exp(-logsnr/2)/2. v on the cosine schedule: exp(-logsnr/2)/pi. A level that
-    is never drawn has no weight.
+    For u on flow matching w is exp(-logsnr/2)/2, for v on the cosine schedule exp(-logsnr/2)/pi. A
+    level that is never drawn has no weight.
+
+    output: the output whose error is taken, a name or an Output.
+    schedule: the schedule, on which an output such as "velocity" depends.
+    density: the density of the levels.
     """
 
     output: str | Output
@@ -80,7 +86,7 @@ class OutputMSE(Weighting):
         """`log p + log kappa`."""
         drawn = self.density.log_prob(logsnr)
         never = torch.isneginf(drawn)
-        # Schedules state levels in their range only.
+        # A schedule has no levels outside of its range, so one inside stands in for them.
         level = self.schedule.level(torch.where(never, self._inside, logsnr))
         kappa = output_named(self.output, self.schedule).log_kappa(level)
         return torch.where(never, -math.inf, drawn + kappa)
@@ -107,9 +113,11 @@ class ELBO(Weighting):
 
 @dataclass(frozen=True)
 class Sigmoid(Weighting):
-    """`w = sigmoid(bias - logsnr)` [Kingma & Gao 2023, bias 2; Hoogeboom+ 2024].
+    """The weighting `w = sigmoid(bias - logsnr)` [Kingma & Gao 2023, Hoogeboom+ 2024].
 
     As a factor it is soft-min-SNR, `gamma / (gamma + SNR)`, with gamma = exp(bias).
+
+    bias: the log-SNR at which the weight has fallen to 1/2; 2 by default, as in Kingma & Gao 2023.
     """
 
     bias: float = 2.0
@@ -128,7 +136,7 @@ class Sigmoid(Weighting):
 
 
 def soft_min_snr(gamma: float = 5.0) -> Sigmoid:
-    """`gamma / (gamma + SNR)`, on the error of eps [Crowson+ 2024]; ValueError for gamma <= 0."""
+    """The factor `gamma / (gamma + SNR)` on the error of eps, gamma > 0 [Crowson+ 2024]."""
     if not 0 < gamma < math.inf:
         raise ValueError(f"soft-min-SNR needs a finite gamma > 0, got {gamma}")
     return Sigmoid(math.log(gamma))
@@ -136,15 +144,18 @@ def soft_min_snr(gamma: float = 5.0) -> Sigmoid:
 
 @dataclass(frozen=True)
 class MinSNR(Weighting):
-    """`min(1, gamma / SNR)`, on the error of eps [Hang+ 2023].
+    """The factor `min(1, gamma / SNR)` on the error of eps [Hang+ 2023].
 
-    On x it is min(SNR, gamma), on v min(SNR, gamma) / (SNR + 1): the same weighting.
+    On the error of x it is min(SNR, gamma), on that of v min(SNR, gamma) / (SNR + 1): the same
+    weighting.
+
+    gamma: the SNR up to which eps has its full weight, > 0; 5 in the paper.
     """
 
     gamma: float = 5.0
 
     def __post_init__(self) -> None:
-        """ValueError for a gamma that is not positive."""
+        """ValueError for a gamma that is not positive and finite."""
         if not 0 < self.gamma < math.inf:
             raise ValueError(f"Min-SNR needs a finite gamma > 0, got {self.gamma}")
 
@@ -158,13 +169,17 @@ class MinSNR(Weighting):
 
 @dataclass(frozen=True)
 class P2(Weighting):
-    """`(k + SNR)^-gamma`, on the error of eps [Choi+ 2022]; k = gamma = 1 is `Sigmoid(0)`."""
+    """The factor `(k + SNR)^-gamma` on the error of eps [Choi+ 2022].
+
+    k: > 0; 1 in the paper. k = gamma = 1 is `Sigmoid(0)`.
+    gamma: the power, finite; 1 in the paper, and 0 for no factor.
+    """
 
     k: float = 1.0
     gamma: float = 1.0
 
     def __post_init__(self) -> None:
-        """ValueError for a k that is not positive."""
+        """ValueError for a k that is not positive, or values that are not finite."""
         if not (0 < self.k < math.inf and math.isfinite(self.gamma)):
             raise ValueError(
                 f"P2 needs a finite k > 0 and a finite gamma, got {self.k}, {self.gamma}"
@@ -182,7 +197,7 @@ class P2(Weighting):
 
 @dataclass(frozen=True)
 class TruncatedSNR(Weighting):
-    """`max(SNR, 1)` on the error of x, `max(1, 1 / SNR)` on that of eps [Salimans & Ho 2022]."""
+    """The factor `max(SNR, 1)` on the error of x, `max(1, 1 / SNR)` on eps [Salimans & Ho 2022]."""
 
     def log(self, logsnr: Tensor) -> Tensor:
         """`max(0, -logsnr)`."""
@@ -194,7 +209,10 @@ class TruncatedSNR(Weighting):
 
 @dataclass(frozen=True)
 class Power(Weighting):
-    """`SNR^exponent`: -1/2 on the error of eps is debiased estimation [Yu+ 2023], -1 is x's."""
+    """The factor `SNR^exponent` on the error of eps.
+
+    exponent: -1/2 for debiased estimation [Yu+ 2023]; -1 for the error of x.
+    """
 
     exponent: float
 
@@ -213,12 +231,12 @@ class Power(Weighting):
 
 @dataclass(frozen=True)
 class Product(Weighting):
-    """The product of weightings: an error and what a paper multiplies it with."""
+    """The product of weightings: the error of an output times the factors of a paper."""
 
     factors: tuple[Weighting, ...]
 
     def log(self, logsnr: Tensor) -> Tensor:
-        """The sum of the logarithms; a level without weight in one has none."""
+        """The sum of the logarithms; a level without weight in one factor has none."""
         logs = torch.stack([factor.log(logsnr) for factor in self.factors])
         return torch.where(torch.isneginf(logs).any(0), -math.inf, logs.sum(0))
 
@@ -228,7 +246,11 @@ class Product(Weighting):
 
 @dataclass(frozen=True)
 class ShiftedWeighting(Weighting):
-    """`base` at `logsnr + 2 log(factor)`; the shift of a density moves p alone."""
+    """The weighting `base` at `logsnr + 2 log(factor)`; the shift of a density moves p alone.
+
+    base: the weighting that is moved.
+    factor: the shift, > 0; a factor > 1 is noisier.
+    """
 
     base: Weighting
     factor: float
@@ -239,7 +261,7 @@ class ShiftedWeighting(Weighting):
             raise ValueError(f"a weighting is shifted by a positive factor, got {self.factor}")
 
     def log(self, logsnr: Tensor) -> Tensor:
-        """The base's, moved."""
+        """The base's logarithm at `logsnr + 2 log(factor)`."""
         return self.base.log(logsnr + 2 * math.log(self.factor))
 
     def __str__(self) -> str:
@@ -248,16 +270,18 @@ class ShiftedWeighting(Weighting):
 
 @dataclass(frozen=True)
 class Monotonic(Weighting):
-    """`base`, and its largest weight at all noisier levels [Kingma & Gao 2023: EDM-monotonic].
+    """The weighting `base`, with its largest weight at all noisier levels [Kingma & Gao 2023].
 
-    The base must have one peak.
+    Of the error of F at EDM's levels this makes EDM-monotonic.
+
+    base: a weighting with one peak.
     """
 
     base: Weighting
 
     @functools.cached_property
     def peak(self) -> float:
-        """The log-SNR of the largest weight, by golden sections; it may be the base's last."""
+        """The log-SNR of the largest weight, by golden sections; it may be the last level."""
         grid = torch.linspace(-RANGE, RANGE, 4801, dtype=torch.float64)
         best = int(self.base.log(grid).argmax())
         if best in (0, len(grid) - 1):
@@ -270,11 +294,11 @@ class Monotonic(Weighting):
             inner = torch.stack([torch.lerp(high, low, golden), torch.lerp(low, high, golden)])
             left, right = self.base.log(inner)
             low, high = (inner[0], high) if left < right else (low, inner[1])
-        tried = torch.stack([low, high, grid[best]])  # one end may have no weight
+        tried = torch.stack([low, high, grid[best]])  # the weight may be 0 at one end
         return float(tried[self.base.log(tried).argmax()])
 
     def log(self, logsnr: Tensor) -> Tensor:
-        """The base's at `max(logsnr, peak)`."""
+        """The base's logarithm at `max(logsnr, peak)`."""
         return self.base.log(logsnr.clamp(min=self.peak))
 
     def __str__(self) -> str:
@@ -283,12 +307,12 @@ class Monotonic(Weighting):
 
 @dataclass(frozen=True)
 class LogFunction(Weighting):
-    """Any weighting, given as the function `log w`."""
+    """Any weighting, given as the function `log w` of a tensor of log-SNRs."""
 
     function: Callable[[Tensor], Tensor]
 
     def log(self, logsnr: Tensor) -> Tensor:
-        """The function."""
+        """The value of the function."""
         return self.function(logsnr)
 
     def __str__(self) -> str:

@@ -1,6 +1,6 @@
-"""How far samples are from data: distances of features, with a pluggable extractor.
+"""Metrics of how far samples are from data: distances of features, with a choice of extractor.
 
-`distances` and `manifolds` hold the metrics as functions of features x (N, D), y (M, D);
+`distances` and `manifolds` have the metrics as functions of features x (N, D), y (M, D);
 `extractors` makes features; `measures` compares samples against data, with standard errors. Nothing
 is downloaded, and torchvision is never imported.
 """

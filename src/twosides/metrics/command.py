@@ -1,4 +1,4 @@
-"""What `twosides evaluate` runs: samples against data, as a table and as JSON."""
+"""Measure samples against data, as a table and as JSON: `twosides evaluate` runs this."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def evaluate(
         1000 of a model, fewer of smaller data, and all samples of files; `seed` is also that of the
         rows and of the groups that give the errors.
     metrics: names of METRICS, by default all.
-    extractor: what features are measured, as in `Yardstick.of`.
+    extractor: the features in which distances are measured, as in `Yardstick.of`.
     json_file: a file to write the numbers to.
     trust_code: whether a network's class or an extractor may be imported.
     """
@@ -77,14 +77,14 @@ def evaluate(
     return f"{head}, features: {yardstick.name}\n{text(values, perfect)}"
 
 
-def _count(source: Path, stored: Stored | None, task: Task, asked: int | None) -> int:
-    """How many samples are measured; ValueError for too few, or more than there are."""
+def _count(source: Path, stored: Stored | None, task: Task, wanted: int | None) -> int:
+    """The number of samples to measure; ValueError for too few, or more than there are."""
     if stored is None:
-        count = min(COUNT, task.size or COUNT) if asked is None else asked
+        count = min(COUNT, task.size or COUNT) if wanted is None else wanted
     else:
-        count = len(stored) if asked is None else asked
+        count = len(stored) if wanted is None else wanted
         if count > len(stored):
-            raise ValueError(f"{source} holds {len(stored)} samples, but {count} were asked for")
+            raise ValueError(f"{source} holds {len(stored)} samples, fewer than {count}")
     check_counts(count, count)
     check_counts(task.size or count, count)
     return count
@@ -93,7 +93,7 @@ def _count(source: Path, stored: Stored | None, task: Task, asked: int | None) -
 def model_features(
     folder: Path, request: Request, yardstick: Yardstick, *, trust_code: bool = False
 ) -> Tensor:
-    """Features of samples of a model, as many and of the same classes as data rows."""
+    """Features of samples of a model, as many and of the same classes as the rows of data."""
     request = yardstick.ask_alike(request, read_notes(folder))
     batches = sample_batches(folder, request, trust_code=trust_code)
     return yardstick.features(batches, len(yardstick.reference))

@@ -1,6 +1,6 @@
 """Distances between two sets of features x (N, D) and y (M, D), in float64.
 
-All are zero for equal distributions; what a finite number of samples adds is stated with each.
+All are zero for equal distributions; the bias of each at a finite number of samples is stated.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import Tensor
 from twosides.oracle import GaussianMixture
 from twosides.schedules import Level
 
-Kernel = Callable[[Tensor, Tensor], Tensor]  # of rows (N, D) and (M, D): (N, M)
+Kernel = Callable[[Tensor, Tensor], Tensor]  # from rows (N, D) and (M, D) to values (N, M)
 
-BLOCK = 4096  # rows of a kernel matrix that are in memory at once
-DIRECTIONS = 256
-MEDIAN_OF = 2000  # rows of the reference whose distances give the bandwidth
+BLOCK = 4096  # the rows of a kernel matrix that are in memory at once
+DIRECTIONS = 256  # the directions of the sliced distance
+MEDIAN_OF = 2000  # the rows of the reference whose distances give the bandwidth
 
 
 def check_features(
@@ -45,7 +45,7 @@ def check_features(
         side = side.detach().to("cpu", torch.float64)
         wrong = int((~torch.isfinite(side)).any(1).sum())
         if wrong:
-            raise ValueError(f"{wrong} of {len(side)} {name} hold NaN or infinite features")
+            raise ValueError(f"{wrong} of {len(side)} {name} have NaN or infinite features")
         sides.append(side)
     if x.shape[1] != y.shape[1]:
         raise ValueError(
@@ -56,12 +56,15 @@ def check_features(
 
 
 def frechet(x: Float[Tensor, " n d"], y: Float[Tensor, " m d"]) -> float:
-    """Frechet distance of the Gaussians with the sets' moments; FID, with Inception's features.
+    """The Frechet distance of the Gaussians with the sets' moments; FID, with Inception's features.
 
         |m_x - m_y|^2 + tr(C_x) + tr(C_y) - 2 tr((C_x C_y)^(1/2))
 
-    Sees means and covariances only. Biased upwards, by about 1/N + 1/M times a constant that grows
-    with D [Chong & Forsyth 2020]: compare at equal counts. [Heusel+ 2017; Dowson & Landau 1982]
+    It depends on means and covariances only. It is biased upwards, by about 1/N + 1/M times a
+    constant that grows with D [Chong & Forsyth 2020]: compare at equal counts. [Heusel+ 2017;
+    Dowson & Landau 1982]
+
+    x, y: the features of the samples and of the reference.
 
     >>> frechet(torch.tensor([[0.0], [2.0]]), torch.tensor([[3.0], [5.0]]))
     9.0
@@ -105,34 +108,38 @@ def _frechet(shift: Tensor, p: Tensor, q: Tensor) -> float:
 
 
 def kernel_distance(x: Float[Tensor, " n d"], y: Float[Tensor, " m d"]) -> float:
-    """Squared MMD under the kernel (x.y / D + 1)^3; KID, with Inception's features.
+    """The squared MMD under the kernel (x.y / D + 1)^3; KID, with Inception's features.
 
-    Sees moments up to the third. Unbiased, so below zero now and then. torchmetrics' KID is its
-    mean over random subsets. [Binkowski+ 2018]
+    It depends on moments up to the third. It is unbiased, so that it is below zero now and then.
+    The KID of torchmetrics is its mean over random subsets. [Binkowski+ 2018]
+
+    x, y: the features of the samples and of the reference.
     """
     x, y = check_features(x, y, 2)
     return _mmd(x, y, lambda a, b: (a @ b.mT / a.shape[1] + 1) ** 3)
 
 
 def mmd(x: Float[Tensor, " n d"], y: Float[Tensor, " m d"]) -> float:
-    """Squared MMD under the kernel exp(-|x - y|^2 / 2 h^2), h the median distance within y.
+    """The squared MMD under the kernel exp(-|x - y|^2 / 2 h^2), h the median distance within y.
 
-    Zero only for equal distributions; unbiased, so below zero now and then. h depends on the
-    reference alone, of which it takes 2,000 rows, so that models are measured with one kernel.
-    [Gretton+ 2012]
+    It is zero only for equal distributions, and unbiased, so that it is below zero now and then. h
+    depends on the reference alone, of which 2,000 rows are used, so that models are measured with
+    one kernel. [Gretton+ 2012]
+
+    x, y: the features of the samples and of the reference.
     """
     x, y = check_features(x, y, 2)
     rows = torch.from_numpy(np.random.default_rng(0).permutation(len(y))[:MEDIAN_OF])
     width = float(np.median(torch.pdist(y[rows] if len(y) > MEDIAN_OF else y).numpy()))
     if width == 0:
-        raise ValueError("most rows of the reference are one and the same; mmd has no bandwidth")
+        raise ValueError("most rows of the reference are equal, so that mmd has no bandwidth")
     centre = y.mean(0)
     x, y = (x - centre) / width, (y - centre) / width
     return _mmd(x, y, lambda a, b: (-(torch.cdist(a, b) ** 2) / 2).exp())
 
 
 def _mmd(x: Tensor, y: Tensor, kernel: Kernel) -> float:
-    """Unbiased: mean of k(x, x') + mean of k(y, y') - 2 mean of k(x, y), over different rows."""
+    """Unbiased: mean k(x, x') + mean k(y, y') - 2 mean k(x, y), the means over different rows."""
     across = sum(float(kernel(rows, y).sum()) for rows in x.split(BLOCK)) / (len(x) * len(y))
     return _within(x, kernel) + _within(y, kernel) - 2 * across
 
@@ -148,13 +155,16 @@ def _within(x: Tensor, kernel: Kernel) -> float:
 def sliced_wasserstein(
     x: Float[Tensor, " n d"], y: Float[Tensor, " m d"], *, seed: int = 0
 ) -> float:
-    """Sliced Wasserstein distance: root mean square, over directions, of W2 of the projections.
+    """The sliced Wasserstein distance: the root mean square of W2 of the projections on directions.
 
         W2^2 = integral over u in (0, 1) of (F_x^-1(u) - F_y^-1(u))^2
 
-    exactly, by sorting, also for N != M; 256 directions drawn from the seed. Zero only for equal
-    distributions. Biased upwards by about (1/N + 1/M)^(1/2) times the spread of the data.
+    The integral is exact, by sorting, also for N != M. The distance is zero only for equal
+    distributions, and biased upwards by about (1/N + 1/M)^(1/2) times the spread of the data.
     [Rabin+ 2012; Bonneel+ 2015]
+
+    x, y: the features of the samples and of the reference.
+    seed: the seed of the 256 directions.
 
     >>> sliced_wasserstein(torch.tensor([[0.0], [1.0]]), torch.tensor([[3.0], [4.0]]))
     3.0
@@ -166,7 +176,7 @@ def sliced_wasserstein(
         directions = directions[:, :1].sign()
     p, q = (side @ directions for side in (x, y))
     p, q = p.sort(0).values, q.sort(0).values
-    # Both quantile functions are constant between the points k/N and k/M, here times N M.
+    # Both quantile functions are constant between the points k/N and k/M, here multiplied by N M.
     n, m = len(p), len(q)
     ends = torch.cat([torch.arange(1, n + 1) * m, torch.arange(1, m) * n]).unique()
     share = ends.diff(prepend=ends.new_zeros(1)).double() / (n * m)
@@ -175,9 +185,12 @@ def sliced_wasserstein(
 
 
 def mode_masses(x: Float[Tensor, " n d"], mixture: GaussianMixture) -> Float[Tensor, " k"]:
-    """Mean posterior of each component given the samples; of exact samples, the weights.
+    """The mean posterior of each component given the samples; for exact samples, the weights.
 
-    Unbiased: E_x p(k | x) = p(k). Needs components of positive width.
+    It is unbiased, since E_x p(k | x) = p(k), and needs components of positive width.
+
+    x: the samples (N, D) themselves.
+    mixture: the mixture that they should be samples of.
 
     >>> ring = GaussianMixture.ring(4, std=0.1)
     >>> mode_masses(ring.means[:2].repeat(3, 1), ring).round(decimals=6).tolist()

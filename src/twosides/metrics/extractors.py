@@ -1,7 +1,8 @@
-"""Features to measure distances in: any function from samples (N, ...) to (N, D).
+"""Features in which distances are measured: any function from samples (N, ...) to (N, D).
 
-By name: "pixels", the samples themselves; "reader", what a classifier trained on letters sees;
-the folder of a transformers vision model (DINOv2, CLIP, ...); "package.module:function".
+An extractor has a name: "pixels" for the samples themselves; "reader" for the features of a
+classifier of letters; the folder of a vision model of transformers (DINOv2, CLIP, ...); or
+"package.module:function".
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from twosides.storage.reading import read_json, require_folder
 from twosides.storage.trust import import_object
 
 Extractor = Callable[[Tensor], Tensor]
-BATCH = 250
+BATCH = 250  # the samples whose features are computed at a time
 
 
 def pixels(x: Float[Tensor, " n *event"]) -> Float[Tensor, " n d"]:
@@ -31,9 +32,9 @@ def pixels(x: Float[Tensor, " n *event"]) -> Float[Tensor, " n d"]:
 
 
 def reader() -> Extractor:
-    """Features (N, 128) of the classifier of letters, which is trained the first time.
+    """The features (N, 128) of the classifier of letters, which is trained the first time.
 
-    Rows are scaled to mean square 1: kernels are made for features of that size.
+    Rows are scaled to mean square 1, because kernels are made for features of that size.
     """
     from twosides.data.reader import train_reader
 
@@ -55,9 +56,12 @@ EXTRACTORS: dict[str, Callable[[], Extractor]] = {"pixels": lambda: pixels, "rea
 
 
 def extractor_named(name: str | Extractor, *, trust_code: bool = False) -> Extractor:
-    """An extractor by name (see this module), or the function itself.
+    """The extractor of a name (see this module); a function is returned as it is.
 
-    ValueError for unknown names, and for import paths without `trust_code`: importing runs code.
+    name: the name.
+    trust_code: whether an import path may be imported, which runs its module.
+
+    ValueError for unknown names, and for import paths without `trust_code`.
     """
     if not isinstance(name, str):
         if not callable(name):
@@ -78,9 +82,11 @@ def extractor_named(name: str | Extractor, *, trust_code: bool = False) -> Extra
 
 
 def extract(x: Tensor, extractor: Extractor, *, batch: int = BATCH) -> Float[Tensor, " n d"]:
-    """Features of samples (N, ...) in float64 on the CPU, `batch` samples at a time.
+    """The features of samples in float64 on the CPU.
 
-    TypeError for samples that are not floating point; ValueError for features that are no rows.
+    x: the samples (N, ...); TypeError unless they are floating point.
+    extractor: the function from (B, ...) to features (B, D); ValueError for other shapes.
+    batch: the number of samples at a time.
     """
     return extract_batches(x.split(batch), extractor, len(x))
 
@@ -89,10 +95,11 @@ def extract(x: Tensor, extractor: Extractor, *, batch: int = BATCH) -> Float[Ten
 def extract_batches(
     batches: Iterable[Tensor], extractor: Extractor, count: int
 ) -> Float[Tensor, " n d"]:
-    """Features in float64 on the CPU of samples that come in batches, of which none is kept.
+    """The features in float64 on the CPU of samples that come in batches, of which none is kept.
 
-    batches: samples (B, ...), in all `count` of them.
+    batches: samples (B, ...).
     extractor: the function from (B, ...) to features (B, D).
+    count: the number of samples in all batches together.
     """
     found, done = torch.empty(0, 0, dtype=torch.float64), 0
     for x in batches:
@@ -111,7 +118,7 @@ def extract_batches(
         found[done : done + len(x)] = features
         done += len(x)
     if not done or done != count:
-        raise ValueError(f"there are {done} samples to measure, where {count} were expected")
+        raise ValueError(f"{count} samples were to be measured, but there are {done}")
     return found
 
 
@@ -121,9 +128,10 @@ def extract_batches(
 def transformers_folder(folder: str | Path) -> Extractor:
     """The image features of a transformers model in a local folder: DINOv2, CLIP, ViT, ...
 
-    Reads config.json, model.safetensors and preprocessor_config.json; no code of the folder's is
-    run, nothing unpickled or downloaded. Images (N, 1 or 3, H, W) in [-1, 1] are resized as a whole
-    (bicubic, antialiased, not cropped) to the model's side and normalised as it was trained.
+    Images (N, 1 or 3, H, W) in [-1, 1] are resized as a whole (bicubic, antialiased, not cropped)
+    to the model's side and normalised as it was trained. The files config.json, model.safetensors
+    and preprocessor_config.json are read; no code of the folder is run, nothing unpickled or
+    downloaded.
     """
     folder = Path(folder)
     try:
@@ -144,7 +152,7 @@ def transformers_folder(folder: str | Path) -> Extractor:
 
     def features(x: Tensor) -> Tensor:
         if x.ndim != 4 or x.shape[1] not in (1, 3):
-            raise ValueError(f"{folder} sees images (N, 1 or 3, H, W), got {tuple(x.shape)}")
+            raise ValueError(f"{folder} takes images (N, 1 or 3, H, W), got {tuple(x.shape)}")
         x = (x.to(model.device).float() / 2 + 0.5).clamp(0, 1).expand(-1, 3, -1, -1)
         x = interpolate(x, (side, side), mode="bicubic", antialias=True)
         return _image_features(model, (x - mean.to(x)) / std.to(x))
@@ -153,7 +161,7 @@ def transformers_folder(folder: str | Path) -> Extractor:
 
 
 def _image_features(model: Any, images: Tensor) -> Tensor:
-    if hasattr(model, "get_image_features"):  # CLIP and its kind also read text
+    if hasattr(model, "get_image_features"):  # CLIP and models like it also read text
         answer = model.get_image_features(pixel_values=images)
         return answer if isinstance(answer, Tensor) else answer.pooler_output
     answer = model(pixel_values=images)
@@ -162,19 +170,19 @@ def _image_features(model: Any, images: Tensor) -> Tensor:
 
 
 def _preparation(folder: Path, config: Any) -> tuple[int, Tensor, Tensor]:
-    """Side, mean and standard deviation (3, 1, 1) of the images a model wants."""
+    """The side, the mean and the standard deviation (3, 1, 1) of the images that a model takes."""
     path = folder / "preprocessor_config.json"
     if not path.is_file():
         raise FileNotFoundError(
-            f"{folder} has no {path.name}, which says how its images are normalised; "
-            "download it with the model"
+            f"{folder} has no {path.name}, which states how its images are normalised; download "
+            "it with the model"
         )
     notes = read_json(path, finite=False)
     size = notes.get("crop_size") or notes.get("size") or getattr(config, "image_size", None)
     if isinstance(size, dict):
         size = size.get("height") or size.get("shortest_edge")
     if not isinstance(size, int) or not 1 <= size <= MAX_SIDE:
-        raise ValueError(f"{path} names no size of images: {size!r}")
+        raise ValueError(f"{path} has no size of images, 1 to {MAX_SIDE}: {size!r}")
     mean, std = (_per_channel(path, key, notes.get(key)) for key in ("image_mean", "image_std"))
     return size, mean, std
 

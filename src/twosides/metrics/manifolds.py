@@ -1,7 +1,7 @@
-"""Fidelity and diversity apart, by nearest neighbours: precision, recall, density, coverage.
+"""Fidelity and diversity separately, by nearest neighbours: precision, recall, density, coverage.
 
-A set's manifold is the union of balls around its rows that reach to their k-th nearest neighbour
-in the set. Distances are ties-in: a point on a ball's surface, or within rounding of it, is inside.
+The manifold of a set is the union of balls around its rows that reach to their k-th nearest
+neighbour in the set. A point on the surface of a ball, or within rounding of it, is inside.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from torch import Tensor
 from twosides.metrics.distances import check_features
 
 BLOCK = 1024
-ROUNDING = 1e-12  # of squared distances by matrix products, over the largest squared norm
+ROUNDING = 1e-12  # the rounding of squared distances, relative to the largest squared norm
 
 
 class Neighbours(NamedTuple):
-    """Shares of samples or of reference rows; density may exceed 1."""
+    """The four metrics, shares of the samples or of the rows of reference; density may exceed 1."""
 
     precision: float
     recall: float
@@ -28,24 +28,28 @@ class Neighbours(NamedTuple):
 
 
 def neighbours(x: Float[Tensor, " n d"], y: Float[Tensor, " m d"], k: int = 5) -> Neighbours:
-    """All four, for samples x and reference y, with r(.) the distance to the k-th neighbour.
+    """Precision, recall, density and coverage of samples x against a reference y.
 
         precision  share of x within r(y_j) of some y_j           recall  the same with x, y swapped
         density    mean over x of (number of such j) / k
         coverage   share of y_j with some x within r(y_j)
 
-    For equal distributions precision and recall stay below 1, how far depends on k, the counts and
-    the dimension; density has mean 1; coverage has mean 1 - prod_{i=1..k} (M - i) / (M + N - i),
-    near 1 - 2^-k at N = M, in any dimension. [Kynkaanniemi+ 2019; Naeem+ 2020]
+    where r(.) is the distance to the k-th neighbour. For equal distributions precision and recall
+    stay below 1, by how much depends on k, the counts and the dimension; density has mean 1;
+    coverage has mean 1 - prod_{i=1..k} (M - i) / (M + N - i), near 1 - 2^-k at N = M, in any
+    dimension. [Kynkaanniemi+ 2019; Naeem+ 2020]
+
+    x, y: the features of the samples and of the reference.
+    k: which neighbour gives the radius, >= 1; 5 in Naeem+ 2020.
 
     >>> x = torch.tensor([[0.0], [1.0]])
     >>> neighbours(x + 0.1, x, k=1)
     Neighbours(precision=1.0, recall=1.0, density=1.5, coverage=1.0)
     """
     if k < 1:
-        raise ValueError(f"neighbours was asked for the k-th neighbour with k={k}; pass k >= 1")
+        raise ValueError(f"neighbours takes the k-th neighbour, k >= 1, got k={k}")
     x, y = check_features(x, y, k + 1)
-    centre = y.mean(0)  # distances come from squares, which lose digits far from the origin
+    centre = y.mean(0)  # squares, by which distances are computed, lose digits far from 0
     x, y = x - centre, y - centre
     rounding = ROUNDING * torch.stack([rows.square().sum(1).max() for rows in (x, y)]).max()
     around_x, around_y = ((_radii(rows, k) ** 2 + rounding).sqrt() for rows in (x, y))
@@ -65,7 +69,7 @@ def neighbours(x: Float[Tensor, " n d"], y: Float[Tensor, " m d"], k: int = 5) -
 
 
 def _radii(x: Tensor, k: int) -> Tensor:
-    """Distance (N,) of each row to its k-th nearest other row."""
+    """The distance (N,) of each row to its k-th nearest other row."""
     parts: list[Tensor] = []
     for start in range(0, len(x), BLOCK):
         distance = torch.cdist(x[start : start + BLOCK], x)

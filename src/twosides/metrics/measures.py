@@ -1,14 +1,15 @@
 """Metrics by name, with standard errors.
 
-The error is the delete-a-group jackknife's, with g = 20 groups drawn from a seed: with v_j the
-value without group j of the samples and of the reference,
+The error is that of the delete-a-group jackknife, with g = 20 groups drawn from a seed: with v_j
+the value without group j of the samples and of the reference,
 
     error^2 = (g - 1) / g  sum_j (v_j - mean of v)^2
 
 No row is repeated, as in the bootstrap, where a repeated row is its own nearest neighbour and adds
-k(x, x) to an unbiased kernel sum. It is what other samples of the same model and other reference
-rows would change, not what training again would. Where it is wrong it is too large: up to 1.5 times
-for equal distributions, about twice for nearest neighbours. [Quenouille 1956; Shao & Wu 1989]
+k(x, x) to an unbiased kernel sum. The error is the change that other samples of the same model and
+other rows of reference would make, and not that of another training. Where it is wrong it is too
+large: up to 1.5 times for equal distributions, about twice for nearest neighbours. [Quenouille
+1956; Shao & Wu 1989]
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Metric:
-    """A function of two sets of features, or one field of its result."""
+    """A function of two sets of features, or one field of its result, with its best value."""
 
     function: Callable[[Tensor, Tensor], Any]
     field: str = ""
@@ -54,7 +55,12 @@ METRICS: dict[str, Metric] = {
 
 @dataclass(frozen=True)
 class Measured:
-    """A metric's value, its standard error, and from how many samples and reference rows."""
+    """The value of a metric.
+
+    value: the value.
+    error: its standard error.
+    samples, reference: the numbers of samples and of rows of reference.
+    """
 
     value: float
     error: float
@@ -62,7 +68,7 @@ class Measured:
     reference: int
 
     def __str__(self) -> str:
-        """As many digits as the error allows.
+        """The value with as many digits as the error allows.
 
         >>> print(Measured(0.123456, 0.0123, 500, 500))
         0.123 ± 0.012
@@ -83,14 +89,15 @@ def evaluate(
     trust_code: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Measured]:
-    """Metrics of samples (N, ...) against reference data (M, ...), seen through an extractor.
+    """Metrics of samples against reference data, in the features of an extractor.
 
+    x, reference: the samples (N, ...) and the data (M, ...).
     extractor: the function x -> features (N, D), or a name: "pixels", "reader" (letters), the
         folder of a transformers model, or "package.module:function" with trust_code.
     metrics: names of METRICS, by default all.
-    seed: of the groups that the standard error leaves out.
+    seed: the seed of the groups that the standard error leaves out.
     trust_code: whether an extractor may be imported, which runs its module.
-    progress: a function (done, total) that hears how far the work is.
+    progress: a function that is called with (done, total).
 
     >>> x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
     >>> found = evaluate(x[:100], x[100:] + 9, metrics=["frechet", "recall"])
@@ -124,7 +131,7 @@ def measure(
     results: dict[Any, list[Any]] = {function: [] for function in functions}
     done, total = 0, len(functions) * (GROUPS + 1)
     for function, values in results.items():
-        for pair in _whole_and_without_groups(x, y, seed):
+        for pair in _leave_groups_out(x, y, seed):
             values.append(function(*pair))
             done += 1
             if progress is not None:
@@ -133,7 +140,7 @@ def measure(
 
 
 def check_names(metrics: Sequence[str]) -> None:
-    """ValueError for metrics that there are not."""
+    """ValueError for unknown metrics."""
     if isinstance(metrics, str) or not metrics:
         raise ValueError(f"metrics are a list of names, got {metrics!r}")
     for name in metrics:
@@ -153,7 +160,7 @@ def check_counts(samples: int, reference: int) -> None:
 def _summary(metric: Metric, results: dict[Any, list[Any]], n: int, m: int) -> Measured:
     """A metric of n samples and m rows with its jackknife error, from the values of its function.
 
-    The first value is that of all samples and rows, the others leave a group out each.
+    The first value is that of all samples and rows; each of the others leaves a group out.
     """
     each = results[metric.function]
     values = [getattr(one, metric.field) if metric.field else one for one in each]
@@ -161,8 +168,8 @@ def _summary(metric: Metric, results: dict[Any, list[Any]], n: int, m: int) -> M
     return Measured(float(values[0]), float(error), n, m)
 
 
-def _whole_and_without_groups(x: Tensor, y: Tensor, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Both sides whole, then without each of the groups; one pair at a time is in memory."""
+def _leave_groups_out(x: Tensor, y: Tensor, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """All rows of both sides, then those without each of the groups, one pair at a time."""
     yield x, y
     random = np.random.default_rng(seed)
     groups = [torch.from_numpy(random.permutation(len(side)) % GROUPS) for side in (x, y)]

@@ -1,4 +1,4 @@
-"""What is measured and against what: samples from files or a model, rows of data as a yardstick.
+"""The two sides of a measurement: samples from files or a model, and data as a yardstick.
 
 Samples are read or drawn a batch at a time, and only their features are kept.
 """
@@ -27,11 +27,11 @@ from twosides.metrics.extractors import BATCH, Extractor, extract_batches, extra
 from twosides.metrics.measures import METRICS, Measured, measure
 from twosides.storage import models
 
-COUNT = 1000  # samples of a model that are measured if nobody says how many
+COUNT = 1000  # the samples of a model that are measured by default
 
 
 def data_named(data: str | Task) -> Task:
-    """A task by name, as in `twosides train`, or of samples in a file or a folder of files."""
+    """The task of a name, as in `twosides train`, or of samples in a file or a folder of files."""
     if isinstance(data, Task):
         return data
     if data not in TASKS and ":" not in data and Path(data).exists():
@@ -42,13 +42,13 @@ def data_named(data: str | Task) -> Task:
 
 @dataclass(frozen=True, eq=False)
 class Yardstick:
-    """Features of data to measure samples against.
+    """The features of data, against which samples are measured.
 
-    extractor, name: the function from samples to features, and what it is called.
-    shape: of one row of data.
-    reference: the features of the rows that samples are compared with.
-    other: features of as many rows of the same data, disjoint from the reference: what they measure
-        is what a perfect model would. None where the data have not so many rows.
+    extractor, name: the function from samples to features, and its name.
+    shape: the shape of one row of data.
+    reference: the features of the rows with which samples are compared.
+    other: the features of as many rows of the same data, disjoint from the reference: measuring
+        them gives the values of a perfect model. None where the data have not so many rows.
     labels: the names of the classes of the other rows, or of the reference if there are none; empty
         for data without classes.
     """
@@ -70,24 +70,26 @@ class Yardstick:
         seed: int = 0,
         trust_code: bool = False,
     ) -> Yardstick:
-        """The yardstick of `count` rows of data, drawn without replacement from the seed.
+        """The yardstick of `count` rows of data, drawn without replacement.
 
         data: a task, or its name as in `data_named`.
+        count: the number of rows.
         extractor: a name as in `extractor_named`, by default "reader" for letters and "pixels" for
             all else.
+        seed: the seed of the choice of rows.
         trust_code: whether an extractor may be imported.
         """
         task = data_named(data)
         size = task.size or 2 * count
         if not 1 <= count <= size:
             raise ValueError(
-                f"{count} rows of reference were asked of data that have {size}; measure fewer "
+                f"the reference needs {count} rows, but the data have {size}; measure fewer "
                 f"samples, count={size}"
             )
         name = extractor or ("reader" if isinstance(task.data, Glyphs) else "pixels")
         chosen = extractor_named(name, trust_code=trust_code)
         pick = np.random.default_rng(seed).permutation(size)[: 2 * count]
-        # Rows are read in the data's order, since streams and archives go forwards only.
+        # Rows are read in the data's order, because streams and archives go forwards only.
         order = np.argsort(pick)
         labels = list[str]()
         sorted_rows = extract_batches(
@@ -102,9 +104,9 @@ class Yardstick:
 
     def features(self, batches: Iterable[Tensor], count: int) -> Tensor:
         """The features of `count` samples that come in batches (B, *shape)."""
-        return extract_batches(self._alike(batches), self.extractor, count)
+        return extract_batches(self._check_batches(batches), self.extractor, count)
 
-    def _alike(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    def _check_batches(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
         for x in batches:
             check_shape(tuple(x.shape[1:]), self.shape)
             yield x
@@ -112,7 +114,7 @@ class Yardstick:
     def measure(
         self, features: Tensor, metrics: Sequence[str] = tuple(METRICS), *, seed: int = 0
     ) -> dict[str, Measured]:
-        """Metrics of samples, given as features, with a bar."""
+        """Metrics of samples, given as features, with a progress bar."""
         with bar("measuring", 1) as tell:
             return measure(features, self.reference, metrics, seed=seed, progress=tell)
 
@@ -123,11 +125,14 @@ class Yardstick:
         return {} if self.other is None else measure(self.other, self.reference, metrics, seed=seed)
 
     def ask_alike(self, request: Request, notes: Notes) -> Request:
-        """The request for samples of a model that are to data rows as one draw is to another.
+        """The request for samples of a model that have the numbers and classes of the data.
 
         There are as many samples as rows, and their classes are those of the other rows, so that
-        each class is as frequent as it is in the data. A warning says where the model's classes are
-        not the data's; then all of them are drawn equally often.
+        each class is as frequent as in the data. A warning says where the model's classes are not
+        those of the data; then all of them are drawn equally often.
+
+        request: how to sample.
+        notes: the notes of the model, for its classes.
         """
         request = replace(request, count=len(self.reference))
         if not notes.classes or request.labels is not None:
@@ -135,7 +140,7 @@ class Yardstick:
         if self.labels and set(self.labels) <= set(notes.classes):
             return replace(request, labels=self.labels)
         warnings.warn(
-            "the data do not say of which of the model's classes they are, so the model draws all "
+            "the classes of the data are not known as classes of the model, so the model draws all "
             "of its classes equally often",
             stacklevel=2,
         )
@@ -143,7 +148,7 @@ class Yardstick:
 
 
 def check_shape(samples: tuple[int, ...], data: tuple[int, ...]) -> None:
-    """ValueError for samples that are not shaped like the data."""
+    """ValueError for samples that have not the shape of the data."""
     if samples != tuple(data):
         raise ValueError(
             f"samples have shape {samples}, but the data {tuple(data)}; "
@@ -178,7 +183,7 @@ def _rows(task: Task, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
 
 
 def read_batches(stored: Stored, count: int) -> Iterator[Tensor]:
-    """The first `count` samples of files, in batches, with a bar."""
+    """The first `count` samples of files, in batches, with a progress bar."""
     with bar("reading samples", count) as tell:
         for start in range(0, count, BATCH):
             end = min(start + BATCH, count)
@@ -187,7 +192,7 @@ def read_batches(stored: Stored, count: int) -> Iterator[Tensor]:
 
 
 def is_model(source: Path) -> bool:
-    """Whether it is a model's or a run's folder."""
+    """Whether this is the folder of a model or of a run."""
     try:
         models.model_folder(source)
     except FileNotFoundError:

@@ -1,7 +1,7 @@
 """The probability-flow ODE itself: adaptive steps, inversion, likelihood.
 
-`integrate` is a solver of any ODE, `adaptive` runs it on a denoiser, `inversion` goes from data to
-noise and back, and `likelihood` tells how likely data are.
+`integrate` solves any ODE, `adaptive` applies it to a denoiser, `inversion` goes from data to noise
+and back, and `likelihood` computes the log-density of data.
 """
 
 from twosides.ode.adaptive import sample_adaptive, solve

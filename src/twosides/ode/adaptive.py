@@ -1,6 +1,7 @@
 """Adaptive steps: a Runge-Kutta pair that chooses its own grid, to a tolerance.
 
-In the frame of an output with constant coefficients (`frames`) the probability-flow ODE is
+A frame is the variable in which the probability-flow ODE has an output alone on its right-hand side
+(`frames`). For an output o with constant coefficients it reads
 
     d(z / c) = o d(eta)
 
@@ -9,14 +10,15 @@ share their stages give a step and its error, relative to the tolerance (`integr
 
     error = max over samples of the rms over elements of |y - y_lower| / (atol + rtol max |y|),
 
-where the maximum is over the two ends of the step. It is accepted up to 1, and a PID controller
-turns it and the two before it into the next step [Soderlind 2003],
+where the maximum is over the two ends of the step. A step is accepted if its error is at most 1. A
+PID controller makes the next step size from this error and the two before it [Soderlind 2003],
 
     h' / h = 0.9 error_n^(-b_1 / k) error_(n-1)^(-b_2 / k) error_(n-2)^(-b_3 / k),
     (b_1, b_2, b_3) = (P + I + D, -(P + 2 D), D),    k the order of the pair.
 
-The whole batch takes the same steps, so a sample depends on its batch within the tolerance. Use it
-for references and likelihoods: below some 40 calls a fixed grid with Adams is closer.
+The whole batch takes the same steps, so that a sample depends on its batch within the tolerance.
+Adaptive steps are meant for references and likelihoods: with fewer than some 40 calls, Adams on a
+fixed grid is more accurate.
 """
 
 from __future__ import annotations
@@ -41,7 +43,11 @@ from twosides.schedules import FlowMatching, Level, Schedule, schedule_named
 
 @dataclass(frozen=True)
 class Path:
-    """The way from one level to another, in the frame of an output with constant coefficients."""
+    """The part of the ODE between two levels, in the frame of an output with constant coefficients.
+
+    frame: the frame, in which z is divided by c and the variable is eta.
+    start, end: the two levels.
+    """
 
     frame: Frame
     start: Level
@@ -49,7 +55,11 @@ class Path:
 
     @classmethod
     def of(cls, output: str | Output, start: Level, end: Level) -> Path:
-        """ValueError for outputs that have no such frame, or one that is singular on the way."""
+        """The path in the frame of an output.
+
+        ValueError for outputs whose coefficients change with the level, and for frames that are
+        singular between the two levels.
+        """
         form = output_named(output, FlowMatching())
         if callable(form.a) or callable(form.b):
             raise ValueError(
@@ -73,12 +83,12 @@ class Path:
 
     @cached_property
     def ends(self) -> tuple[float, float]:
-        """eta at the start and at the end."""
+        """The values of eta at the start and at the end."""
         first, last = self._eta.of(np.array([self.start.logsnr, self.end.logsnr])).tolist()
         return first, last
 
     def level(self, eta: float) -> Level:
-        """The level at eta: the given ones at the ends, in between with alpha^2 + sigma^2 = 1."""
+        """The level at eta: the given one at an end, in between one with alpha^2 + sigma^2 = 1."""
         given = dict(zip(self.ends, (self.start, self.end), strict=True))
         if eta in given:
             return given[eta]
@@ -87,12 +97,18 @@ class Path:
         return Level(logsnr, float(alpha), float(sigma))
 
     def scale(self, level: Level) -> float:
-        """c, what z is divided by."""
+        """The c of a level, by which z is divided."""
         return float(self.frame.scale(level.alpha, level.sigma))
 
 
 class Solved(NamedTuple):
-    """z at the end, network calls, rejected steps, and the levels of the accepted ones."""
+    """The result of `solve`.
+
+    z: the state at the end.
+    calls: the number of network calls.
+    rejected: how many steps were done again with a smaller size.
+    levels: the levels at which accepted steps begin and end.
+    """
 
     z: Tensor
     calls: int
@@ -112,15 +128,21 @@ def solve(
     record: Callable[[Level, Tensor], None] | None = None,
     **conditioning: Any,
 ) -> Solved:
-    """The probability-flow ODE from one level to another, towards data or noise.
+    """Solve the probability-flow ODE from one level to another, towards data or noise.
 
-    z: (B, ...) at `start`, in its scaling and the network's units of data; the result is in the
-    scaling of `end`. adaptive: method and tolerance of one step, for z / c. output: the frame, one
-    with constant coefficients; only u and kappa(k) reach both ends of the log-SNR line. record: is
-    shown (level, z) at each accepted node; levels between the ends have alpha^2 + sigma^2 = 1.
+    denoiser: the denoiser. It is asked at both ends, so that one that predicts x cannot end at zero
+        noise.
+    z: the state (B, ...) at `start`, in the scaling of `start` and the network's units of data; the
+        result is in the scaling of `end`.
+    start, end: the levels.
+    adaptive: the method and the tolerances of one step, for z / c.
+    output: the frame, that of an output with constant coefficients. Only u and kappa(k) reach both
+        ends of the log-SNR line.
+    record: a function that is called with (level, z) at each accepted node; levels between the ends
+        have alpha^2 + sigma^2 = 1.
+    conditioning: what else the network is told.
 
-    The denoiser is asked at both ends: one that predicts x cannot end at zero noise. ValueError for
-    frames that are singular on the way, RuntimeError as for `integrate`.
+    ValueError for frames that are singular between the levels, RuntimeError as for `integrate`.
     """
     denoiser = as_denoiser(denoiser)
     path = Path.of(output, start, end)
@@ -150,10 +172,13 @@ def sample_adaptive(
     device: torch.device | str | None = None,
     **options: Any,
 ) -> Tensor:
-    """Samples of shape (B, ...) by `solve` between the ends of a schedule.
+    """Samples of shape (B, ...) by `solve`, from pure noise to the data end of a schedule.
 
-    The same noise as `sample` draws with this seed. options: those of `solve`, `adaptive=` say, and
-    the conditioning.
+    shape: the shape of the samples, that of the batch included.
+    schedule: its ends are the start and the end; by default the denoiser's own.
+    seed: the seed of the noise, which is the same as that of `sample`; by default a fresh one.
+    dtype, device: those of the state.
+    options: further arguments of `solve`, such as `adaptive`, and the conditioning.
     """
     denoiser = as_denoiser(denoiser)
     schedule = schedule_named(schedule or denoiser.schedule)

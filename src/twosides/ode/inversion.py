@@ -1,17 +1,19 @@
-"""Inversion: data to noise and back, with any deterministic sampler.
+"""Inversion: from data to noise and back, with any deterministic sampler.
 
-The probability-flow ODE runs both ways. `encode` walks a sampler's grid from data to noise of unit
-variance, which `decode` and `sample(..., init=)` turn into data again:
+The probability-flow ODE can be solved in both directions. `encode` goes along the levels of a
+sampler's grid from data to noise of unit variance, which `decode` and `sample(..., init=)` turn
+into data again:
 
     z = alpha x at the data end,    noise = z / sqrt(alpha^2 + sigma^2) at the noise end
 
-A step backwards asks the network at the other end of the interval, so what a round trip loses falls
-with the order of the sampler. Two-step rules that are their own inverse lose nothing but rounding,
-`Leapfrog` [Wang+ 2024] and `BDIA(1)` [Zhang+ 2023]:
+A step backwards asks the network at the other end of the interval, so that a round trip has an
+error, which falls with the order of the sampler. Two-step rules that are their own inverse lose
+nothing but rounding: `Leapfrog` [Wang+ 2024] and `BDIA(1)` [Zhang+ 2023],
 
     z_(i+1) = F(z_(i-1), z_i, o_i)    <=>    z_(i-1) = F^-1(z_(i+1), z_i, o_i)
 
-Their code is a pair, the noise and the state before it, and `decode` starts from both.
+With such a rule data become two states, the noise and the state before it, and `decode` starts from
+both.
 """
 
 from __future__ import annotations
@@ -36,10 +38,12 @@ from twosides.schedules import Level, Schedule, schedule_named
 
 
 class Encoded(NamedTuple):
-    """Data as noise, and how it was made.
+    """Data as noise, and how the noise was made.
 
-    noise: (B, ...), of unit variance where the denoiser is right about the data.
-    before: for samplers that run backwards exactly, the state one step nearer to the data.
+    noise: the noise (B, ...), which has unit variance where the denoiser is right about the data.
+    before: for samplers that are their own inverse the state one step nearer to the data, else
+        None.
+    sampler, schedule, steps: what `encode` was called with, for `decode`.
     """
 
     noise: Tensor
@@ -59,15 +63,19 @@ def encode(
     schedule: str | Schedule | None = None,
     **conditioning: Any,
 ) -> Encoded:
-    """Data x (B, ...), in the data's own units, to noise.
+    """Encode data as noise.
 
+    denoiser: the denoiser. It is asked about the data themselves, at the last level of the grid.
+        Where that is zero noise (flow matching, cosine) a network that predicts x has no answer and
+        is refused: end the grid inside, `Sampler(UniformTime(end=0.01), Leapfrog())`.
+    x: the data (B, ...), in their own units.
     sampler: any deterministic one; "leapfrog" and "bdia" are undone exactly by `decode`.
-    schedule: where to walk, by default the denoiser's own.
+    steps: the number of steps, >= 1 (2 for "leapfrog" and "bdia").
+    schedule: the schedule whose levels are passed, by default the denoiser's own.
+    conditioning: what else the network is told.
 
-    The network is asked about the data themselves, at the last level of the grid. Where that is
-    zero noise (flow matching, cosine) a network that predicts x says nothing and is refused: end
-    the grid inside, `Sampler(UniformTime(end=0.01), Leapfrog())`. ValueError also for samplers
-    with noise, and for a two-step rule whose frame is infinite on the grid.
+    ValueError for samplers with noise, for networks that cannot answer at the last level, and for a
+    two-step rule whose frame is infinite on the grid.
     """
     made = sampler_named(sampler)
     walked = schedule_named(schedule or as_denoiser(denoiser).schedule)
@@ -78,19 +86,23 @@ def encode(
         last[:] = [visit.z]
 
     exact = runs_backwards(made, walked, steps)
-    start, watch = standardised(denoiser, x), keep if exact else None
+    start, watch = standardise(denoiser, x), keep if exact else None
     noise = run(table, denoiser, start, watch=watch, conditioning=conditioning)
     noise = noise / spread(table.levels[-1])
     return Encoded(noise, last[0] if exact else None, made, walked, operator.index(steps))
 
 
 def decode(denoiser: Denoises, encoded: Encoded, **conditioning: Any) -> Tensor:
-    """The data again (B, ...), along the same grid; another conditioning edits them."""
+    """Decode noise to data (B, ...), along the grid of `encode`.
+
+    conditioning: what else the network is told. Another conditioning than that of `encode` edits
+        the data.
+    """
     noise, before, sampler, schedule, steps = encoded
     return sample(
         denoiser,
         noise.shape,
-        sampler=plan(sampler, schedule, steps) if before is None else _retraced(encoded),
+        sampler=plan(sampler, schedule, steps) if before is None else _way_back(encoded),
         init=noise,
         noise=None if before is None else lambda: before,
         seed=0,
@@ -124,8 +136,11 @@ def _require_regular(solver: Leapfrog, schedule: Schedule, levels: list[Level]) 
             )
 
 
-def _retraced(encoded: Encoded) -> Plan:
-    """The way back, from two states: the initial noise and, as injected noise, the state before."""
+def _way_back(encoded: Encoded) -> Plan:
+    """The plan of the way back, which starts from two states.
+
+    It takes the noise as its initial state and the state before it as its only injected noise.
+    """
     _, _, sampler, schedule, steps = encoded
     noisy, *levels = sampler.levels(schedule, steps)
 
@@ -137,17 +152,17 @@ def _retraced(encoded: Encoded) -> Plan:
     return trace(retrace, levels[-1], f"{type(sampler.solver).__name__}, retraced on {schedule}")
 
 
-def standardised(denoiser: Denoises, x: Tensor) -> Tensor:
-    """Data in the network's units; ValueError for what is not a batch of finite numbers."""
+def standardise(denoiser: Denoises, x: Tensor) -> Tensor:
+    """Data in the network's units; ValueError unless they are a batch of finite numbers."""
     if not x.is_floating_point() or x.ndim < 2:
         raise ValueError(
             f"data are floating-point numbers of shape (B, ...), got {x.dtype} of {tuple(x.shape)}"
         )
     if not bool(torch.isfinite(x).all()):
-        raise ValueError("the data contain NaN or infinite values, which have no noise")
+        raise ValueError("the data contain NaN or infinite values; no noise belongs to them")
     return as_denoiser(denoiser).standardise(x)
 
 
 def spread(level: Level) -> float:
-    """`sqrt(alpha^2 + sigma^2)`: the standard deviation of z for standardised data."""
+    """The standard deviation of z for standardised data, `sqrt(alpha^2 + sigma^2)`."""
     return math.hypot(level.alpha, level.sigma)

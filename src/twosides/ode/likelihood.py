@@ -1,22 +1,22 @@
-"""Likelihoods: how probable data are under a denoiser, and a bound that needs no derivatives.
+"""Likelihoods: the log-density of data under a denoiser, and a bound that needs no derivatives.
 
-In the frame of u = eps - x the probability-flow ODE is `dy / d eta = u` for y = z / c, with
-c = alpha + sigma and eta = sigma / c, so the log-density along it obeys [Chen+ 2018, Song+ 2021]
+In the frame of u = eps - x the probability-flow ODE is `dy / d eta = u` for y = z / c, with c =
+alpha + sigma and eta = sigma / c, so the log-density along it obeys [Chen+ 2018, Song+ 2021]
 
     d log p(y) / d eta = -div_y u = -c div_z u.
 
-Carried from data (z_0 = alpha_0 x) to noise, whose density is known, in D dimensions,
+Integrated from data (z_0 = alpha_0 x) to noise, whose density is known, this is in D dimensions
 
     log p(x) = log p(z_N) + D log(alpha_0 c_N / c_0) + int c div_z u d eta.
 
-The integral is one more component of the ODE, and a Plan integrates any component by the weights
-W_k of its calls in the final state, `Plan.weights("u")`:
+The integral is one more component of the ODE. A Plan, the table of a sampler's coefficients,
+integrates any component by the weights W_k of its calls in the final state, `Plan.weights("u")`:
 
     int c div_z u d eta = sum_k (W_k / c_N) c_k div_z u_k.
 
-So every deterministic sampler gives a likelihood, of its own order and with no second solver. It is
-the density at the data end of the grid: of the data themselves at zero noise, and of the data plus
-noise of std sigma_0 / alpha_0 on grids that end before.
+Every deterministic sampler therefore gives a likelihood, of its own order and without a second
+solver. It is the density at the data end of the grid: that of the data themselves at zero noise,
+and that of the data plus noise of standard deviation sigma_0 / alpha_0 on grids that end before.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from twosides.display.progress import Progress, teller
 from twosides.ode.adaptive import Path
 from twosides.ode.divergence import Directions, Exact, Hutchinson, divergence_named, quadratic_forms
 from twosides.ode.integrate import Adaptive, State, integrate
-from twosides.ode.inversion import spread, standardised
+from twosides.ode.inversion import spread, standardise
 from twosides.outputs import Estimate
 from twosides.randomness import PerSample
 from twosides.sampling.named import plan
@@ -51,10 +51,15 @@ def bits_per_dim(nats: Tensor, dims: int, bins: int = 256, width: float = 2.0) -
 
         -nats / (dims log 2) + log2(bins / width)
 
-    The values cut an interval of this width, 2 for [-1, 1], into equal bins, and the density is
-    that of `dequantise`d data: on average over the noise in the bin, these are at least the bits
-    of a model that gives each value the whole mass of its bin [Theis+ 2016, by Jensen]. With
-    `bins=1, width=1` they are those of the continuous density.
+    The density is that of data after `dequantise`, which adds uniform noise within a bin. By
+    Jensen's inequality these bits are on average at least those of a model that gives each value
+    the whole mass of its bin [Theis+ 2016].
+
+    nats: the log-densities.
+    dims: the numbers in a sample.
+    bins: the number of values, 256 for 8-bit images; 1, with a width of 1, for the bits of the
+        continuous density.
+    width: the length of the interval that the values cut into equal bins, 2 for [-1, 1].
 
         >>> float(bits_per_dim(torch.zeros(()), 3072))  # uniform on a cube of side 1 in [-1, 1]
         7.0
@@ -70,10 +75,15 @@ def dequantise(
     indices: Sequence[int] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Whole numbers 0 ... bins - 1 as points of [-1, 1], uniform in their bin of width 2 / bins.
+    """Whole numbers as points of [-1, 1], uniform in their bin of width 2 / bins.
 
-    (values + u) 2 / bins - 1, where u of sample i depends on (seed, indices[i]) only. ValueError
-    for other values.
+        (values + u) 2 / bins - 1,    u uniform in (0, 1)
+
+    values: whole numbers 0 ... bins - 1 of shape (B, ...); ValueError for others.
+    seed, indices: u of sample i depends on (seed, indices[i]) only; the indices are 0 ... B - 1 by
+        default.
+    bins: the number of values.
+    dtype: that of the result.
     """
     whole = bins >= 1 and bool(((values >= 0) & (values < bins) & (values == values.floor())).all())
     if not whole:
@@ -84,14 +94,18 @@ def dequantise(
 
 
 class Likelihood(NamedTuple):
-    """Log-densities of data in nats (B,), and the noise of unit variance they are encoded as."""
+    """The result of `log_likelihood`.
+
+    nats: the log-densities of the data (B,), in nats.
+    noise: the noise of unit variance that the data are encoded as (B, ...).
+    """
 
     nats: Tensor
     noise: Tensor
 
     @property
     def dims(self) -> int:
-        """Numbers per sample."""
+        """The numbers in a sample."""
         return self.noise[0].numel()
 
     @property
@@ -100,7 +114,7 @@ class Likelihood(NamedTuple):
         return self.nats / self.dims
 
     def bits_per_dim(self, bins: int = 256, width: float = 2.0) -> Tensor:
-        """Bits per dimension (B,), see `bits_per_dim`."""
+        """Bits per dimension (B,); see the function `bits_per_dim`."""
         return bits_per_dim(self.nats, self.dims, bins, width)
 
 
@@ -117,31 +131,35 @@ def log_likelihood(
     progress: bool | Progress = False,
     **conditioning: Any,
 ) -> Likelihood:
-    """log p(x) of data (B, ...), as density in the data's own units.
+    """The log-density log p(x) of data, in their own units.
 
-    sampler: a deterministic one, which sets the order of the error; or an `ode.Adaptive`, whose
-    tolerance is that of y and of nats per dimension ("adaptive": the default one).
-    steps: of the sampler, >= 1; an adaptive one chooses its own.
-    schedule: where to walk, by default the denoiser's own.
-    divergence: "exact", one derivative per dimension and call, or "hutchinson", an estimate without
-    bias; `ode.Exact` and `ode.Hutchinson` state the number of probes, their seed, and how many
-    derivatives a backward pass takes.
-    prior: the log-density (B,) of (z, level) at the noise end; by default z is Gaussian there with
-    variance alpha^2 + sigma^2, exact at zero SNR, else off by some alpha |x| / sigma nats.
-    progress: True for a bar, or a function (done, total) of network calls; not of adaptive ones.
-    conditioning: passed to the network as it is.
+    denoiser: the denoiser. Its network is differentiated: it must be deterministic (`eval()`) and
+        treat samples independently.
+    x: the data (B, ...).
+    sampler: a deterministic sampler, which sets the order of the error; or an `ode.Adaptive`, whose
+        tolerance is that of y and of nats per dimension ("adaptive" is the default one).
+    steps: the number of steps, >= 1; an adaptive solver chooses its own.
+    schedule: the schedule whose levels are passed, by default the denoiser's own.
+    divergence: "exact" takes one derivative per dimension and call; "hutchinson" estimates without
+        bias. `ode.Exact` and `ode.Hutchinson` state the number of probes, their seed, and how many
+        derivatives a backward pass takes.
+    prior: a function that gives the log-density (B,) of (z, level) at the noise end. By default z
+        is Gaussian there with variance alpha^2 + sigma^2, which is exact at zero SNR and else off
+        by some alpha |x| / sigma nats.
+    progress: True for a progress bar, or a function that is called with (done, total) network
+        calls; an adaptive solver has none.
+    conditioning: what else the network is told.
 
-    The network is differentiated: it must be deterministic (`eval()`) and treat samples apart.
-    ValueError for samplers with noise, for networks whose answer carries no derivative, and, as in
-    `encode`, for those that say nothing at the ends of the grid.
+    ValueError for samplers with noise, for networks whose answer has no derivative, and, as in
+    `encode`, for those that cannot answer at an end of the grid.
     """
     walked = schedule_named(schedule or as_denoiser(denoiser).schedule)
-    x, stretch = standardised(denoiser, x), log_stretch(denoiser, x)
+    x, stretch = standardise(denoiser, x), log_stretch(denoiser, x)
     flow = _Flow(denoiser, walked, divergence_named(divergence).directions(x))
     if sampler == "adaptive":
         sampler = Adaptive()
     if isinstance(sampler, Adaptive):
-        carried = _adaptively(flow, x, sampler, conditioning)
+        carried = _by_integration(flow, x, sampler, conditioning)
     else:
         table = plan(sampler, walked, steps, encode=True)
         carried = _by_plan(flow, x, table, progress, conditioning)
@@ -153,19 +171,24 @@ def log_likelihood(
 def log_stretch(denoiser: Denoises, x: Tensor) -> float:
     """The log-determinant of the denoiser's `standardise` for one sample of x."""
     zeros = torch.zeros(x[:1].shape, dtype=torch.float64)
-    slopes = standardised(denoiser, zeros + 1) - standardised(denoiser, zeros)
+    slopes = standardise(denoiser, zeros + 1) - standardise(denoiser, zeros)
     return float(slopes.log().sum())
 
 
 def _gaussian(z: Tensor, level: Level) -> Tensor:
-    """log N(z; 0, alpha^2 + sigma^2)."""
+    """The log-density `log N(z; 0, alpha^2 + sigma^2)`."""
     flat = z.reshape(len(z), -1) / spread(level)
     constant = flat.shape[1] * (0.5 * math.log(2 * math.pi) + math.log(spread(level)))
     return -0.5 * flat.square().sum(1) - constant
 
 
 class _Carried(NamedTuple):
-    """z at the end, the integral of `c div_z u d eta` (B,), and the two levels."""
+    """The result at the noise end.
+
+    z: the state.
+    volume: the integral of `c div_z u d eta` (B,).
+    start, end: the levels of the data and of the noise.
+    """
 
     z: Tensor
     volume: Tensor
@@ -193,7 +216,7 @@ def _by_plan(
     return _Carried(z, volume, start, end)
 
 
-def _adaptively(
+def _by_integration(
     flow: _Flow, x: Tensor, adaptive: Adaptive, conditioning: dict[str, Any]
 ) -> _Carried:
     path = Path.of("u", flow.schedule.at(0.0), flow.schedule.at(1.0))
@@ -214,7 +237,7 @@ def _adaptively(
 
 
 class _Flow(BaseDenoiser):
-    """A denoiser that notes `c div_z u` (B,) of each call."""
+    """A denoiser that keeps `c div_z u` (B,) of each call."""
 
     def __init__(self, denoiser: Denoises, schedule: Schedule, directions: Directions) -> None:
         self.denoiser, self.schedule = as_denoiser(denoiser), schedule
@@ -235,7 +258,7 @@ class _Flow(BaseDenoiser):
         pair = self.denoiser.ask(z, call, conditioning)
         if not pair[1].requires_grad:
             raise ValueError(
-                "the network's answer carries no derivative with respect to z, which a likelihood "
+                "the network's answer has no derivative with respect to z, which a likelihood "
                 "needs: take it out of torch.no_grad() or .detach(), or use variational_bound"
             )
         return call.solution.apply(*pair)
@@ -245,7 +268,13 @@ class _Flow(BaseDenoiser):
 
 
 class Bound(NamedTuple):
-    """The variational bound's three costs in nats (B,), and the numbers per sample."""
+    """The three terms of the variational bound in nats (B,), and the numbers in a sample.
+
+    prior: the divergence of the noisiest z from pure noise.
+    diffusion: the integral of the error of eps over the log-SNR.
+    reconstruction: the cost of the data given the least noisy z.
+    dims: the numbers in a sample.
+    """
 
     prior: Tensor
     diffusion: Tensor
@@ -263,7 +292,7 @@ class Bound(NamedTuple):
         return self.nats / self.dims
 
     def bits_per_dim(self, bins: int = 256, width: float = 2.0) -> Tensor:
-        """Bits per dimension (B,), see `bits_per_dim`."""
+        """Bits per dimension (B,); see the function `bits_per_dim`."""
         return bits_per_dim(self.nats, self.dims, bins, width)
 
 
@@ -278,17 +307,23 @@ def variational_bound(
     indices: Sequence[int] | None = None,
     **conditioning: Any,
 ) -> Bound:
-    """The variational lower bound of log p(x) in continuous time [Kingma+ 2021], x (B, ...).
+    """The variational lower bound of log p(x) in continuous time [Kingma+ 2021].
 
         -log p(x) <= KL(q(z_1 | x) || N(0, 1))                  prior, z_1 at logsnr_min, VP scaling
             + 1/2 int E|eps - eps_hat(z)|^2 dlogsnr             diffusion, logsnr_min to logsnr_max
             + E[-log N(x; z_0 / alpha_0, sigma_0^2 / alpha_0^2)]          reconstruction, logsnr_max
 
-    prior = 1/2 sum (alpha_1^2 (x^2 - 1) - log sigma_1^2), reconstruction = D/2 (1 + log 2 pi -
-    logsnr_max), in the data's own units after `data_std`. Nothing of the schedule matters but its
-    range, which must be finite: `schedule="cosine(-12, 12)"`; by default the denoiser's own. The
-    integral is estimated without bias from `points` network calls per sample, one in each of as
-    many equal parts of the range; sample i's depend on (seed, indices[i]) only.
+        prior = 1/2 sum (alpha_1^2 (x^2 - 1) - log sigma_1^2)
+        reconstruction = D/2 (1 + log 2 pi - logsnr_max) + D log(data_std)
+
+    denoiser: the denoiser.
+    x: the data (B, ...).
+    schedule: only its range of log-SNR matters, which must be finite: `schedule="cosine(-12, 12)"`.
+        By default it is the denoiser's own.
+    points: the network calls per sample, one in each of as many equal parts of the range; the
+        integral is estimated without bias.
+    seed, indices: the noise and levels of sample i depend on (seed, indices[i]) only.
+    conditioning: what else the network is told.
     """
     walked = schedule_named(schedule or as_denoiser(denoiser).schedule)
     low, high = walked.logsnr_min, walked.logsnr_max
@@ -297,7 +332,7 @@ def variational_bound(
             f"the bound integrates over a finite range of logsnr in points >= 1, got {points} "
             f"points in [{low:.4g}, {high:.4g}]; state a range, such as schedule='cosine(-12, 12)'"
         )
-    x, stretch = standardised(denoiser, x), log_stretch(denoiser, x)
+    x, stretch = standardise(denoiser, x), log_stretch(denoiser, x)
     own = PerSample(seed, check_indices(indices, len(x)))
     total = x.new_zeros(len(x))
     for point in range(points):

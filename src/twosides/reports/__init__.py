@@ -1,1 +1,1 @@
-"""What the library says of itself and of runs: claims, orders, tables, pages."""
+"""Reports: the claims of the post, the orders of samplers, the table of recipes, runs, the demo."""

@@ -1,6 +1,6 @@
-"""The recipes as a table, and as a picture: what they predict, on which schedule, w and p.
+"""The recipes as a table and as a picture: output, schedule, weighting w, density p.
 
-What a recipe is equal to, and which one is nearest, is computed by `compare`, not typed in.
+Which recipes are equal, and which one is nearest, is computed by `compare`, not typed in.
 """
 
 from __future__ import annotations
@@ -36,7 +36,14 @@ HEADS = (
 
 @dataclass(frozen=True)
 class Row:
-    """What there is to know of a recipe."""
+    """A row of the table.
+
+    name: the names of the recipe.
+    recipe: the recipe.
+    falling: whether w never rises with logsnr, so that the loss is a variational bound.
+    equal: the recipes with the same weighting, and its factor over theirs.
+    nearest, distance: the nearest other recipe if none is equal, and how far away it is.
+    """
 
     name: str
     recipe: Recipe
@@ -47,7 +54,10 @@ class Row:
 
 
 def rows(names: Iterable[str] | None = None) -> list[Row]:
-    """One row per recipe, other names for it included; or of those named, among themselves."""
+    """The rows of all recipes, or of some, which are then compared among themselves.
+
+    names: the names of some recipes; None for all, each once with its other names.
+    """
     if names is not None:
         chosen = {name: recipe_named(name) for name in names}
         return [_row(name, chosen) for name in chosen]
@@ -64,21 +74,22 @@ def _row(name: str, distinct: dict[str, Recipe]) -> Row:
     ends = {name: not r.reweights and falls_off(_weights(r)) for name, r in distinct.items()}
     far = {other: found[other].difference for other in found if ends[other]}
     nearest = min(far, key=far.__getitem__) if far and ends[name] and not equal else ""
-    return Row(", ".join(names), recipe, _falling(recipe), equal, nearest, far.get(nearest, 0.0))
+    falling = _is_falling(recipe)
+    return Row(", ".join(names), recipe, falling, equal, nearest, far.get(nearest, 0.0))
 
 
 def _weights(recipe: Recipe) -> Tensor:
     return curves(recipe, torch.linspace(-RANGE, RANGE, 3001, dtype=torch.float64))[0]
 
 
-def _falling(recipe: Recipe) -> bool:
+def _is_falling(recipe: Recipe) -> bool:
     """Whether w never rises with logsnr, so that the loss is a variational bound."""
     w = _weights(recipe)
     return not recipe.reweights and bool((w[torch.isfinite(w)].diff() <= 1e-9).all())
 
 
 def brief(schedule: Schedule) -> str:
-    """A schedule without its defaults."""
+    """A schedule as text, without the fields that have their default values."""
     if isinstance(schedule, ShiftedSchedule):
         return f"{brief(schedule.base)}, shifted by {schedule.factor:.4g}"
     if isinstance(schedule, Rescaled):
@@ -94,7 +105,7 @@ def brief(schedule: Schedule) -> str:
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    """A row as text; a factor is this weighting over the other."""
+    """A row as text; a factor is that of this weighting over the other."""
     recipe = row.recipe
     own = recipe.density == FromSchedule(recipe.schedule)
     density = recipe.density
@@ -135,14 +146,19 @@ def text(table: list[Row]) -> str:
 
 
 def picture(named: list[tuple[str, Recipe]], path: Path, data_std: tuple[float, ...]) -> None:
-    """w and p of recipes against logsnr, each divided by its largest value, as a PNG file."""
+    """Draw w and p of recipes against logsnr, each divided by its largest value, as a PNG file.
+
+    named: the names and recipes.
+    path: the .png file.
+    data_std: for each recipe the standard deviation of the data that it is made for.
+    """
     if path.suffix != ".png":
         raise ValueError(f"{path}: a picture is written as .png, not {path.suffix!r}")
     write_file(path, pictures.chart(draw_weightings(named, data_std), dpi=130))
 
 
 def draw_weightings(named: list[tuple[str, Recipe]], data_std: tuple[float, ...]) -> Any:
-    """The picture as a matplotlib figure."""
+    """The picture as a figure of matplotlib, see `picture`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

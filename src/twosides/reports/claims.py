@@ -1,7 +1,7 @@
 """The claims of "Diffusion Meets Flow Matching" [Gao+ 2024], each as a number.
 
-A claim is a sentence and a function that measures how far it is from true. Errata are claims too:
-the corrected statement is checked, and the printed one is shown to be off.
+A claim is a sentence and a function that measures how far it is from true. Errata are claims, too:
+the corrected statement is checked, and the printed one is shown to be wrong.
 """
 
 from __future__ import annotations
@@ -37,7 +37,13 @@ Float64 = torch.float64
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence, how far it is from true, and the bound: `at_most`, or `at_least` for "is not"."""
+    """A sentence and how it is checked.
+
+    text: the sentence.
+    measure: measures how far it is from true.
+    at_most: the largest value with which the sentence holds.
+    at_least: the smallest value with which it holds, for sentences on what is not so.
+    """
 
     text: str
     measure: Callable[[], float]
@@ -45,7 +51,7 @@ class Claim:
     at_least: float = -math.inf
 
     def check(self) -> Result:
-        """Measure it."""
+        """Measure the claim."""
         value = float(self.measure())
         return Result(self, value, self.at_least <= value <= self.at_most)
 
@@ -59,7 +65,7 @@ class Result:
     passed: bool
 
     def __str__(self) -> str:
-        """One line."""
+        """One line for a terminal."""
         claim = self.claim
         bound = f"<= {claim.at_most:.0e}" if claim.at_most < math.inf else f">= {claim.at_least:g}"
         return f"{'PASS' if self.passed else 'FAIL'}  {self.residual:9.2e} {bound:9}  {claim.text}"
@@ -69,7 +75,7 @@ CLAIMS: list[Claim] = []
 
 
 def claim(text: str, **bound: float) -> Callable[[Callable[[], float]], Callable[[], float]]:
-    """Register a measure as the next claim."""
+    """Register a function as the measure of the next claim; `bound` is at_most= or at_least=."""
 
     def register(measure: Callable[[], float]) -> Callable[[], float]:
         CLAIMS.append(Claim(text, measure, **bound))
@@ -79,7 +85,7 @@ def claim(text: str, **bound: float) -> Callable[[Callable[[], float]], Callable
 
 
 def verify(tell: Callable[[int, Result], None] = lambda number, result: None) -> list[Result]:
-    """Check every claim in order; `tell(number, result)` hears of each as it is known."""
+    """Check every claim in order; `tell(number, result)` is called with each result."""
     results = []
     for number, each in enumerate(CLAIMS, 1):
         results.append(each.check())
@@ -100,7 +106,7 @@ def _gap(a: Plan, b: Plan) -> float:
 
 @claim("DDIM on the flow-matching schedule is flow matching's Euler step", at_most=1e-14)
 def ddim_is_flow_euler() -> float:
-    """Largest difference of the two plans' matrices, 1 to 50 steps."""
+    """The largest difference of the two plans' matrices, for 1 to 50 steps."""
     pairs = [
         (plan("ddim", FlowMatching(), n), plan("flow-euler", FlowMatching(), n))
         for n in (1, 10, 50)
@@ -108,30 +114,30 @@ def ddim_is_flow_euler() -> float:
     return max(_gap(a, b) for a, b in pairs)
 
 
-@claim("DDIM does not depend on the scaling of z (flow, VP, a wild one)", at_most=1e-13)
+@claim("DDIM does not depend on the scaling of z (flow, VP, an arbitrary one)", at_most=1e-13)
 def ddim_ignores_scaling() -> float:
-    """Largest difference of plans over rescalings of one schedule."""
+    """The largest difference of plans over rescalings of one schedule."""
     base = FlowMatching()
     others = (base.with_scaling("vp"), base.with_scaling(lambda s: 1.5 + torch.tanh(s / 3)))
     return max(_gap(plan("ddim", base, 20), plan("ddim", other, 20)) for other in others)
 
 
-@claim("Euler on the probability-flow ODE does depend on it", at_least=1e-2)
+@claim("Euler on the probability-flow ODE does depend on the scaling of z", at_least=1e-2)
 def pf_euler_depends_on_scaling() -> float:
-    """Difference of the flow- and VP-scaled plans."""
+    """The difference of the flow- and VP-scaled plans."""
     vp = FlowMatching().with_scaling("vp")
     return _gap(plan("pf-euler", FlowMatching(), 10), plan("pf-euler", vp, 10))
 
 
-@claim("on the flow-matching schedule it is DDIM again", at_most=1e-14)
+@claim("Euler on the ODE of the flow-matching schedule is DDIM", at_most=1e-14)
 def pf_euler_on_flow() -> float:
-    """Difference of the plans."""
+    """The difference of the plans."""
     return _gap(plan("pf-euler", FlowMatching(), 10), plan("ddim", FlowMatching(), 10))
 
 
 @claim("Euler in the frame of x, eps, v, u, score or F is DDIM", at_most=1e-13)
 def every_frame_is_ddim() -> float:
-    """Largest difference over outputs, on a grid whose ends are finite."""
+    """The largest difference over outputs, on a grid whose ends are finite."""
     schedule = Cosine(-12, 12)
     frames = [*OUTPUTS.values(), F(1.3)]
     plans = [Sampler(solver=Euler(output)).plan(schedule, 20) for output in frames]
@@ -143,7 +149,7 @@ def every_frame_is_ddim() -> float:
     at_most=1e-12,
 )
 def converted_network_samples_alike() -> float:
-    """Samples of a random network through DDIM and, converted to u, through flow Euler."""
+    """The difference of samples of a random network by DDIM and, converted to u, by flow Euler."""
     weight = torch.randn(3, 3, generator=torch.Generator().manual_seed(0), dtype=Float64)
     schedule = Cosine(-12, 12)
 
@@ -163,7 +169,7 @@ def converted_network_samples_alike() -> float:
     "DDPM's step is DDIM to logsnr + 2 Delta, then forward diffusion back by Delta", at_most=1e-14
 )
 def ddpm_is_ddim_and_renoise() -> float:
-    """The plan against the posterior of Ho+ 2020 (eq. 6-7), in its own alpha-bar arithmetic."""
+    """The difference to the posterior of Ho+ 2020 (eq. 6-7), in its own alpha-bar arithmetic."""
     schedule, steps = VPLinear(), 25
     made = plan("ddpm", schedule, steps)
     bar = made.alpha**2
@@ -183,7 +189,7 @@ def ddpm_is_ddim_and_renoise() -> float:
     "churn c, SDE eta = sqrt(c/(1-c)) and EDM's gamma are coordinates of one step", at_most=1e-14
 )
 def noise_coordinates_agree() -> float:
-    """Round trips through all coordinates, on steps of three schedules."""
+    """The error of round trips through all coordinates, on steps of three schedules."""
     worst = 0.0
     for schedule in (FlowMatching(), Cosine(), VPLinear()):
         step = Step.between(schedule, 0.6, 0.57, steps=10)
@@ -200,14 +206,14 @@ def noise_coordinates_agree() -> float:
 
 @claim("DDIM's eta equals the SDE's eta at 1 and for short steps only", at_least=1e-2)
 def ddim_eta_is_not_eta() -> float:
-    """Difference of the two etas for eta = 0.5 on a long step."""
+    """The difference of the two etas for eta = 0.5 on a long step."""
     step = Step.between(FlowMatching(), 0.8, 0.4)
     return abs(convert_noise(DDIMEta(0.5), Eta, step).at(step) - 0.5)
 
 
 @claim("every churn keeps the marginals in the limit: variance of Gaussian data", at_most=1e-4)
 def churn_keeps_marginals() -> float:
-    """Relative error of the variance after DDIM, churn 0.3 and DDPM: exact, extrapolated in 1/n."""
+    """The relative error of the variance after DDIM, churn 0.3 and DDPM, extrapolated in 1/n."""
     errors = []
     for noise in (Churn(0.0), Churn(0.3), Eta(1.0)):
         sampler = Sampler(stochasticity=noise)
@@ -219,7 +225,7 @@ def churn_keeps_marginals() -> float:
 
 
 def _gaussian_variance(made: Plan, variance: float) -> float:
-    """Variance of the result for data N(0, variance), whose exact estimates are linear in z."""
+    """The variance of the result for data N(0, variance), whose exact estimates are linear in z."""
     state = float(made.noise[0, 0] ** 2)
     for k, level in enumerate(made.levels[:-1]):
         total = level.alpha**2 * variance + level.sigma**2
@@ -232,7 +238,7 @@ def _gaussian_variance(made: Plan, variance: float) -> float:
 
 @claim("Euler-Maruyama is another discretisation: 20 steps differ from DDPM's", at_least=1e-2)
 def euler_maruyama_differs() -> float:
-    """Difference of the plans (the post's 'recovers DDPM' needs the exponential form)."""
+    """The difference of the plans (the post's "recovers DDPM" needs the exponential form)."""
     schedule = Cosine(-15, 15)
     other = Sampler(solver=EulerMaruyama(), stochasticity=Eta(1.0)).plan(schedule, 20)
     return _gap(plan("ddpm", schedule, 20), other)
@@ -243,14 +249,14 @@ def euler_maruyama_differs() -> float:
     at_most=1e-6,
 )
 def ddim_v_weights() -> float:
-    """Distance of the extreme weights from the post's published curve (100 steps, [-15, 15])."""
+    """The distance of the extreme weights from the post's curve (100 steps, [-15, 15])."""
     weights = -plan("ddim", Cosine(-15, 15), 100).weights("v").predictions
     return max(abs(weights.min() - 0.015506), abs(weights.max() - 0.015696))
 
 
 @claim("the post's churn curves: sums of the weights at churn 0, 0.1 ... 0.5", at_most=6e-4)
 def churn_figure() -> float:
-    """Largest distance from the published sums, which are given to three decimals."""
+    """The largest distance from the published sums, which are given to three decimals."""
     published = (1.560, 1.608, 1.665, 1.734, 1.820, 1.930)
     gaps = []
     for tenth, total in enumerate(published):
@@ -261,14 +267,14 @@ def churn_figure() -> float:
 
 @claim("erratum: a '6-step' sampler of the figures has 6 nodes, so 5 network calls", at_most=0)
 def six_nodes_are_five_steps() -> float:
-    """Calls of the DDIM plan on the figures' nodes, linspace(1, 0, 6), minus 5."""
+    """The calls of the DDIM plan on the figures' nodes, linspace(1, 0, 6), minus 5."""
     nodes = Given.times(FlowMatching(), torch.linspace(1, 0, 6).tolist())
     return float(Sampler(grid=nodes).plan(FlowMatching(), 5).nfe - 5)
 
 
 @claim("flow matching is straight for one data point: one Euler step is exact", at_most=1e-14)
 def straight_for_a_point() -> float:
-    """Error of one flow-matching step to a single point."""
+    """The error of one flow-matching step to a single point."""
     point = GaussianMixture.gaussian([0.7, -0.2], 1e-30 * np.eye(2))
     x = sample(point, (8, 2), sampler="flow-euler", steps=1, seed=0, dtype=Float64)
     return float((x - torch.tensor([0.7, -0.2], dtype=Float64)).abs().max())
@@ -276,7 +282,7 @@ def straight_for_a_point() -> float:
 
 @claim("VP is the straighter one for unit-variance data: its velocity vanishes", at_most=1e-14)
 def vp_straight_for_unit_variance() -> float:
-    """Largest probability-flow velocity on N(0, 1) data, VP cosine."""
+    """The largest probability-flow velocity on N(0, 1) data, VP cosine."""
     data, schedule = GaussianMixture.gaussian([0.0], np.eye(1)), Cosine()
     z = torch.linspace(-3, 3, 7, dtype=Float64)[:, None]
     return max(float(data.velocity(z, schedule, float(t)).abs().max()) for t in _times(9))
@@ -289,7 +295,7 @@ def vp_straight_for_unit_variance() -> float:
     "flow matching's weighting is v-prediction's on the cosine schedule, times pi/2", at_most=1e-12
 )
 def flow_weighting_is_v_cosine() -> float:
-    """Largest relative deviation of the ratio of weightings from pi/2 on [-15, 15]."""
+    """The largest relative deviation of the ratio of weightings from pi/2 on [-15, 15]."""
     grid = torch.linspace(-15, 15, 1001, dtype=Float64)
     ratio = recipes["flow-matching"].weighting.log(grid) - recipes["v-cosine"].weighting.log(grid)
     return float((ratio.exp() / (math.pi / 2) - 1).abs().max())
@@ -297,7 +303,7 @@ def flow_weighting_is_v_cosine() -> float:
 
 @claim("the loss of every output is the eps loss times kappa", at_most=1e-12)
 def losses_convert() -> float:
-    """Native squared errors against kappa |eps_hat - eps|^2, for six outputs."""
+    """The deviation of squared errors from kappa |eps_hat - eps|^2, for six outputs."""
     generator = torch.Generator().manual_seed(0)
     x, eps, wrong = (torch.randn(16, 5, generator=generator, dtype=Float64) for _ in range(3))
     level, worst = Cosine().at(_times(16)), 0.0
@@ -311,7 +317,7 @@ def losses_convert() -> float:
 
 @claim("the training schedule does not change the loss, only its variance", at_most=1e-9)
 def loss_ignores_training_density() -> float:
-    """The integral of w E|eps_hat - eps|^2, by quadrature through four densities."""
+    """The spread of the integral of w E|eps_hat - eps|^2, by quadrature through four densities."""
     recipe = recipes["sd3"]
 
     def error(logsnr: torch.Tensor) -> torch.Tensor:
@@ -330,7 +336,7 @@ def loss_ignores_training_density() -> float:
 
 @claim("erratum: the time integral needs -dlogsnr/dt, which is positive", at_most=1e-12)
 def loss_needs_minus_sign() -> float:
-    """Time and log-SNR integrals of one weighting, relative difference (Gauss-Legendre)."""
+    """The relative difference of the time and log-SNR integrals of one weighting."""
     nodes, weights = (torch.from_numpy(part) for part in np.polynomial.legendre.leggauss(400))
     schedule, t, logsnr = Cosine(-8, 8), 0.5 + 0.5 * nodes, 8 * nodes
     over_time = torch.sigmoid(2 - schedule.logsnr(t)) * -schedule.dlogsnr(t) * 0.5
@@ -340,7 +346,7 @@ def loss_needs_minus_sign() -> float:
 
 @claim("SD3's weighting and EDM's are close: total variation 0.093", at_most=5e-4)
 def sd3_is_close_to_edm() -> float:
-    """Distance of the measured total variation from 0.093."""
+    """The distance of the measured total variation from 0.093."""
     grid = torch.linspace(-40, 30, 70_001, dtype=Float64)
     sd3, edm = (recipes[name].weighting.log(grid) for name in ("sd3", "edm"))
     return abs(total_variation(sd3, edm, grid) - 0.093)
@@ -354,7 +360,7 @@ def sd3_is_close_to_edm() -> float:
     at_most=1e-14,
 )
 def shift_is_a_constant() -> float:
-    """Times of the shifted schedule against the formula, s = 3."""
+    """The distance of the shifted schedule's times from the formula, s = 3."""
     t = _times()
     moved = FlowMatching().time(FlowMatching().shifted(3.0).logsnr(t))
     return float((moved - 3 * t / (1 + 2 * t)).abs().max())
@@ -362,7 +368,7 @@ def shift_is_a_constant() -> float:
 
 @claim("(alpha, sigma, epsilon) -> (f, g, eta) -> back is the identity", at_most=1e-12)
 def dynamics_round_trip() -> float:
-    """Relative error of alpha, sigma and epsilon, from f and g by quadrature."""
+    """The relative error of alpha, sigma and epsilon, from f and g by quadrature."""
     worst, t = 0.0, _times()
     for schedule in (FlowMatching(), Cosine(), VPLinear()):
         process = dynamics.Dynamics.of(schedule, epsilon=lambda t: 0.3 + t)
@@ -388,9 +394,9 @@ def printed_sigma_lacks_alpha() -> float:
     return abs(float(printed / schedule.at(t).sigma) - 58.84)
 
 
-@claim("... and with it is exact", at_most=1e-13)
+@claim("erratum: sigma_t from (f, g) with the factor alpha_t is exact", at_most=1e-13)
 def corrected_sigma() -> float:
-    """Relative error of alpha_t (int g^2 / alpha^2)^(1/2), by quadrature."""
+    """The relative error of alpha_t (int g^2 / alpha^2)^(1/2), by quadrature."""
     t = torch.linspace(0.01, 0.99, 90, dtype=Float64)
     made = FromSDE(lambda t: -0.05 - 9.95 * t, lambda t: (0.1 + 19.9 * t).sqrt())
     return float((made.sigma(t) / VPLinear().sigma(t) - 1).abs().max())
@@ -398,7 +404,7 @@ def corrected_sigma() -> float:
 
 @claim("erratum: the factor from flow to VP is 1/sqrt((1-t)^2 + t^2), with the root", at_most=1e-14)
 def vp_factor_has_a_root() -> float:
-    """Deviation of the VP-scaled flow schedule from (1 - t, t) times the factor."""
+    """The deviation of the VP-scaled flow schedule from (1 - t, t) times the factor."""
     t = _times()
     factor = ((1 - t) ** 2 + t**2) ** -0.5
     level = FlowMatching().with_scaling("vp").at(t)
@@ -406,23 +412,23 @@ def vp_factor_has_a_root() -> float:
     return max(float(gap.abs().max()) for gap in gaps)
 
 
-@claim("... without it alpha^2 + sigma^2 reaches 2", at_least=0.99)
+@claim("erratum: without the root alpha^2 + sigma^2 reaches 2", at_least=0.99)
 def printed_vp_factor() -> float:
-    """Deviation of alpha^2 + sigma^2 from 1 with the factor as printed, at t = 1/2."""
+    """The deviation of alpha^2 + sigma^2 from 1 with the factor as printed, at t = 1/2."""
     printed = FlowMatching().with_scaling(lambda logsnr: _flow_norm(logsnr) ** -1)
     level = printed.at(0.5)
     return abs(float(level.alpha**2 + level.sigma**2) - 1)
 
 
 def _flow_norm(logsnr: torch.Tensor) -> torch.Tensor:
-    """sqrt((1 - t)^2 + t^2); the printed factor times this is its inverse."""
+    """The norm sqrt((1 - t)^2 + t^2); the printed factor times this is its inverse."""
     level = FlowMatching().level(logsnr)
     return torch.hypot(level.alpha, level.sigma)
 
 
 @claim("u, v, eps, x and score are one network: conversions round-trip", at_most=1e-12)
 def outputs_round_trip() -> float:
-    """Every output to every other and back, on random pairs."""
+    """The error of converting every output to (x, eps) and back, on random pairs."""
     generator = torch.Generator().manual_seed(1)
     x, eps = (torch.randn(64, 4, generator=generator, dtype=Float64) for _ in range(2))
     worst = 0.0

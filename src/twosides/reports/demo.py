@@ -1,9 +1,9 @@
 """The demo: train a network on letters, sample it as flow matching and as diffusion, report.
 
-One network, trained with flow matching. The same noise is then sampled by flow matching's Euler, by
-DDIM on a variance-preserving cosine schedule walked through the same log-SNRs, with churn, by DDPM,
-and in few steps; the report shows the letters, how far apart they are, and how many a classifier
-trained on real letters can read.
+A single network is trained with flow matching. The same noise is then sampled by flow matching's
+Euler, by DDIM on a variance-preserving cosine schedule through the same log-SNRs, with churn, by
+DDPM, and in few steps. The report shows the letters, how far apart they are, and how many a
+classifier trained on real letters can read.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from twosides.training.fit import loss_curve
 from twosides.training.run import train_task
 
 GUIDANCE = 1.5
-COPIES = 10  # letters drawn of each class
+COPIES = 10  # the letters that are drawn of each class
 TASK = "glyphs"
 HEADS = ("sampler", "steps", "legible", "max |difference| to the first", "time")
 
@@ -71,7 +71,15 @@ SETUPS = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a setup drew, how it compares with the first one, and what it cost."""
+    """The result of a setup.
+
+    setup: the setup.
+    x: the samples.
+    difference: the largest difference to the samples of the first setup.
+    pixels: how many pixels differ from the first setup's.
+    legible: the share of letters that the classifier reads.
+    seconds: the time that sampling took.
+    """
 
     setup: Setup
     x: Tensor
@@ -82,25 +90,30 @@ class Outcome:
 
 
 def demo(folder: Path, *, steps: int, minutes: float, seed: int) -> str:
-    """Train (or continue), sample every setup, write report.html; returns the headline numbers.
+    """Train (or continue), sample every setup, and write report.html; returns the main numbers.
 
-    The same demo again tells what it found the first time.
+    The same demo in the same folder returns the numbers of the first time.
+
+    folder: the folder of the run and of the report.
+    steps: the number of training steps.
+    minutes: the time limit of the training.
+    seed: the seed of everything.
     """
     asked = {"steps": steps, "minutes": minutes, "seed": seed, "version": __version__}
     record = folder / "demo.json"
     if record.exists() and (made := read_json(record)).get("asked") == asked:
-        return f"{made['headline']}\n(made before; remove {folder} to start afresh)"
+        return f"{made['headline']}\n(made before; remove {folder} to begin again)"
     task = task_named(TASK)
     print(f"training {task.network['class']} on {len(task.classes)} letters", flush=True)
     budget = {"steps": steps, "minutes": minutes, "seed": seed, "checkpoint_every": 150}
     denoiser = train_task(task, folder, "flow-matching", **budget)
-    print("teaching a classifier to read real letters", flush=True)
+    print("training a classifier on real letters", flush=True)
     reader = train_reader(task.shape[-1], seed)
     outcomes: list[Outcome] = []
     for setup in SETUPS:
         print(f"sampling: {setup.title}, {setup.steps} steps", flush=True)
-        steered = guide(denoiser, GUIDANCE, dict(task.null))
-        outcomes.append(_outcome(setup, steered, reader, outcomes))
+        guided = guide(denoiser, GUIDANCE, dict(task.null))
+        outcomes.append(_outcome(setup, guided, reader, outcomes))
     both = torch.cat([outcome.x[:26] for outcome in outcomes[:2]])
     write_file(folder / "letters.png", pictures.png(pictures.grid(both, columns=13, zoom=4)))
     write_file(folder / "report.html", _report(folder, outcomes).encode())
@@ -171,7 +184,7 @@ def _report(folder: Path, outcomes: list[Outcome]) -> str:
 
 
 def _difference(a: Tensor, b: Tensor) -> Tensor:
-    """|a - b| times 1e6, black where they agree."""
+    """The picture of |a - b| times 1e6, black where they agree."""
     return ((a - b).abs() * 1e6 - 1).clamp(max=1)
 
 

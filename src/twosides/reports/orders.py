@@ -42,7 +42,7 @@ _VARIANCES = tuple(0.02 * 2.0**power for power in range(8))
 
 
 def measured_order(sampler: Sampler, schedule: Schedule) -> float:
-    """The slope of log error against log steps."""
+    """The order of a sampler: the slope of log error against log steps, on its own grid."""
     measure = _variance_error if sampler.stochastic else _end_error
     counts = NOISY_STEPS if sampler.stochastic else STEPS
     if sampler.order >= 4:  # rounding shows earlier
@@ -52,7 +52,7 @@ def measured_order(sampler: Sampler, schedule: Schedule) -> float:
 
 
 def inside(schedule: Schedule) -> UniformTime:
-    """The grid that is uniform in the schedule's time between the levels of RANGE."""
+    """The grid that is uniform in the schedule's time between the log-SNRs of RANGE."""
     start, end = (float(schedule.time(value)) for value in RANGE)
     return UniformTime(start=start, end=end)
 
@@ -64,7 +64,12 @@ def _noise() -> Tensor:
 
 @functools.cache
 def _exact(schedule: Schedule, first: float, last: float, jump: bool) -> Tensor:
-    """Where the ODE takes the noise; by a `jump` from `last` to the data, if there is one."""
+    """The end of the exact ODE, started at the test's noise, over alpha.
+
+    schedule: the schedule.
+    first, last: the log-SNRs of the start and of the end.
+    jump: whether a last step leads from `last` to the data, as DDIM's does.
+    """
     fine = replace(samplers["rk4"], grid=Uniform("u", first, last)).plan(schedule, 1200)
     z = run(fine, _DATA, _noise())
     return _DATA(z, fine.levels[-1]).x if jump else z / fine.alpha[-1]
@@ -85,10 +90,13 @@ def _variance_error(sampler: Sampler, schedule: Schedule, steps: int) -> float:
 
 
 def reached_variance(plan: Plan, variance: float) -> float:
-    """Variance of the plan's result over the exact one, for centred Gaussian data.
+    """The variance of the plan's result over the exact one, for centred Gaussian data.
 
-    Started with the exact variance. Estimates are linear in the state there, so every state is a
-    known combination of the initial and the injected noises.
+    The run is started with the exact variance. Estimates are linear in the state, so that every
+    state is a known combination of the initial and the injected noises.
+
+    plan: the plan.
+    variance: the variance of the data.
     """
     total = plan.alpha**2 * variance + plan.sigma**2
     states = np.zeros((plan.nfe + 1, 1 + plan.noises))
@@ -110,10 +118,17 @@ def reached_variance(plan: Plan, variance: float) -> float:
 
 @dataclass(frozen=True)
 class Row:
-    """What there is to know of a preset.
+    """The row of a preset in the table.
 
-    order, infinite: between finite levels, and on flow matching, which ends at infinite ones.
+    name: its names.
+    frame, variable: the output that the solver takes for a polynomial, and in which variable.
+    order, infinite: its order between finite levels, and on flow matching, which ends at infinite
+        ones.
+    measured: its measured orders, by schedule.
     limited: in how many of 20 steps on flow matching the solver's `limit` acts.
+    nfe_per_step: the network calls per step.
+    stochastic: whether it injects noise.
+    paper: where it comes from.
     """
 
     name: str
@@ -129,13 +144,13 @@ class Row:
 
 
 def limited_steps(sampler: Sampler, schedule: Schedule, steps: int) -> int:
-    """In how many steps of a run the solver's `limit` acts: those that are otherwise without it."""
+    """The number of steps of a run in which the solver's `limit` changes the coefficients."""
     solver: Any = sampler.solver
     if getattr(solver, "limit", math.inf) == math.inf:
         return 0
     free = replace(sampler, solver=replace(solver, limit=math.inf)).plan(schedule, steps)
     ours = sampler.plan(schedule, steps)
-    if ours.nfe < free.nfe:  # a Runge-Kutta step that is DDIM's, with one call
+    if ours.nfe < free.nfe:  # a Runge-Kutta step may be replaced by DDIM's, with a single call
         return (free.nfe - ours.nfe) // (solver.nfe - 1)
     pairs = zip(ours.rows, free.rows, strict=True)
     return sum(
@@ -173,7 +188,11 @@ def row(name: str, measured: dict[str, float]) -> Row:
 def rows(
     measure: bool = False, progress: Callable[[int, int], None] | None = None
 ) -> Iterable[Row]:
-    """One row per preset, other names for it included; with measured orders if wanted."""
+    """The rows of all presets, each once with its other names.
+
+    measure: whether to measure the orders.
+    progress: a function that is called with (done, total).
+    """
     names = {id(sampler): name for name, sampler in reversed(samplers.items())}
     for done, name in enumerate(sorted(names.values(), key=list(samplers).index)):
         sampler = samplers[name]

@@ -1,7 +1,8 @@
-"""Training runs side by side on one page: what `twosides report` makes.
+"""Training runs side by side on one page: `twosides report` makes it.
 
-Recipes in words and what is equal to what, samples from the same noise, metrics, weightings,
-losses, and the one thing that all recipes have in common: the error of eps at each noise level.
+The page has the recipes in words and which of them are equal, samples from the same noise, metrics,
+weightings, losses, and the one quantity that can be compared between all recipes: the error of eps
+at each noise level.
 """
 
 from __future__ import annotations
@@ -37,16 +38,25 @@ from twosides.storage.devices import device_named
 from twosides.storage.files import write_file
 from twosides.training.fit import loss_curve
 
-SHOWN = 28  # pictures of each run
-POINTS = 400  # of each run, of data in the plane
+SHOWN = 28  # the pictures of each run
+POINTS = 400  # the points of each run, for data in the plane
 LEVELS = torch.linspace(-8, 8, 17, dtype=torch.float64)
-WORDS = {"w": "weighting w", "p": "levels p"}  # what heads of the catalogue are called here
+WORDS = {"w": "weighting w", "p": "levels p"}  # the titles of columns of the catalogue here
 Curve = tuple[Sequence[float], Sequence[float]]
 
 
 @dataclass
 class Run:
-    """A finished run and what was found out about it."""
+    """A finished run and what is shown of it.
+
+    folder: its folder.
+    title: its title on the page.
+    config: the model's config.json.
+    losses: the steps and the losses.
+    x: some samples.
+    measured: the metrics of its samples, by name.
+    errors: the error of eps at each of LEVELS.
+    """
 
     folder: Path
     title: str
@@ -58,7 +68,7 @@ class Run:
 
     @property
     def recipe(self) -> str:
-        """The name of its recipe; empty if that is none of the published ones."""
+        """The name of its recipe; empty if that is not a published one."""
         name = str(self.config.get("recipe", ""))
         try:
             recipe_named(name)
@@ -78,11 +88,11 @@ def report(
 ) -> list[Run]:
     """Sample every run from the same noise, measure, write the page and return what it shows.
 
-    folders: of finished runs.
+    folders: the folders of finished runs.
     out: the page, an .html file.
     request: how to sample all of them; `count` is also the number of rows of data.
-    data: what to measure against, as in `data_named`; by default (None) nothing is measured.
-    extractor: what features are measured, as in `Yardstick.of`.
+    data: the data to measure against, as in `data_named`; by default nothing is measured.
+    extractor: the features in which distances are measured, as in `Yardstick.of`.
     trust_code: whether networks' classes and an extractor may be imported.
     """
     if not folders or out.suffix != ".html":
@@ -103,7 +113,7 @@ def report(
             if task is not None and yardstick is not None:
                 denoiser = load_model(folder, trust_code=trust_code)
                 denoiser = denoiser.to(device_named(request.device))
-                with one_sentence(f"{folder} cannot be asked about these data"):
+                with one_sentence(f"the errors of {folder} cannot be measured on these data"):
                     run.errors = eps_errors(denoiser, task, request.seed)
         except ValueError as error:
             left_out.append(f"{title} is left out: {error}")
@@ -149,7 +159,7 @@ def _keep_first(batches: Iterable[Tensor], kept: list[Tensor]) -> Iterator[Tenso
 
 
 def _titles(folders: Sequence[Path]) -> list[str]:
-    """The recipes' names if they differ, else the folders'."""
+    """The names of the recipes if they differ, else the folders."""
     recipes = [str(models.read_config(folder).get("recipe", "")) for folder in folders]
     distinct = all(recipes) and len(set(recipes)) == len(recipes)
     return recipes if distinct else [str(folder) for folder in folders]
@@ -157,7 +167,13 @@ def _titles(folders: Sequence[Path]) -> list[str]:
 
 @torch.no_grad()
 def eps_errors(denoiser: Denoiser, task: Task, seed: int, count: int = 256) -> list[float]:
-    """Mean squared error of eps on data, at each of LEVELS; NaN where the model knows no answer."""
+    """The mean squared error of eps on data at each of LEVELS; NaN where the model has no answer.
+
+    denoiser: the model.
+    task: the data.
+    seed: the seed of the noise.
+    count: the number of rows of data.
+    """
     size = min(count, task.size or count)
     device = device_of(denoiser)
     rows = default_collate(task.rows(range(size)))
@@ -170,7 +186,7 @@ def eps_errors(denoiser: Denoiser, task: Task, seed: int, count: int = 256) -> l
             level = denoiser.schedule.level(logsnr)
             estimate = denoiser(level.mix(x, eps), level, **batch)
             errors.append(float(((estimate.eps - eps) ** 2).mean()))
-        except ValueError:  # outside the levels that it can be told
+        except ValueError:  # the level is outside of the model's range
             errors.append(float("nan"))
     return errors
 
@@ -219,7 +235,7 @@ def _samples(run: Run) -> str:
     if encoded_by := read_notes(run.folder).pipeline:
         try:
             x = decoder(encoded_by)(x)
-        except ValueError as error:  # the pipeline is gone: the rest of the page stands
+        except ValueError as error:  # if the pipeline is gone, the rest of the page is still made
             return html.escape(str(error))
     shape = x.shape[1:]
     if len(shape) == 3 and shape[0] in (1, 3):
@@ -238,7 +254,7 @@ def _samples(run: Run) -> str:
 
 
 def _words(runs: list[Run]) -> Iterator[tuple[str, ...]]:
-    """What the recipes are, by the catalogue; of other runs their output and schedule."""
+    """The rows that describe the recipes; for other runs they have the output and the schedule."""
     names = dict.fromkeys(run.recipe for run in runs if run.recipe)
     about = {
         name: catalogue.cells(row)[1:-1]
@@ -269,13 +285,13 @@ def _metrics(runs: list[Run], yardstick: Yardstick | None) -> Iterator[tuple[str
 def _notes(yardstick: Yardstick | None) -> str:
     bound = (
         "Bound: w never rises with logsnr, so the loss is a variational bound. Same weighting: as "
-        "computed among these runs, up to the factor given; the nearest in brackets."
+        "computed among these runs, up to the factor given; the nearest recipe is in brackets."
     )
     if yardstick is None:
         return bound
     return (
-        f"{bound} Metrics: of features by {yardstick.name}, with standard errors; beside their "
-        "names what other rows of the data measure, which is what a perfect model would."
+        f"{bound} Metrics: of features by {yardstick.name}, with standard errors; below their "
+        "names the values of other rows of the data, which are those of a perfect model."
     )
 
 
@@ -297,7 +313,7 @@ def _settings(runs: list[Run]) -> tuple[str, list[tuple[str, ...]]]:
 def _training(config: dict[str, Any]) -> dict[str, str]:
     training, network = config.get("training"), config["network"]
     settings = dict(training) if isinstance(training, dict) else {}
-    for name in ("asked", "null"):  # how long is in the steps, and what stands for no class
+    for name in ("asked", "null"):  # the steps are shown, and null values say nothing to a reader
         settings.pop(name, None)
     settings = {name: str(value) for name, value in settings.items() if value not in (None, {})}
     return {"network": str(network.get("class")), **settings}
@@ -319,8 +335,8 @@ def _errors(runs: list[Run]) -> str:
     return (
         "<h2>Error of eps at each noise level</h2><figure>"
         + _lines(curves, "logsnr: noise to the left, data to the right", "mean squared error")
-        + "<figcaption>On the same rows of data with the same noise, in the same units for all: "
-        "where each recipe spends its network. Predicting zero has error 1.</figcaption></figure>"
+        + "<figcaption>Measured on the same rows of data with the same noise, in the same units: "
+        "at which levels each recipe is good. Predicting zero has error 1.</figcaption></figure>"
     )
 
 

@@ -1,1 +1,1 @@
-"""What lies on disk: files that are complete or absent, tensors, trees, checkpoints, models."""
+"""Files on disk that are complete or absent: tensors, trees, checkpoints, models, plans."""

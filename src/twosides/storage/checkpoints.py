@@ -1,4 +1,4 @@
-"""The checkpoints of a run: numbered folders, of which the newest good one counts."""
+"""The checkpoints of a run: numbered folders, of which the newest good one is used."""
 
 import os
 import re
@@ -17,21 +17,25 @@ T = TypeVar("T")
 class Checkpoints:
     """The checkpoints of one run: `root/step-00001234/`, the newest `keep` good ones.
 
-    One process writes, any number may read. `newest` skips a damaged checkpoint with a warning
-    that names it, and raises if none is good: a run never starts from nothing in silence.
+    One process writes, any number may read. `newest` skips a damaged checkpoint with a warning that
+    names it, and raises an error if none is good: a run never starts from nothing in silence.
     """
 
     def __init__(self, root: str | Path, keep: int = 2) -> None:
-        """`root` is made by the first `save`; `keep` is at least 2."""
+        """Name the folder, which the first `save` makes.
+
+        root: the folder.
+        keep: the number of good checkpoints to keep, >= 2, because one may turn out damaged.
+        """
         if keep < 2:
-            raise ValueError(f"keep={keep} was asked; keep at least 2, one may turn out damaged")
+            raise ValueError(f"keep is at least 2, as one may turn out damaged, got {keep}")
         self.root, self.keep = Path(root).absolute(), keep
         self._good: set[Path] = set()
 
     def folder(self, step: int) -> Path:
-        """Where the checkpoint of this step is or would be."""
+        """The folder of the checkpoint of this step, whether it exists or not."""
         if step < 0:
-            raise ValueError(f"step {step} was asked; steps count from 0")
+            raise ValueError(f"steps count from 0, got {step}")
         return self.root / f"step-{step:08d}"
 
     def save(self, step: int, tree: Tree) -> Path:
@@ -48,7 +52,8 @@ class Checkpoints:
     def newest_folder(self, check: Callable[[Path], None] | None = None) -> Path | None:
         """The folder of the newest good checkpoint, or None if there is none at all.
 
-        check: raises CorruptFolder for one that must not be gone on from; it counts as damaged.
+        check: raises CorruptFolder for a folder from which the run must not continue; it counts as
+            damaged.
         """
 
         def read(folder: Path) -> Path:
@@ -60,11 +65,11 @@ class Checkpoints:
         return found and found[1]
 
     def prune(self, step: int) -> None:
-        """Remove what is older than `keep` good checkpoints, the just committed `step` included."""
+        """Remove what is older than `keep` good checkpoints, `step`, just committed, included."""
         self._good.add(self.folder(step))
         self._tidy()
         good = 0
-        for found, folder in self._present():
+        for found, folder in self._list():
             if good >= self.keep:
                 self._discard(folder)
             elif found <= step:
@@ -73,7 +78,7 @@ class Checkpoints:
     def _first_good(self, read: Callable[[Path], T]) -> tuple[int, T] | None:
         self._tidy()
         reasons: list[str] = []
-        for step, folder in self._present():
+        for step, folder in self._list():
             try:
                 verify_folder(folder)
                 return step, read(folder)
@@ -85,12 +90,12 @@ class Checkpoints:
             raise CorruptFolder(self.root, "", f"{found}restore one, or move them away to restart")
         return None
 
-    def _present(self) -> list[tuple[int, Path]]:
-        """Newest first; what steps aside for a replacement counts while that is not in place."""
+    def _list(self) -> list[tuple[int, Path]]:
+        """The checkpoints, newest first; one that is just being replaced counts, too."""
         if not self.root.is_dir():
             return []
         found: dict[int, Path] = {}
-        for name in sorted(os.listdir(self.root)):  # ".old-" before "step-"
+        for name in sorted(os.listdir(self.root)):  # ".old-" comes before "step-"
             if match := re.fullmatch(r"\.old-step-(\d{8,})-\d+|step-(\d{8,})", name):
                 found[int(match[1] or match[2])] = self.root / name
         return sorted(found.items(), reverse=True)

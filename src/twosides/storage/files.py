@@ -1,14 +1,14 @@
-"""Files that are either complete or absent, and trees of tensors inside them.
+"""Files and folders that are either complete or absent.
 
-A checkpoint is a folder that appears in one step, so that a process killed at any instant
-leaves the previous checkpoint or the next one, never half of one:
+A checkpoint is a folder that appears in one step, so that a process killed at any instant leaves
+the previous checkpoint or the next one, never half of one:
 
     .tmp-step-00000007-4242/  write, manifest.json, flush every file, flush the folder
     step-00000007/            rename, flush the parent folder, only then prune older ones
 
-The manifest holds the size and the SHA-256 of every file: safetensors has no checksum, and a
-flipped bit in a weight would otherwise load silently. What is stored is a tree of dicts, lists,
-tuples, numbers, strings and tensors; nothing is ever pickled, so loading runs no code.
+The manifest has the size and the SHA-256 of every file: safetensors has no checksum, and a flipped
+bit in a weight would otherwise load silently. The content is a tree of dicts, lists, tuples,
+numbers, strings and tensors (`trees`); nothing is ever pickled, so that loading runs no code.
 
     >>> import tempfile
     >>> import torch
@@ -40,7 +40,7 @@ if sys.platform != "win32":
 
 MANIFEST, TREE, TENSORS = "manifest.json", "tree.json", "tensors.safetensors"
 Records: TypeAlias = dict[str, dict[str, int | str]]
-"""What a manifest says of each file: its size and its SHA-256."""
+"""The content of a manifest: the size and the SHA-256 of each file."""
 
 _REMEDIES = {
     errno.ENOSPC: "free space on that disk or choose another folder",
@@ -54,11 +54,11 @@ _REMEDIES = {
 def write_file(path: str | Path, data: bytes) -> None:
     """Replace the file at `path` by `data`, completely or not at all, and flush it to the disk.
 
-    Folders that lead there are made.
+    Missing folders on the way are made.
     """
     path = Path(path).absolute()
     temporary = _beside(path, "tmp")
-    with _explained("file", path):
+    with _explain_errors("file", path):
         _make_folder(path.parent)
         try:
             _write(temporary, [data])
@@ -71,15 +71,18 @@ def write_file(path: str | Path, data: bytes) -> None:
 
 
 def commit_folder(path: str | Path, write: Callable[[Path], Records | None]) -> None:
-    """Make the folder `path` out of the files that `write(folder)` puts into a temporary one.
+    """Make the folder `path` from the files that `write(folder)` puts into a temporary one.
 
-    The folder appears complete, with its manifest and flushed to the disk, or not at all: an
-    error leaves what was there. A folder that is replaced steps aside as `.old-<name>-<pid>`
-    until the new one stands in its place; `recover` brings it back after a kill in between.
-    `write` may return the records of files that are flushed already, by other processes too.
+    The folder appears complete, with its manifest and flushed to the disk, or not at all: an error
+    leaves what was there. A folder that is replaced is renamed to `.old-<name>-<pid>` until the new
+    one is in its place; `recover` brings it back after a kill in between.
+
+    path: the folder.
+    write: writes the files. It may return the records of files that are flushed already, also by
+        other processes.
     """
     path = Path(path).absolute()
-    with _explained("folder", path):
+    with _explain_errors("folder", path):
         _make_folder(path.parent)
         with _lock(path.parent, wait=True):
             _recover(path)
@@ -95,7 +98,7 @@ def commit_folder(path: str | Path, write: Callable[[Path], Records | None]) -> 
 
 
 def verify_folder(path: str | Path) -> None:
-    """Check every file of a committed folder against its manifest; raise `CorruptFolder`."""
+    """Check each file of a committed folder against its manifest; `CorruptFolder` if one is bad."""
     folder = Path(path).absolute()
     if not folder.is_dir():
         recover(folder)
@@ -123,7 +126,7 @@ def remove_folder(path: str | Path) -> None:
 
 
 def recover(path: str | Path) -> None:
-    """Undo what a killed `commit_folder(path)` left, unless one is at work there now.
+    """Clean up after a killed `commit_folder(path)`, unless one is at work there now.
 
     The folder that was being replaced comes back if the new one did not get into its place.
     """
@@ -181,7 +184,7 @@ def _seal(folder: Path, known: Records) -> None:
 
 
 def _record(path: Path) -> dict[str, int | str]:
-    """Size and checksum of a file, which is flushed to the disk."""
+    """The size and the checksum of a file, which is flushed to the disk."""
     _flush(path)
     return {"size": path.stat().st_size, "sha256": sha256(path)}
 
@@ -209,7 +212,7 @@ def _write(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
     handle = os.open(path, flags, 0o666)
     try:
         for chunk in chunks:
-            rest = memoryview(chunk)  # one call writes 2 GB at most
+            rest = memoryview(chunk)  # a single call writes 2 GB at most
             while rest:
                 rest = rest[os.write(handle, rest) :]
     finally:
@@ -217,7 +220,7 @@ def _write(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
 
 
 def _flush(path: Path) -> None:
-    if sys.platform == "win32":  # can flush neither a folder nor a handle for reading
+    if sys.platform == "win32":  # Windows flushes neither folders nor handles for reading
         return
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -241,37 +244,38 @@ def _refuse_file(path: Path) -> None:
 
 @contextmanager
 def _lock(folder: Path, *, wait: bool) -> Generator[bool, None, None]:
-    """Hold the folder against other writers; yields whether that succeeded.
+    """Lock the folder against other writers; yields whether that succeeded.
 
-    The kernel lets go when the process dies, so a lock that can be had means that every
-    temporary folder is stale, whatever process ids have been used again since.
+    The kernel releases the lock when the process dies. A lock that is free therefore means that
+    every temporary folder is stale, even if its process id belongs to another process by now.
     """
     if sys.platform == "win32":
         yield True
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        yield _locked(handle, wait)
+        yield _acquire(handle, wait)
     finally:
-        with suppress(OSError):  # not left to close: a forked child may hold the handle too
+        with suppress(OSError):  # closing is not enough: a forked child may have the handle, too
             fcntl.flock(handle, fcntl.LOCK_UN)
         os.close(handle)
 
 
-def _locked(handle: int, wait: bool) -> bool:
+def _acquire(handle: int, wait: bool) -> bool:
     if sys.platform == "win32":
         return True
     try:
         fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # a file system without locks: one writer has to be enough
+    except OSError:  # on a file system without locks there must be a single writer
         return True
     return True
 
 
 @contextmanager
-def _explained(what: str, path: Path) -> Generator[None, None, None]:
+def _explain_errors(what: str, path: Path) -> Generator[None, None, None]:
+    """Add the path and a remedy to an OSError inside."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""How much the config of a model may ask for, whoever has written it."""
+"""Limits on what a model's config may demand, since anybody may have written it."""
 
 import math
 import threading
@@ -6,39 +6,40 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
-MAX_NUMBERS = 1 << 28  # of one sample: a gigabyte in float32
+MAX_NUMBERS = 1 << 28  # the numbers in a sample: a gigabyte in float32
 MAX_CLASSES = 1_000_000
-MAX_WHOLE = 1 << 24  # in a network's config, unless its weights are more
-MAX_TENSORS = 4000  # of a network whose weights are not there yet
-MAX_CONVERSIONS = 8  # of a network in other notations, one in another
+MAX_WHOLE = 1 << 24  # the largest number in a network's config, unless it has more weights
+MAX_TENSORS = 4000  # the tensors of a network whose weights are not known yet
+MAX_CONVERSIONS = 8  # the conversions of a network to other notations, one inside another
 
 
 @contextmanager
-def bounded(config: Any, tensors: int, numbers: int) -> Generator[None, None, None]:
+def limit_network(config: Any, tensors: int, numbers: int) -> Generator[None, None, None]:
     """Stop the building of a network that has many more parts than its weights' file has tensors.
 
-    Without memory for weights, ten million layers still take hours and gigabytes. Numbers in the
+    Even without memory for weights, ten million layers take hours and gigabytes. Numbers in the
     config that are larger than any size can be are refused, because some networks make tables of
     such a length at once.
 
-    tensors, numbers: how many the weights' file holds.
+    config: the network's config.
+    tensors, numbers: the tensors in the weights' file, and the numbers in them.
     """
-    from torch.nn.modules import module as registration  # notes are checked without torch, too
+    from torch.nn.modules import module as registration  # this file is used without torch, too
 
     most, count, thread = 1000 + 20 * tensors, 0, threading.get_ident()
     for number in _numbers(config):
         if abs(number) > max(MAX_WHOLE, numbers):
-            raise ValueError(f"a network's config holds {str(number)[:20]}, beyond {MAX_WHOLE}")
+            raise ValueError(f"a network's config has {str(number)[:20]}, beyond {MAX_WHOLE}")
 
-    def counted(*registered: object) -> None:
+    def count_one(*registered: object) -> None:
         nonlocal count
         count += threading.get_ident() == thread
         if count > most:
             raise ValueError(f"it has more than {most} layers, for {tensors} tensors of weights")
 
     hooks = [
-        registration.register_module_module_registration_hook(counted),
-        registration.register_module_parameter_registration_hook(counted),
+        registration.register_module_module_registration_hook(count_one),
+        registration.register_module_parameter_registration_hook(count_one),
     ]
     try:
         yield
@@ -61,7 +62,7 @@ def _numbers(config: Any) -> Generator[float, None, None]:
 
 
 def check_notes(config: dict[str, Any]) -> None:
-    """Refuse notes by which samples are drawn and named if they are not what they must be."""
+    """Refuse a config whose notes have the wrong type; samples are drawn and named by them."""
     for name, (check, wanted) in _NOTES.items():
         if name in config and not check(config[name]):
             raise ValueError(f"it says that {name} is {config[name]!r:.60}; that is {wanted}")

@@ -1,9 +1,9 @@
 """Models on disk: a folder of `model.safetensors`, `config.json` and `README.md`.
 
-config.json says everything needed to use the weights with any sampler: the network's class and
-configuration, its output, schedule and time convention, the logsnr range, the data's mean and
+config.json has everything that is needed to use the weights with any sampler: the network's class
+and configuration, its output, schedule and clock, the range of log-SNR, the data's mean and
 standard deviation, and how it was trained. Folders are committed as a whole with a checksum of each
-file; reading runs no code of the folder's and unpickles nothing.
+file; reading runs no code of the folder and unpickles nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,13 @@ from twosides.denoiser import Denoiser
 from twosides.naming import unknown
 from twosides.schedules import Schedule
 from twosides.storage.files import commit_folder, verify_folder
-from twosides.storage.limits import MAX_CONVERSIONS, MAX_TENSORS, MAX_WHOLE, bounded, check_notes
+from twosides.storage.limits import (
+    MAX_CONVERSIONS,
+    MAX_TENSORS,
+    MAX_WHOLE,
+    check_notes,
+    limit_network,
+)
 from twosides.storage.networks import NETWORKS
 from twosides.storage.parts import describe, describe_output, restore, restore_output
 from twosides.storage.reading import blame, read_json
@@ -47,7 +53,7 @@ def describe_network(network: Any) -> dict[str, Any]:
     if not isinstance(network, nn.Module) or config is None:
         raise TypeError(
             f"{type(network).__name__} has no `.config` from which it could be built again; use a "
-            "diffusers model, or give your network's keyword arguments as its `config` dictionary"
+            "diffusers model, or store your network's keyword arguments as its `config` dictionary"
         )
     config = {key: value for key, value in dict(config).items() if not key.startswith("_")}
     root = type(network).__module__.split(".")[0]
@@ -62,31 +68,32 @@ def _path(kind: type[Any]) -> str:
 def build_network(
     spec: Any, *, trust_code: bool = False, like: nn.Module | None = None, seed: int = 0
 ) -> nn.Module:
-    """A network from its description, with fresh weights drawn from a seed.
+    """A network from its description, with fresh weights.
 
-    spec: {"class": ..., "config": ...}. Classes are diffusers' models ("diffusers.UNet2DModel"),
-        this package's ("MLP"), or import paths "package.module:Class".
+    spec: {"class": ..., "config": ...}. Classes are models of diffusers ("diffusers.UNet2DModel"),
+        of this package ("MLP"), or import paths "package.module:Class".
     trust_code: whether an import path may be imported, which runs that module.
     like: a module that the caller has. Classes that occur in it need no import and no trust.
+    seed: the seed of the weights.
     """
     known = _classes_in(like)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if _is_foreign(spec):
             return _build_network(spec, trust_code, known)
-        with bounded(spec, MAX_TENSORS, MAX_WHOLE):
+        with limit_network(spec, MAX_TENSORS, MAX_WHOLE):
             return _build_network(spec, trust_code, known)
 
 
 def _is_foreign(spec: Any) -> bool:
-    """Whether a network is of code outside, which is trusted and need not be bounded."""
+    """Whether a network is code outside of this package, which is trusted and not limited."""
     inner = _innermost(spec)
     path = str(inner.get("class")) if isinstance(inner, dict) else ""
     return ":" in path and not path.startswith("twosides.")
 
 
 def _classes_in(module: nn.Module | None) -> dict[str, type[nn.Module]]:
-    """The classes of a module and of those inside it, by the path that a description has."""
+    """The classes of a module and of those inside it, by their paths in a description."""
     return {_path(type(part)): type(part) for part in (module.modules() if module else ())}
 
 
@@ -117,14 +124,14 @@ def _build_network(spec: Any, trust_code: bool, known: dict[str, type[nn.Module]
 
 
 def _build_known(name: str, config: dict[str, Any]) -> nn.Module:
-    """A network of this package's or of diffusers', of a config that anybody may have written."""
+    """A network of this package or of diffusers, from a config that anybody may have written."""
     ours = NETWORKS.get(name)
     kind = ours or _diffusers_model(name.removeprefix("diffusers."))
     try:
         return ours(**config) if ours else kind.from_config(config)
-    except Exception as error:  # constructors check little, and fail in any way
+    except Exception as error:  # constructors check little, and raise errors of any kind
         reason = str(error) or type(error).__name__
-        raise ValueError(f"no {name} can be built of its config: {reason}") from error
+        raise ValueError(f"no {name} can be built from its config: {reason}") from error
 
 
 def _diffusers_model(name: str) -> Any:
@@ -160,7 +167,11 @@ def describe_denoiser(denoiser: Any) -> dict[str, Any]:
 def build_denoiser(
     config: dict[str, Any], *, trust_code: bool = False, like: nn.Module | None = None
 ) -> Denoiser:
-    """The denoiser of a description, with fresh weights; options as in `build_network`."""
+    """The denoiser of a description, with fresh weights.
+
+    config: the description of `describe_denoiser`.
+    trust_code, like: see `build_network`.
+    """
     return _build_denoiser(config, trust_code, _classes_in(like))
 
 
@@ -183,12 +194,14 @@ def _build_denoiser(
 
 
 def _statistic(name: str, value: Any, shape: list[int] | None) -> Tensor:
-    """The mean or the standard deviation of the data, for samples of a shape, if that is known."""
+    """The mean or the standard deviation of the data, checked against the shape of a sample."""
     found = torch.tensor(value, dtype=torch.float64)
     if not bool(found.float().isfinite().all()):
         raise ValueError(f"{name} has numbers that are not finite in float32")
     if shape is not None and torch.broadcast_shapes(found.shape, shape) != tuple(shape):
-        raise ValueError(f"{name} of shape {tuple(found.shape)} is not of samples {tuple(shape)}")
+        raise ValueError(
+            f"{name} of shape {tuple(found.shape)} does not fit samples {tuple(shape)}"
+        )
     return found
 
 
@@ -200,9 +213,12 @@ def _notation(config: dict[str, Any]) -> tuple[Schedule, Clock]:
 
 
 def save(denoiser: Denoiser, folder: str | Path, **about: Any) -> None:
-    """Write a model folder. `about` (recipe, EMA, classes, ...) goes into config.json as is.
+    """Write a model folder.
 
-    A model folder that is there is replaced as a whole; anything else that is there is an error.
+    denoiser: the denoiser.
+    folder: the folder. A model folder that exists is replaced as a whole; anything else that is
+        there is an error.
+    about: notes for config.json, such as the recipe or the classes, as JSON values.
     """
     folder = Path(folder)
     ours = (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
@@ -221,17 +237,21 @@ def save(denoiser: Denoiser, folder: str | Path, **about: Any) -> None:
 
 
 def is_pipeline(source: object) -> TypeGuard[str | Path]:
-    """Whether this names a diffusers pipeline's folder."""
+    """Whether this is the folder of a diffusers pipeline."""
     return isinstance(source, str | Path) and (Path(source) / "model_index.json").is_file()
 
 
 def load(
     folder: str | Path, *, trust_code: bool = False, like: nn.Module | None = None
 ) -> Denoiser:
-    """Read a model folder, or the model of a training run's folder; `like` as in `build_network`.
+    """Read a model folder, or the model of a training run's folder.
 
-    Checksums are verified first. FileNotFoundError, `storage.CorruptFolder` or ValueError say what
-    is wrong; a network from an import path needs `trust_code=True`.
+    folder: the folder.
+    trust_code: whether a network may be imported by its path, which runs that module.
+    like: see `build_network`.
+
+    Checksums are verified first. FileNotFoundError, `CorruptFolder` or ValueError say what is
+    wrong.
     """
     folder = model_folder(folder)
     verify_folder(folder)
@@ -250,17 +270,17 @@ def _check_size(folder: Path, config: dict[str, Any]) -> None:
     """Refuse a network that is larger than its weights' file, before memory is taken for it."""
     spec = config.get("network")
     if _is_foreign(spec):
-        return  # it need not run without memory
+        return  # its code may not work on the meta device
     with open_tensors(folder / WEIGHTS) as file:
         shapes = [file.get_slice(name).get_shape() for name in file.keys()]
     stored = sum(math.prod(shape) for shape in shapes)
-    with bounded(spec, len(shapes), stored), torch.device("meta"):
+    with limit_network(spec, len(shapes), stored), torch.device("meta"):
         network = build_network(_innermost(spec))
     wanted = sum(value.numel() for value in network.state_dict().values())
     if wanted > stored:
         raise ValueError(
             f"{folder / WEIGHTS} does not fit the network: by {CONFIG} that has {wanted} numbers, "
-            f"the file has {stored}"
+            f"but the file has {stored}"
         )
 
 
@@ -275,7 +295,7 @@ def _innermost(spec: Any) -> Any:
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """config.json of a model folder; ValueError if it is not one."""
+    """The config.json of a model folder; ValueError if it is none."""
     path = model_folder(folder) / CONFIG
     config = read_json(path)
     if config.get("format") != "twosides.model":
@@ -288,7 +308,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def read_notes(folder: str | Path) -> dict[str, Any]:
-    """What config.json says besides the notation: recipe, shape, classes, training, ..."""
+    """The notes in config.json beside the notation: recipe, shape, classes, training, ..."""
     config = read_config(folder)
     notation = {"format", "version", "network", "output", "schedule", "time", "logsnr_range"}
     return {k: v for k, v in config.items() if k not in notation | {"data_mean", "data_std"}}

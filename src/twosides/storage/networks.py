@@ -1,4 +1,4 @@
-"""The one network that ships here: a small MLP for low-dimensional data. Others are diffusers'."""
+"""The only network of this package: a small MLP for low-dimensional data."""
 
 from __future__ import annotations
 
@@ -12,11 +12,17 @@ from torch import Tensor, nn
 class MLP(nn.Module):
     """A residual MLP on (B, dim) data, told the time by Fourier features.
 
-    network(z, time, class_labels=None) -> (B, dim); labels are integers below `classes`.
+    network(z, time, class_labels=None) -> (B, dim),    class_labels integers below `classes`
     """
 
     def __init__(self, dim: int = 2, width: int = 128, depth: int = 3, classes: int = 0) -> None:
-        """Depth counts residual blocks."""
+        """Make the layers.
+
+        dim: the dimension of the data.
+        width: the width of the hidden layers.
+        depth: the number of residual blocks.
+        classes: the number of classes, 0 for none.
+        """
         super().__init__()
         self.config = {"dim": dim, "width": width, "depth": depth, "classes": classes}
         self.register_buffer("frequencies", 2.0 ** torch.arange(8) * torch.pi / 2)
@@ -34,7 +40,7 @@ class MLP(nn.Module):
         time: Float[Tensor, " batch"],
         class_labels: Tensor | None = None,
     ) -> Float[Tensor, " batch dim"]:
-        """The prediction."""
+        """The prediction (B, dim)."""
         angles = time[:, None].to(z.dtype) * self.get_buffer("frequencies").to(z.dtype)
         hidden = self.enter(torch.cat([z, angles.sin(), angles.cos()], 1))
         if self.labels is not None and class_labels is not None:

@@ -1,8 +1,8 @@
-"""Whose a folder is, and who works in it now.
+"""The owner of a folder: the run it belongs to, and the process that works in it now.
 
-Work that goes on after an interruption must be the same work: `claim` writes what makes it into a
-JSON file of the folder and refuses everything else. It must not be done twice at once either:
-`held` locks the folder for as long as its process lives.
+Work that continues after an interruption must be the same work: `claim` writes the settings that
+define it into a JSON file of the folder and refuses all others. It must not be done twice at once
+either: `hold` locks the folder for as long as its process lives.
 """
 
 from __future__ import annotations
@@ -26,37 +26,42 @@ if sys.platform != "win32":
     import fcntl
 
 LOCK = ".lock"
-_PATIENCE = 10.0  # seconds for the winner of a folder to write one small file
+_PATIENCE = 10.0  # the seconds in which the process that has won a folder writes one small file
 
 
 def claim(path: Path, identity: Mapping[str, Any], holds: str = "") -> bool:
-    """Write `identity` to the file `path`, or compare it with what is there; True if written.
+    """Write `identity` to the file `path`, or compare it with the file; True if written.
 
-    ValueError that names every difference if the folder is another run's; and, where it may
-    hold nothing but what it `holds`, "samples" say, if there are other files.
+    path: the JSON file.
+    identity: the settings that define the run.
+    holds: "samples", say, if the folder may have nothing but these. A ValueError then names other
+        files.
+
+    If the folder belongs to another run, a ValueError names every difference.
 
     Of any number of processes that claim a folder at once, exactly one writes. Its text is written
     in full under a name of its own, and `os.link` gives it the final name: a link fails if the name
     is taken, on network file systems as well, where that is one operation of the server (O_EXCL was
-    not, in old NFS), and whoever sees the name sees all of the text. On file systems without links
-    (FAT, some network drives) the right to write is a folder: `mkdir` fails in the same way.
+    not, in old NFS), and every process that sees the name sees all of the text. On file systems
+    without links (FAT, some network drives) a folder stands for the right to write: `mkdir` fails
+    in the same way.
     """
     folder, wanted = path.parent, json.loads(json.dumps(identity))
-    # Listed first: other processes of the run may be writing the file now, before their work.
+    # The files are listed first, because another process of the run may write `path` just now.
     there = [found for found in folder.glob("*") if not found.name.startswith(".")]
     if path.exists():
         _refuse_another(folder, read_json(path), wanted)
     elif folder.exists() and (not folder.is_dir() or (holds and there)):
         raise ValueError(f"{folder} exists and holds no {holds or 'run'}; choose a new folder")
-    elif _won(path, json.dumps(wanted, indent=1).encode()):
+    elif _create(path, json.dumps(wanted, indent=1).encode()):
         return True
     else:
         _refuse_another(folder, read_json(path), wanted)
     return False
 
 
-def _won(path: Path, data: bytes) -> bool:
-    """Make the file unless it is there; whether this process did."""
+def _create(path: Path, data: bytes) -> bool:
+    """Create the file unless it exists; whether this process did."""
     own = path.with_name(f".claim-{path.name}-{uuid.uuid4().hex}")
     write_file(own, data)
     try:
@@ -64,13 +69,13 @@ def _won(path: Path, data: bytes) -> bool:
     except FileExistsError:
         return False
     except OSError:
-        return _won_by_folder(path, own)
+        return _create_by_folder(path, own)
     finally:
         own.unlink(missing_ok=True)
     return True
 
 
-def _won_by_folder(path: Path, own: Path) -> bool:
+def _create_by_folder(path: Path, own: Path) -> bool:
     right = path.with_name(f".claim-{path.name}")
     try:
         os.mkdir(right)
@@ -79,12 +84,12 @@ def _won_by_folder(path: Path, own: Path) -> bool:
         while not path.exists():
             if time.monotonic() > end:
                 raise ValueError(
-                    f"{right} is there, but not {path}: the process that claimed the folder has "
+                    f"{right} exists, but not {path}: the process that claimed the folder has "
                     f"died; remove {right}"
                 ) from None
             time.sleep(0.01)
         return False
-    if path.exists():  # the winner has been here and is gone
+    if path.exists():  # another process has won, and has removed its folder
         os.rmdir(right)
         return False
     os.replace(own, path)
@@ -93,13 +98,14 @@ def _won_by_folder(path: Path, own: Path) -> bool:
 
 
 def _refuse_another(folder: Path, found: Any, wanted: Any) -> None:
-    has, asked = flat(found), flat(wanted)
-    keys = [key for key in {**asked, **has} if asked.get(key) != has.get(key)]
+    """ValueError with every setting in which the folder's run differs from the wanted one."""
+    has, needs = flat(found), flat(wanted)
+    keys = [key for key in {**needs, **has} if needs.get(key) != has.get(key)]
     if keys:
-        changed = (f"{key} {has.get(key)!r}, not {asked.get(key)!r}" for key in keys)
+        changed = (f"{key} {has.get(key)!r}, not {needs.get(key)!r}" for key in keys)
         raise ValueError(
-            f"{folder} holds another run: it has {'; '.join(changed)}. Choose another folder, "
-            "or remove this one to start afresh"
+            f"{folder} holds another run: it has {'; '.join(changed)}. Choose another folder, or "
+            "remove this one to begin again"
         )
 
 
@@ -107,13 +113,17 @@ _HELD: set[Path] = set()
 
 
 @contextmanager
-def held(folder: Path, what: str) -> Generator[None, None, None]:
-    """Work in a folder alone; ValueError that names the process which is at work there.
+def hold(folder: Path, what: str) -> Generator[None, None, None]:
+    """Lock a folder for this process; ValueError that names another process at work there.
 
-    The lock is a POSIX record lock on a small file, which also says who holds it and stays. The
-    kernel lets go of it when the process ends, however that is. Unlike `flock`'s it is not
+    folder: the folder, which is made if it is missing.
+    what: what is being made there, such as "run", for the message.
+
+    The lock is a POSIX record lock on a small file, which has the name of the process and stays.
+    The kernel releases it when the process ends, in whatever way. Unlike `flock`'s it is not
     inherited by processes that are forked to read data, which outlive a killed parent by seconds,
-    and network file systems know it. It does not keep a process from itself, hence `_HELD`.
+    and network file systems support it. It does not lock a process against itself, which `_HELD`
+    does.
     """
     lock = folder.absolute() / LOCK
     if lock in _HELD:
@@ -129,10 +139,10 @@ def held(folder: Path, what: str) -> Generator[None, None, None]:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             raise ValueError(
-                f"the {what} in {folder} is at work now, in {_said(handle)}; wait for it, or end "
+                f"the {what} in {folder} is at work now, in {_holder(handle)}; wait for it, or end "
                 "it and start again"
             ) from None
-        except OSError:  # a file system without locks: the user has to know
+        except OSError:  # on a file system without locks the user has to take care
             pass
         os.ftruncate(handle, 0)
         os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
@@ -142,6 +152,7 @@ def held(folder: Path, what: str) -> Generator[None, None, None]:
         os.close(handle)
 
 
-def _said(handle: int) -> str:
+def _holder(handle: int) -> str:
+    """The process that has the lock, by the text of its file."""
     os.lseek(handle, 0, os.SEEK_SET)
     return os.read(handle, 200).decode(errors="replace") or "another process"

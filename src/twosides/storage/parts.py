@@ -18,7 +18,7 @@ from twosides.sampling.sampler import Sampler
 from twosides.sampling.solvers import Solver
 from twosides.schedules import Schedule
 
-MAX_COUNT = 1 << 20  # in the description of a part: a discrete schedule is a table of that length
+MAX_COUNT = 1 << 20  # the largest count in a description, such as the length of a table
 
 SCHEDULES: dict[str, type[Schedule]] = {
     kind.__name__: kind
@@ -33,7 +33,7 @@ SCHEDULES: dict[str, type[Schedule]] = {
         schedules.Rescaled,
     )
 }
-SCHEDULES["Shifted"] = schedules.ShiftedSchedule  # files keep the name of before
+SCHEDULES["Shifted"] = schedules.ShiftedSchedule  # the name in files of the first version
 
 
 CLOCKS: dict[str, type[Clock]] = {
@@ -62,7 +62,7 @@ _NAMES = {kind: name for name, kind in _KINDS.items()}
 
 
 def describe(part: Any) -> Any:
-    """A schedule, clock or sampler as JSON: class and fields. TypeError for functions."""
+    """A schedule, clock or sampler as JSON: its class and its fields. TypeError for functions."""
     if type(part) in _NAMES and dataclasses.is_dataclass(part):
         fields = {f.name: describe(getattr(part, f.name)) for f in dataclasses.fields(part)}
         return {"type": _NAMES[type(part)], **fields}
@@ -73,39 +73,39 @@ def describe(part: Any) -> Any:
     if part is None or isinstance(part, bool | int | float | str):
         return part
     raise TypeError(
-        f"{part!r} cannot be written to a file: it is code. Use named parts "
+        f"{part!r} cannot be written to a file, because it is code. Use named parts "
         f"({', '.join(_KINDS)}), or keep it in Python"
     )
 
 
 def restore(config: Any) -> Any:
-    """The part back; ValueError for unknown classes or fields."""
+    """The part of a description; ValueError for unknown classes or fields."""
     if isinstance(config, list):
         return tuple(restore(item) for item in config)
     if isinstance(config, str) and config in ("inf", "-inf"):
         return float(config)
     if isinstance(config, int) and abs(config) > MAX_COUNT:
         raise ValueError(
-            f"config.json counts {str(config)[:20]}; parts have tables of {MAX_COUNT} rows"
+            f"config.json has the count {str(config)[:20]}; tables have at most {MAX_COUNT} rows"
         )
     if not isinstance(config, dict):
         return config
-    config = _in_words_of_today(config)
+    config = _translate_first_version(config)
     fields = {key: restore(value) for key, value in config.items() if key != "type"}
     name = config.get("type")
     if not isinstance(name, str) or name not in _KINDS:
         raise unknown("part in config.json", name, _KINDS)
     try:
         return _KINDS[name](**fields)
-    except Exception as error:  # constructors check little, and fail in any way
+    except Exception as error:  # constructors check little, and raise errors of any kind
         raise ValueError(f"config.json describes no {name}: {error}") from error
 
 
-def _in_words_of_today(config: dict[str, Any]) -> dict[str, Any]:
-    """A part as files of the first version have it, in the words of this one.
+def _translate_first_version(config: dict[str, Any]) -> dict[str, Any]:
+    """The description of a part in a file of the first version, in the words of this one.
 
     There `limit` was called `caution`, Langevin was a solver around a solver, and Restart a grid
-    around a grid; both are noise.
+    around a grid; both are noise now.
     """
     config = {{"caution": "limit"}.get(key, key): value for key, value in config.items()}
     if config.get("type") == "ProbabilityFlowEuler":
@@ -125,7 +125,7 @@ def _in_words_of_today(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def describe_output(output: Output, schedule: Schedule) -> str | dict[str, Any]:
-    """An output as JSON: its name if that names it, else its numbers. TypeError for functions."""
+    """An output as JSON: its name if that defines it, else its numbers. TypeError for functions."""
     try:
         known = output_named(output.name, schedule)
     except ValueError:
@@ -135,14 +135,14 @@ def describe_output(output: Output, schedule: Schedule) -> str | dict[str, Any]:
         return output.name
     if callable(output.a) or callable(output.b):
         raise TypeError(
-            f"the output {output.name!r} has functions for coefficients, code that cannot be "
-            "written to a file; use numbers or a named output"
+            f"the output {output.name!r} has functions for coefficients, which are code and cannot "
+            "be written to a file; use numbers or a named output"
         )
     return {"name": output.name, "a": output.a, "b": output.b}
 
 
 def restore_output(config: Any) -> str | Output:
-    """The output back, as `Denoiser` takes it."""
+    """The output of a description, as `Denoiser` takes it."""
     if isinstance(config, str):
         return config
     if not isinstance(config, dict) or config.keys() != {"name", "a", "b"}:

@@ -5,8 +5,8 @@
 
     {"format": "twosides.sampler", "version": 1, "sampler": {"type": "Sampler", ...}}
 
-A plan is a table for a schedule and a number of steps; a sampler makes the plan of any. Both are
-data: reading them runs nothing.
+A plan is the table of a sampler's coefficients on a schedule in a number of steps; a sampler makes
+the plan for any schedule and number of steps. Both are data: reading them runs nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from twosides.storage.files import write_file
 from twosides.storage.parts import describe, restore
 from twosides.storage.reading import open_file, read_json
 
-MAX_CALLS = 1 << 20  # that are read from a file
+MAX_CALLS = 1 << 20  # the calls of the largest plan that is read
 _LEVELS, _PARTS = ("logsnr", "alpha", "sigma"), ("x", "eps", "noise")
 _BROKEN = (
     ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError,
@@ -38,7 +38,7 @@ _BROKEN = (
 
 
 def to_json(plan: Plan) -> str:
-    """A plan as JSON text: levels and sparse rows; infinite logsnr as "inf", "-inf"."""
+    """A plan as JSON text: levels and sparse rows; an infinite logsnr is "inf" or "-inf"."""
     rows = [
         {part: [[k, value] for (kind, k), value in sorted(row.items()) if kind == part and value]
          for part in _PARTS}
@@ -59,7 +59,7 @@ def to_json(plan: Plan) -> str:
 
 
 def from_json(text: str) -> Plan:
-    """The plan back, exactly; ValueError for anything else."""
+    """The plan of a JSON text, exactly; ValueError for anything else."""
     try:
         return _plan_of(json.loads(text))
     except _BROKEN as error:
@@ -72,7 +72,7 @@ def _plan_of(content: Any) -> Plan:
     columns = [[float(value) for value in content[key]] for key in _LEVELS]
     rows, noises = content["rows"], int(content["noises"])
     if max(len(rows), *map(len, columns)) > MAX_CALLS:
-        raise ValueError(f"{len(rows)} rows; {MAX_CALLS} are read")
+        raise ValueError(f"{len(rows)} rows; at most {MAX_CALLS} are read")
     if not 0 <= noises <= sum(len(row["noise"]) for row in rows):
         raise ValueError(f"{noises} noises")
     levels = tuple(Level(*values) for values in zip(*columns, strict=True))
@@ -90,11 +90,12 @@ def _terms(row: Any) -> Terms:
 
 
 def of_arrays(levels: Sequence[Array], x: Array, eps: Array, noise: Array, name: str = "") -> Plan:
-    """The plan of dense tables.
+    """The plan of dense tables, for n calls and m injected noises.
 
     levels: logsnr, alpha and sigma, each (n + 1,).
-    x, eps: (n + 1, n).
-    noise: (n + 1, 1 + m).
+    x, eps: the coefficients of the estimates, (n + 1, n).
+    noise: the coefficients of the initial and the injected noises, (n + 1, 1 + m).
+    name: the name of the plan.
     """
     count, tables = len(levels[0]), {"x": x, "eps": eps, "noise": noise}
     shapes = [*(column.shape for column in levels), x.shape, eps.shape]
@@ -114,7 +115,7 @@ def of_arrays(levels: Sequence[Array], x: Array, eps: Array, noise: Array, name:
 
 
 def to_npz(plan: Plan, path: str | Path) -> None:
-    """The arrays of a plan as an .npz file of that very name."""
+    """Write the arrays of a plan as an .npz file at this path."""
     buffer = io.BytesIO()
     arrays: dict[str, Any] = {key: getattr(plan, key) for key in (*_LEVELS, *_PARTS)}
     np.savez(buffer, name=np.array(plan.name), **arrays)
@@ -122,11 +123,11 @@ def to_npz(plan: Plan, path: str | Path) -> None:
 
 
 def from_npz(path: str | Path) -> Plan:
-    """The plan back, exactly; nothing is unpickled."""
+    """The plan of an .npz file, exactly; nothing is unpickled."""
     names = (*_LEVELS, *_PARTS, "name")
     try:
         with open_file(path) as opened:
-            with zipfile.ZipFile(opened) as archive:  # savez does not deflate
+            with zipfile.ZipFile(opened) as archive:  # savez does not compress
                 if any(entry.compress_type for entry in archive.infolist()):
                     raise ValueError("it is compressed")
             opened.seek(0)
@@ -141,9 +142,9 @@ def from_npz(path: str | Path) -> Plan:
 
 
 def save_sampler(path: str | Path, sampler: Sampler) -> None:
-    """Write a sampler to a JSON file, whose path is then a name of it everywhere.
+    """Write a sampler to a JSON file, whose path is then a name of the sampler everywhere.
 
-    TypeError for samplers that hold functions, which are code.
+    TypeError for samplers that have functions, which are code.
     """
     content = {"format": "twosides.sampler", "version": 1, "sampler": describe(sampler)}
     write_file(Path(path), json.dumps(content, indent=1, allow_nan=False).encode())

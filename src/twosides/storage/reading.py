@@ -1,8 +1,8 @@
-"""The one door through which files come in: regular files of a bounded size, and JSON of them.
+"""The only way in which files are read: regular files of a bounded size, and JSON in them.
 
-Nobody knows who made a file. In place of one there may be a pipe without a writer, a device without
-an end, a folder, or a gigabyte of brackets. Whatever is no file, or is longer than its reader will
-take, is refused before a byte of it is read, by an error that names it.
+Anybody may have made a file. In its place there may be a pipe without a writer, a device without an
+end, a folder, or a gigabyte of brackets. Anything that is no file, or is longer than its reader
+accepts, is refused before a byte of it is read, by an error that names it.
 """
 
 import hashlib
@@ -17,9 +17,9 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
-MAX_JSON = 64 << 20  # bytes of a tree's JSON
-MAX_CONFIG = 16 << 20  # bytes of any other JSON; parsed, it may take twenty times as much
-MAX_DEPTH = 64  # of a tree
+MAX_JSON = 64 << 20  # the bytes of a tree's JSON
+MAX_CONFIG = 16 << 20  # the bytes of any other JSON; in memory it may take twenty times as much
+MAX_DEPTH = 64  # the depth of a tree
 Tree: TypeAlias = Any
 """None, bool, int, float, str, tensor, or a list, tuple or dict (str or int keys) of trees."""
 
@@ -33,7 +33,7 @@ _KINDS = {
 
 
 class CorruptFolder(ValueError):
-    """A file that is not what was written: `.folder`, `.file` and `.reason` say which and why."""
+    """A file that is damaged or not what it should be: `.folder`, `.file` and `.reason`."""
 
     def __init__(self, folder: Path, file: str, reason: str) -> None:
         """The message is the file's path followed by the reason."""
@@ -49,9 +49,10 @@ def require_file(path: str | Path, most: int | None = None) -> Path:
     """The path, if it leads to a regular file; `CorruptFolder` says what it leads to otherwise.
 
     A pipe would keep its reader waiting for ever and a device may never end, so neither is even
-    opened. Links are followed, because the cache of Hugging Face is made of links. Whatever opens
-    a file by its name, such as safetensors, is given only names that have passed here.
+    opened. Links are followed, because the cache of Hugging Face is made of links. A library that
+    opens a file by its name, such as safetensors, is given only names that have passed here.
 
+    path: the path.
     most: the largest size in bytes that the caller will read; None where it reads a part at a time.
     """
     path = Path(path)
@@ -66,7 +67,7 @@ def open_file(path: str | Path, most: int | None = None) -> BufferedReader:
     """
     path = require_file(path, most)
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    try:  # again, because another file may have taken its place in between
+    try:  # the check is repeated, because another file may have taken its place in between
         _check_kind(path, os.fstat(handle), most)
         return os.fdopen(handle, "rb")
     except BaseException:
@@ -78,7 +79,7 @@ def read_file(path: str | Path, most: int) -> bytes:
     """The bytes of a regular file of at most `most` bytes; `CorruptFolder` if it is another."""
     with open_file(path, most) as file:
         data = file.read(most + 1)
-    if len(data) > most:  # it has grown, or its file system does not know its size
+    if len(data) > most:  # the file has grown, or its file system does not know its size
         raise _too_long(Path(path), f"more than {most}", most)
     return data
 
@@ -97,14 +98,14 @@ def _too_long(path: Path, size: str, most: int) -> CorruptFolder:
 
 
 def require_folder(folder: str | Path) -> Path:
-    """The folder, if regular files and folders are all that it holds; `CorruptFolder` if not.
+    """The folder, if it has only regular files and folders; `CorruptFolder` if not.
 
-    It is for the folders whose files a library opens by itself, such as a pipeline of diffusers.
+    This is for folders whose files a library opens by itself, such as a pipeline of diffusers.
     """
     pending, seen = [Path(folder)], set[tuple[int, int]]()
     while pending:
         path = pending.pop()
-        with suppress(FileNotFoundError):  # a link to nothing holds nobody up
+        with suppress(FileNotFoundError):  # a link to nothing does no harm
             status = os.stat(path)
             if not stat.S_ISDIR(status.st_mode):
                 _check_kind(path, status, None)
@@ -116,31 +117,32 @@ def require_folder(folder: str | Path) -> Path:
 
 @contextmanager
 def blame(path: Path) -> Generator[None, None, None]:
-    """Make whatever goes wrong inside a refusal that names the file `path` it comes from.
+    """Turn any error inside into a refusal that names the file `path`.
 
-    Parsers and classes that are given a stranger's words raise nearly anything. ValueError,
+    Parsers and classes that read data of strangers raise errors of nearly any kind. ValueError,
     TypeError and OSError stay what they are, a missing library stays an ImportError, and all else
-    becomes a ValueError. None becomes a `CorruptFolder`: that would be a file that is not what was
-    written, which a run may write again.
+    becomes a ValueError. None becomes a `CorruptFolder`, which would mean that the file is not what
+    was written, and that a run may write it again.
     """
     try:
         yield
     except (ImportError, OSError):
         raise
     except Exception as error:
-        said, named = str(error) or type(error).__name__, str(path.parent) in str(error)
+        reason, named = str(error) or type(error).__name__, str(path.parent) in str(error)
         if isinstance(error, ValueError | TypeError) and named:
             raise
         if isinstance(error, TypeError):
-            raise TypeError(f"{path} cannot be used: {said}") from error
-        raise ValueError(f"{path} cannot be used: {said}") from error
+            raise TypeError(f"{path} cannot be used: {reason}") from error
+        raise ValueError(f"{path} cannot be used: {reason}") from error
 
 
 def read_json(path: Path, most: int = MAX_CONFIG, *, finite: bool = True) -> dict[str, Tree]:
-    """A JSON object in a file of finite numbers and modest depth; `CorruptFolder` if it is none.
+    """The JSON object in a file, of modest depth and finite numbers; `CorruptFolder` for others.
 
     JSON is the only text format that is read: it has no references to expand.
 
+    path: the file.
     most: the largest size of the file in bytes.
     finite: whether Infinity, -Infinity and NaN, which are not JSON, are refused. Only the configs
         of diffusers have them, such as lambda_min_clipped of its schedulers.
@@ -165,7 +167,7 @@ def read_json(path: Path, most: int = MAX_CONFIG, *, finite: bool = True) -> dic
 
 
 def unique(pairs: list[tuple[str, Tree]]) -> dict[str, Tree]:
-    """The pairs as an object; of a name that is there twice, a parser takes one in silence."""
+    """The pairs as an object; ValueError for a repeated name, of which a parser would drop one."""
     found = dict(pairs)
     if len(found) < len(pairs):
         (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
@@ -188,7 +190,7 @@ def _check_depth(document: Tree) -> None:
         for item in cast(Iterable[Tree], node.values() if isinstance(node, dict) else node)
     ]:
         depth += 1
-        if depth > 4 * MAX_DEPTH:  # of a tree of MAX_DEPTH, with a tag and a pair for each key
+        if depth > 4 * MAX_DEPTH:  # a tree of MAX_DEPTH has a tag and a pair for each key
             raise ValueError(f"it is nested deeper than {4 * MAX_DEPTH} levels")
 
 

@@ -1,4 +1,4 @@
-"""Tensors in one safetensors file; its header is checked before anything is read."""
+"""Tensors in one safetensors file, whose header is checked before anything is read."""
 
 import json
 import os
@@ -39,15 +39,15 @@ _DTYPES = {
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The tensor itself, gathered if it is sharded: then all processes must ask for it."""
+    """The tensor itself, gathered if it is sharded; all processes then have to call this."""
     gather = getattr(tensor, "full_tensor", None)
     return tensor if gather is None else gather()
 
 
 def _header(tensors: Mapping[str, Tensor]) -> bytes:
-    header: dict[str, Tree] = {"__metadata__": {"format": "pt"}}  # which transformers ask for
+    header: dict[str, Tree] = {"__metadata__": {"format": "pt"}}  # transformers requires this
     end = 0
-    for name, tensor in _aligned(tensors):
+    for name, tensor in _by_width(tensors):
         start, end = end, end + tensor.nbytes
         dtype, shape = _DTYPES[tensor.dtype], list(tensor.shape)
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
@@ -61,19 +61,19 @@ def _header(tensors: Mapping[str, Tensor]) -> bytes:
     return data
 
 
-def _aligned(tensors: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
-    """Widest elements first, so that each tensor starts at a multiple of its element size."""
+def _by_width(tensors: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
+    """The tensors with the widest elements first, so that each begins at a multiple of them."""
     return sorted(tensors.items(), key=lambda item: -item[1].element_size())
 
 
 def _chunks(header: bytes, tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
-    """The file piece by piece.
+    """The content of the file, piece by piece.
 
-    safetensors' own writer hides the errno of a full disk and its `save` doubles the memory.
+    The writer of safetensors hides the errno of a full disk, and its `save` doubles the memory.
     """
     yield len(header).to_bytes(8, "little")
     yield header
-    for _, tensor in _aligned(tensors):
+    for _, tensor in _by_width(tensors):
         if tensor.numel():
             plain = whole(tensor.detach()).resolve_conj().resolve_neg().cpu().contiguous()
             yield plain.reshape(-1).view(torch.uint8).numpy().data
@@ -85,27 +85,31 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def help_save_tensors(parts: Iterable[Mapping[str, Tensor]]) -> None:
-    """The part of the other processes while one of them saves the same sharded tensors.
+    """Take part, in the other processes, while one process saves the same sharded tensors.
 
-    `save_tensors` gathers DTensors one at a time, and all who hold shards must take part. The
-    writer holds one whole tensor at a time, and nobody holds them all.
+    `save_tensors` gathers DTensors one at a time, and all processes with shards must take part. The
+    writer has one whole tensor at a time in memory, and no process has them all.
     """
     for tensors in parts:
-        for _, tensor in _aligned(tensors):
+        for _, tensor in _by_width(tensors):
             if tensor.numel():
                 whole(tensor.detach())
 
 
 def load_tensors(path: str | Path, *, copy: bool = True) -> dict[str, Tensor]:
-    """Read a safetensors file; `CorruptFolder` names what is wrong with it."""
+    """Read a safetensors file; `CorruptFolder` says what is wrong with it.
+
+    path: the file.
+    copy: whether to copy the tensors into memory; without, they are views of the file.
+    """
     with open_tensors(path) as file:
-        # cloned, because the tensors are views of the file and would change and end with it
+        # The tensors are views of the file and would change with it, so they are copied.
         tensors = {name: file.get_tensor(name) for name in file.keys()}
         return {name: t.clone() for name, t in tensors.items()} if copy else tensors
 
 
 def open_tensors(path: str | Path) -> Any:
-    """safetensors' `safe_open` of a file whose header is of modest length; `CorruptFolder`."""
+    """The `safe_open` of safetensors for a file whose header is not long; `CorruptFolder` else."""
     path = Path(path).absolute()
     try:
         _check_header(path)
@@ -118,7 +122,7 @@ def open_tensors(path: str | Path) -> Any:
 
 
 def _check_header(path: Path) -> None:
-    """Parsing a header takes time and memory in proportion to the length that it claims."""
+    """Refuse a long header, whose parsing takes time and memory in proportion to its length."""
     with open_file(path) as file:
         length = int.from_bytes(file.read(8), "little")
         size = os.fstat(file.fileno()).st_size
@@ -128,8 +132,8 @@ def _check_header(path: Path) -> None:
         try:
             header = json.loads(file.read(length), object_pairs_hook=unique)
             entries = [header[name]["data_offsets"][1] for name in header if name != "__metadata__"]
-            if (whole := 8 + length + max(entries, default=0)) != size:  # before it is mapped
-                raise ValueError(f"it has {size} bytes, its header says {whole}")
+            if (total := 8 + length + max(entries, default=0)) != size:
+                raise ValueError(f"it has {size} bytes, but {total} by its header")
         except (ValueError, RecursionError, TypeError, LookupError) as error:
             reason = f"is not a safetensors file: {error}"
             raise CorruptFolder(path.parent, path.name, reason) from None

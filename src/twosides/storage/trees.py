@@ -1,4 +1,4 @@
-"""Nested dictionaries and lists with tensors in them: a JSON file and safetensors beside it."""
+"""Trees, nested dictionaries and lists with tensors in them, as a JSON file and safetensors."""
 
 import itertools
 import json
@@ -21,7 +21,7 @@ _DICTS: dict[type, str] = {
     dict: "dict",
     OrderedDict: "dict",
     defaultdict: "dict",
-    Counter: "counter",  # torch's MultiStepLR needs its own back
+    Counter: "counter",  # torch's MultiStepLR needs a Counter again
 }
 
 
@@ -29,17 +29,19 @@ _TENSORS = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
 
 
 def save_tree(folder: str | Path, tree: Tree, rank: int = 0) -> Records:
-    """Write a tree, which `load_tree` reads back equal; the records of its files.
-
-    OrderedDict and defaultdict come back as dict; tensors come back contiguous, on the CPU,
-    without gradient and without sharing memory. Anything else is a TypeError.
+    """Write a tree, which `load_tree` reads back equal; return the records of its files.
 
         tree.json                 everything but the tensors
         tensors.safetensors       the tensors
-        shard-00003.safetensors   of sharded tensors (DTensors), the rows of process number 3
+        shard-00003.safetensors   the rows of sharded tensors (DTensors) of process number 3
 
-    All processes that hold shards save the same tree, each with its `rank`, and nothing is
-    gathered; what is not sharded is written by rank 0.
+    OrderedDict and defaultdict come back as dict; tensors come back contiguous, on the CPU, without
+    gradient and without sharing memory. Anything else is a TypeError. Nothing is gathered: all
+    processes with shards save the same tree.
+
+    folder: the folder, which is made if it is missing.
+    tree: None, bool, int, float, str, tensors, and lists, tuples and dicts of these.
+    rank: the number of this process; process 0 writes the parts that are not sharded.
     """
     tensors: dict[str, Tensor] = {}
     node = _encode(tree, (), tensors)
@@ -63,17 +65,17 @@ def save_tree(folder: str | Path, tree: Tree, rank: int = 0) -> Records:
 
 
 def _rows_of(tensor: Any) -> Tensor:
-    """This process's part of a DTensor."""
+    """The part of a DTensor that this process has."""
     if [str(placement) for placement in tensor.placements] not in (["S(0)"], ["Shard(dim=0)"]):
         raise TypeError(f"only tensors sharded by rows can be stored, not by {tensor.placements}")
     return tensor.detach().to_local()
 
 
 class Rows:
-    """A tensor whose rows lie in several files, in their order; `rows[a:b]` reads what it needs."""
+    """A tensor whose rows are in several files, in their order; `rows[a:b]` reads what it needs."""
 
     def __init__(self, parts: list[Any]) -> None:
-        """From safetensors' slices; ValueError if they are no parts of one tensor."""
+        """Join slices of safetensors; ValueError if they are no parts of one tensor."""
         self.parts, shapes = parts, [part.get_shape() for part in parts]
         kinds = {(part.get_dtype(), *shape[1:]) for part, shape in zip(parts, shapes, strict=True)}
         if len(kinds) > 1 or not all(shapes):
@@ -97,16 +99,18 @@ class Rows:
 
 
 def load_tree(folder: str | Path, *, copy: bool = True) -> Tree:
-    """Read what `save_tree` wrote; raise `CorruptFolder` if it is not that.
+    """Read the tree that `save_tree` wrote; `CorruptFolder` if it is not that.
 
-    Without `copy` the tensors are views of the file, and sharded ones are `Rows`, read when they
-    are used: for a reader that takes small parts of them at once and lets go.
+    folder: the folder.
+    copy: whether to copy the tensors into memory. Without, they are views of the file, and sharded
+        ones are `Rows`, which are read when they are used: for a reader that takes small parts of
+        them at once.
     """
     folder = Path(folder).absolute()
     document = read_json(folder / TREE, MAX_JSON)
     if document.get("format") != "twosides tree" or document.get("version") != 1:
         found = (document.get("format"), document.get("version"))
-        raise CorruptFolder(folder, TREE, f"is {found}, this is a reader of ('twosides tree', 1)")
+        raise CorruptFolder(folder, TREE, f"is {found}, but ('twosides tree', 1) is read here")
     tensors = _load_shards(folder, load_tensors(folder / TENSORS, copy=copy), copy)
     try:
         tree = _decode(document.get("tree"), tensors)
@@ -118,7 +122,7 @@ def load_tree(folder: str | Path, *, copy: bool = True) -> Tree:
 
 
 def _load_shards(folder: Path, tensors: dict[str, Tensor], copy: bool) -> dict[str, Tensor | Rows]:
-    """`tensors` and those whose rows are in files of several processes."""
+    """The tensors, with those whose rows are in the files of several processes."""
     found: dict[str, Tensor | Rows] = {**tensors}
     parts: defaultdict[str, list[Any]] = defaultdict(list)
     for rank in itertools.count():
@@ -145,7 +149,7 @@ def _encode(value: Tree, path: tuple[str, ...], tensors: dict[str, Tensor]) -> T
     kind = cast(Any, type(value))
     if value is None or kind in (bool, str):
         return value
-    if kind is int:  # beyond 2^53 a JSON reader may round, beyond 4300 digits Python refuses
+    if kind is int:  # a JSON reader may round beyond 2^53, and Python refuses beyond 4300 digits
         return value if abs(value) < 2**53 else {"int": hex(value)}
     if kind is float:
         return value if math.isfinite(value) else {"float": repr(value)}
@@ -154,7 +158,7 @@ def _encode(value: Tree, path: tuple[str, ...], tensors: dict[str, Tensor]) -> T
         return items if kind is list else {"tuple": items}
     if kind in _DICTS:
         return {_DICTS[kind]: [_encode_item(key, value[key], path, tensors) for key in value]}
-    if (kind in _TENSORS or hasattr(kind, "full_tensor")) and _storable(value):
+    if (kind in _TENSORS or hasattr(kind, "full_tensor")) and _can_store(value):
         name = _put(value, path, tensors)
         return {"sharded": [name, len(value)]} if hasattr(kind, "to_local") else {"tensor": name}
     raise TypeError(_refusal(value, path))
@@ -169,7 +173,7 @@ def _encode_item(key: Tree, value: Tree, path: tuple[str, ...], tensors: dict[st
     return [_encode(key, path, tensors), _encode(value, (*path, str(key)), tensors)]
 
 
-def _storable(tensor: Tensor) -> bool:
+def _can_store(tensor: Tensor) -> bool:
     dense = tensor.layout is torch.strided and not tensor.is_meta and not tensor.is_nested
     return dense and tensor.dtype in _DTYPES
 
@@ -200,17 +204,17 @@ def _decode(node: Tree, tensors: dict[str, Any], depth: int = 0) -> Tree:
     if not isinstance(node, dict):
         return node
     ((tag, body),) = cast(dict[str, Tree], node).items()
-    return _decode_tagged(tag, body, tensors, depth + 1)
+    return _decode_tag(tag, body, tensors, depth + 1)
 
 
-def _decode_tagged(tag: str, body: Tree, tensors: dict[str, Any], depth: int) -> Tree:
+def _decode_tag(tag: str, body: Tree, tensors: dict[str, Any], depth: int) -> Tree:
     match tag:
         case "tuple":
             return tuple(_decode(item, tensors, depth) for item in body)
         case "dict":
             return {_decode(k, {}): _decode(v, tensors, depth) for k, v in body}
         case "counter":
-            return Counter(cast(dict[str, int], _decode_tagged("dict", body, tensors, depth)))
+            return Counter(cast(dict[str, int], _decode_tag("dict", body, tensors, depth)))
         case "int":
             return int(body, 16)
         case "float":

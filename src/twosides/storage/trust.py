@@ -1,4 +1,4 @@
-"""Whose code is run: the one place where a name from outside is imported."""
+"""The only place where a name from outside is imported, which runs code."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 
 def import_object(path: str, what: str, *, trust_code: bool) -> Any:
-    """The object that an import path names, `package.module:name`; None if the module lacks it.
+    """The object of an import path, `package.module:name`; None if the module lacks it.
 
-    This is the only place where the package imports what a name from outside asks for. Importing a
-    module runs it, so it is refused unless the user has said that the code is trusted.
+    Importing a module runs it. It is therefore refused unless the user has said that the code is
+    trusted, and no other place of the package imports a name from outside.
 
-    path: the import path. The current folder is searched last, after all that is installed, so
-        that a file in it hides no installed module.
-    what: what the path stands for in the error, such as "network".
+    path: the import path. The current folder is searched last, after all that is installed, so that
+        a file in it hides no installed module.
+    what: what the object is for, such as "network", for the message.
     trust_code: whether the user trusts the code, or has typed the path to have it run.
     """
     module, _, name = path.partition(":")

@@ -1,1 +1,1 @@
-"""Training: weightings, densities, objectives, recipes, averages, and the Lightning loop."""
+"""The training loop, with Lightning: settings, weight averages, checkpoints, fine-tuning."""

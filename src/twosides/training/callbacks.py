@@ -1,4 +1,4 @@
-"""What happens after each optimizer step: average, adapt, log, show, stop."""
+"""The callbacks that run after each optimizer step: averaging, the log, progress and pictures."""
 
 from __future__ import annotations
 
@@ -24,24 +24,28 @@ from twosides.training.settings import Settings
 
 
 class Averaging(lightning.Callback):
-    """The power-function average, in the checkpoint with its counter."""
+    """The power-function average of the weights (`ema`), kept in checkpoints with its counter."""
 
     def __init__(self, denoiser: Denoiser, sigma_rel: float) -> None:
-        """Averages the denoiser's trained parameters, wherever they are when training starts."""
+        """Prepare to average the denoiser's trained parameters.
+
+        denoiser: the denoiser that is trained.
+        sigma_rel: the relative width of the average, in (0, 0.288).
+        """
         self.denoiser, self.sigma_rel, self.seen = denoiser, sigma_rel, 0
         self.description = models.describe_denoiser(denoiser)
         self.restored: dict[str, Any] | None = None
         self.result: Denoiser | None = None
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Only now the parameters are on their device, and sharded."""
+        """Begin to average. Only now the parameters are on their device, and sharded."""
         self.ema = PowerEMA(self.denoiser, self.sigma_rel)
         if self.restored is not None:
             self.ema.load_state_dict(self.restored)
             self.restored = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Count on from the steps that were made."""
+        """Continue to count at the number of steps that were made."""
         self.seen = trainer.global_step
 
     def on_train_batch_end(
@@ -53,21 +57,23 @@ class Averaging(lightning.Callback):
             self.ema.update(self.denoiser)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        """Gather the result while the processes are still together, after no step at all too."""
-        self.result = self.averaged(first=trainer.is_global_zero)
+        """Gather the result while the processes are still connected, even if no step was made."""
+        self.result = self.copy_average(first=trainer.is_global_zero)
 
     def state_dict(self) -> dict[str, Any]:
         """The average and its counter."""
         return self.ema.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore them, once training starts."""
+        """Keep the average and its counter until training starts."""
         self.restored = state_dict
 
-    def averaged(self, *, first: bool = True) -> Denoiser | None:
+    def copy_average(self, *, first: bool = True) -> Denoiser | None:
         """A copy of the denoiser with the average's weights, for the first process only.
 
-        All processes call this: sharded weights are gathered one at a time.
+        All processes have to call this, because sharded weights are gathered, one at a time.
+
+        first: whether this is the first process; the others get None.
         """
         state: dict[str, Tensor] = {}
         first_name = first_names(self.denoiser)
@@ -84,15 +90,20 @@ class Averaging(lightning.Callback):
 
 
 class Recording(lightning.Callback):
-    """The losses of the whole batch, for the objective that adapts to them and for the log."""
+    """The callback that gives the losses of the whole batch to the objective and to the log."""
 
     def __init__(self, log: Log, settings: Settings, description: dict[str, Any]) -> None:
-        """`description` is the denoiser's, whose operations are counted."""
+        """Prepare to record.
+
+        log: the log of the run.
+        settings: the settings of the run.
+        description: the description of the denoiser, whose operations are counted.
+        """
         self.journal, self.settings, self.description = log, settings, description
         self.seen, self.flops, self.since = 0, None, (0.0, 0)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Go on with the log of the steps that were made."""
+        """Continue the log after the steps that were made."""
         self.seen = trainer.global_step
         self.journal.begin(self.seen, active=trainer.is_global_zero)
         self.since = (time.monotonic(), self.seen)
@@ -100,7 +111,7 @@ class Recording(lightning.Callback):
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """After the last micro-batch of a step."""
+        """Record a step after its last micro-batch."""
         step = trainer.global_step
         if step == self.seen:
             return
@@ -137,7 +148,7 @@ class Recording(lightning.Callback):
 
 
 class Watching(lightning.Callback):
-    """Progress with the time left, and pictures on the way."""
+    """The callback that shows progress with the time left, and draws pictures on the way."""
 
     def __init__(
         self,
@@ -146,13 +157,19 @@ class Watching(lightning.Callback):
         average: Averaging,
         draw: Callable[..., bytes] | None,
     ) -> None:
-        """`draw(denoiser) -> PNG bytes` makes the pictures."""
+        """Prepare to watch.
+
+        folder: the folder of the run.
+        settings: the settings of the run.
+        average: the average that is drawn.
+        draw: makes the bytes of a PNG of a denoiser; None for no pictures.
+        """
         self.folder, self.settings, self.average, self.draw = folder, settings, average, draw
         self.open, self.seen = contextlib.ExitStack(), 0
         self.tell: Callable[[int, int], None] = lambda done, total: None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Open the bar."""
+        """Open the progress bar."""
         self.seen = trainer.global_step
         if trainer.is_global_zero:
             self.tell = self.open.enter_context(bar("training", self.settings.steps))
@@ -160,19 +177,19 @@ class Watching(lightning.Callback):
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Show and draw, after the last micro-batch of a step."""
+        """Show the progress and draw a picture, after the last micro-batch of a step."""
         step, settings = trainer.global_step, self.settings
         if step == self.seen:
             return
         self.seen = step
         self.tell(step, settings.steps)
         if self.draw and settings.picture_every and step % settings.picture_every == 0:
-            averaged = self.average.averaged(first=trainer.is_global_zero)
+            averaged = self.average.copy_average(first=trainer.is_global_zero)
             if averaged is not None:
                 self._show(averaged.to(pl_module.device), step)
 
     def _show(self, averaged: Denoiser, step: int) -> None:
-        """A picture, or why there is none: training goes on."""
+        """Write a picture, or warn why there is none: training goes on."""
         assert self.draw is not None
         try:
             write_file(self.folder / f"samples/step-{step:08d}.png", self.draw(averaged))
@@ -180,9 +197,9 @@ class Watching(lightning.Callback):
             warnings.warn(f"no picture at step {step}: {error}", stacklevel=2)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Close the bar."""
+        """Close the progress bar."""
         self.open.close()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Close the bar."""
+        """Close the progress bar."""
         self.open.close()

@@ -24,10 +24,11 @@ from twosides.storage.trees import load_tree, save_tree
 
 
 class TreeCheckpointIO(CheckpointIO):
-    """Reads and writes Lightning checkpoints as committed folders; pass as `Trainer(plugins=...)`.
+    """Lightning's reader and writer of checkpoints, as committed folders: `Trainer(plugins=[...])`.
 
-    Whatever the Trainer is asked to load is verified first. Only trees can be stored: an object
-    among the hyperparameters or in the state of a callback is a TypeError that names it.
+    Whatever the Trainer is told to load is verified first. Only trees, which are nested
+    dictionaries and lists of tensors and JSON values, can be stored: an object among the
+    hyperparameters or in the state of a callback is a TypeError that names it.
     `LightningModule.load_from_checkpoint` bypasses this class; load the weights on their own with
     `model.load_state_dict(load_tree(folder)["state_dict"])`.
     """
@@ -38,14 +39,15 @@ class TreeCheckpointIO(CheckpointIO):
         """Commit the checkpoint as the folder `path`."""
         if storage_options is not None:
             raise TypeError(
-                f"storage_options={storage_options!r} was asked, but folders are local; pass None"
+                f"storage_options is {storage_options!r}, but checkpoints are local folders; pass "
+                "None"
             )
         commit_folder(path, lambda folder: save_tree(folder, checkpoint))
 
     def load_checkpoint(
         self, path: str | Path, map_location: Tree = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Verify and read a folder; `weights_only` changes nothing, as no code is ever run."""
+        """Verify and read a folder; `weights_only` changes nothing, because no code is ever run."""
         verify_folder(path)
         return load_tree(path)
 
@@ -56,21 +58,26 @@ class TreeCheckpointIO(CheckpointIO):
 
 
 class SaveCheckpoints(Checkpoint):
-    """Save the Trainer's whole state every so many optimizer steps and at the end; prune older.
+    """The callback that saves the Trainer's whole state and removes older checkpoints.
 
-    It replaces ModelCheckpoint and like it runs after all other callbacks, so that what they
-    change at the end of a step is stored. What the LightningModule changes in its own
-    `on_train_batch_end` is not, because Lightning calls that one later.
+    It saves every so many optimizer steps and at the end. It replaces ModelCheckpoint and like it
+    runs after all other callbacks, so that what they change at the end of a step is stored. Changes
+    that a LightningModule makes in its own `on_train_batch_end` are not stored, because Lightning
+    calls that method later.
     """
 
     def __init__(self, checkpoints: Checkpoints, *, every: int) -> None:
-        """`checkpoints` says where and how many to keep."""
+        """Prepare to save.
+
+        checkpoints: where to save, and how many to keep.
+        every: the number of optimizer steps from one checkpoint to the next, >= 1.
+        """
         if every < 1:
-            raise ValueError(f"every={every} was asked; save every 1 step or more")
+            raise ValueError(f"every is a number of steps >= 1, got {every}")
         self.checkpoints, self.every, self._last = checkpoints, every, 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What a run has been resumed from need not be written again."""
+        """Do not write again the checkpoint from which a run has been resumed."""
         self._last = trainer.global_step
 
     def on_train_batch_end(
@@ -81,7 +88,7 @@ class SaveCheckpoints(Checkpoint):
         batch: Tree,
         batch_idx: int,
     ) -> None:
-        """Save after an optimizer step, not again after the batches that it accumulates next.
+        """Save after an optimizer step, but not again after the micro-batches of the next one.
 
         The last step is saved, too: that of `max_steps`, or the one after which training stops.
         """

@@ -1,4 +1,4 @@
-"""Whether a network can be trained on data, found out by one call on two rows."""
+"""A check before training whether a network can be run on a row of the data."""
 
 from __future__ import annotations
 
@@ -14,11 +14,16 @@ from twosides.losses.objective import exact
 
 
 def check_data(denoiser: Denoiser, data: Data) -> None:
-    """Run the network once on two rows; ValueError that names what is missing or does not fit."""
+    """Run the network once on two rows; ValueError that names what is missing or does not fit.
+
+    denoiser: the denoiser to train.
+    data: the data set, whose first row is taken twice.
+    """
     first = first_row(data)
     batch = default_collate([first, first])
     x = exact(batch.pop("x"))
-    missing = [name for name in needed(denoiser.network) if name not in flat(batch)]
+    required = required_conditioning(denoiser.network)
+    missing = [name for name in required if name not in flat(batch)]
     if missing:
         raise ValueError(
             f"the network needs {', '.join(missing)}, but a row of the data set has "
@@ -37,12 +42,12 @@ def check_data(denoiser: Denoiser, data: Data) -> None:
         ) from error
 
 
-def needed(network: Any) -> list[str]:
-    """The conditioning that a network of diffusers' cannot do without; [] of others."""
+def required_conditioning(network: Any) -> list[str]:
+    """The names of the conditioning without which a network of diffusers fails; [] for others."""
     try:
         from twosides.integrations.diffusers.lora import model_of
-        from twosides.integrations.diffusers.required import required
+        from twosides.integrations.diffusers.required import required_names
 
-        return required(model_of(network))
-    except (ImportError, TypeError):  # without diffusers there is no network of theirs
+        return required_names(model_of(network))
+    except (ImportError, TypeError):  # without diffusers the network is none of its classes
         return []

@@ -16,9 +16,9 @@ from torch import nn
 
 @contextmanager
 def plain_names(module: nn.Module) -> Generator[None, None, None]:
-    """Within, every compiled wrapper inside of the module gives its place to what it wraps.
+    """Replace every compiled wrapper inside of the module by its own network, while within.
 
-    What it wraps is still compiled, as `nn.Module.compile` does it, with the wrapper's options.
+    The network is still compiled, as `nn.Module.compile` does it, with the wrapper's options.
     """
     from torch._dynamo import OptimizedModule
 

@@ -4,7 +4,8 @@ The average at step t weighs the weights of step s by s^gamma, which is the recu
 
     ema <- ema + (1 - beta_t) (weights - ema),    beta_t = (1 - 1/t)^(gamma + 1)
 
-gamma follows from the profile's relative width sigma_rel (0.05: the last 10 % of training or so):
+gamma follows from the relative width sigma_rel of this profile (0.05 is about the last 10 % of
+training):
 
     sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3))
 """
@@ -23,7 +24,9 @@ from twosides.storage.trees import Rows
 
 
 def gamma_of(sigma_rel: float) -> float:
-    """The exponent of a profile: the largest root of gamma^3 + 7 gamma^2 + (16 - s) gamma + 12 - s.
+    """The exponent gamma of a profile of relative width sigma_rel, in (0, 0.288).
+
+    It is the largest root of gamma^3 + 7 gamma^2 + (16 - s) gamma + 12 - s, with s = sigma_rel^-2.
 
     >>> round(gamma_of(0.10), 3)
     6.937
@@ -35,7 +38,7 @@ def gamma_of(sigma_rel: float) -> float:
 
 
 def first_names(module: nn.Module) -> dict[str, str]:
-    """Every name of every parameter, with the first name that the same parameter has.
+    """The first name of each parameter, by every name that it has.
 
     A parameter that is shared, as tied embeddings and `ModuleList([block] * 4)` are, has several
     names: `state_dict` lists them all, and `named_parameters` the first alone.
@@ -53,7 +56,11 @@ class PowerEMA:
     """
 
     def __init__(self, module: nn.Module, sigma_rel: float = 0.1) -> None:
-        """Starts as a copy; the first update replaces it."""
+        """Begin with a copy of the weights, which the first update replaces.
+
+        module: the module whose trained parameters are averaged.
+        sigma_rel: the relative width of the average, in (0, 0.288).
+        """
         self.sigma_rel, self.exponent, self.steps = sigma_rel, gamma_of(sigma_rel) + 1, 0
         self.weights = {
             name: value.detach().to(torch.promote_types(value.dtype, torch.float32), copy=True)
@@ -71,7 +78,7 @@ class PowerEMA:
             average.lerp_(values[name].detach().to(average.device, average.dtype), take)
 
     def state_dict(self) -> dict[str, object]:
-        """Everything, counter included."""
+        """The average, its width and its counter."""
         return {"sigma_rel": self.sigma_rel, "steps": self.steps, "weights": self.weights}
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
@@ -89,29 +96,35 @@ class PowerEMA:
 
     @torch.no_grad()
     def copy_to(self, module: nn.Module) -> None:
-        """Overwrite the module's parameters by the average; all processes of a sharded one call."""
+        """Overwrite the module's parameters by the average.
+
+        If the module is sharded, all processes have to call this.
+        """
         targets: dict[str, Tensor] = dict(module.named_parameters())
         for name, value in self.weights.items():
             target = targets[name]
             target.copy_(value if type(target) is type(value) else whole(value))
 
     @contextmanager
-    def applied(self, module: nn.Module) -> Generator[None, None, None]:
-        """The average in the place of the module's parameters, which come back bit for bit."""
+    def substitute(self, module: nn.Module) -> Generator[None, None, None]:
+        """Put the average in the place of the module's parameters, which come back bit for bit."""
         targets: dict[str, Tensor] = dict(module.named_parameters())
         kept = {name: targets[name].detach().clone() for name in self.weights}
         try:
             self.copy_to(module)
             yield
         finally:
-            let_go(module)
+            free_gathered(module)
             with torch.no_grad():
                 for name, value in kept.items():
                     targets[name].copy_(value)
 
 
-def let_go(module: nn.Module) -> None:
-    """Free what FSDP2 keeps gathered after a pass without gradients: the next one would use it."""
+def free_gathered(module: nn.Module) -> None:
+    """Free the weights that FSDP2 keeps gathered after a pass without gradients.
+
+    The next pass would use them, even if the shards have changed.
+    """
     from torch.distributed.fsdp import FSDPModule
 
     for part in module.modules():
@@ -120,7 +133,7 @@ def let_go(module: nn.Module) -> None:
 
 
 def shard_like(value: Tensor | Rows, like: Tensor) -> Tensor:
-    """This process's rows of a whole tensor, where `like` is sharded; else the whole tensor."""
+    """This process's rows of a whole tensor, if `like` is sharded; else the whole tensor."""
     from torch.distributed.tensor import DTensor
 
     if isinstance(value, DTensor):
@@ -132,7 +145,7 @@ def shard_like(value: Tensor | Rows, like: Tensor) -> Tensor:
     start = min(share * mesh.get_local_rank(), count)
     local = value[start : min(start + share, count)].to(like.device, copy=True).contiguous()
     stride = torch.empty(like.shape, device="meta").stride()
-    # With the whole's shape, which a process cannot tell from its own rows.
+    # A process cannot infer the whole tensor's shape from its own rows, so it is passed.
     return DTensor.from_local(
         local, mesh, like.placements, run_check=False, shape=like.shape, stride=stride
     )

@@ -139,12 +139,14 @@ class Tuning:
 
 
 def _own(source: Denoiser, schedule: Schedule) -> Objective:
+    """The plain error of the network's own output, uniform over its own levels."""
     discrete = isinstance(schedule, Tabulated)
     density = Levels(schedule) if discrete else FromSchedule(schedule)
     return Objective(OutputMSE(source.output, schedule, density), density)
 
 
 def _within(density: Density, low: float, high: float) -> Density:
+    """The density on [low, high] only; both infinite leave it as it is."""
     if math.isinf(low) and math.isinf(high):
         return density
     return Truncated(density, low, high)
@@ -251,7 +253,7 @@ def finetune_task(
 
 
 def load(source: str | Path | Denoiser, *, trust_code: bool = False) -> Denoiser:
-    """The denoiser of a pipeline's folder, of a model's folder, or itself."""
+    """The denoiser of a pipeline's folder or a model's folder; a Denoiser is returned as it is."""
     if isinstance(source, Denoiser):
         return source
     if models.is_pipeline(source):
@@ -270,7 +272,7 @@ def _adapted(denoiser: Denoiser) -> Any:
 
 
 def _digest(denoiser: Denoiser) -> str:
-    """SHA-256 of what is not trained."""
+    """The SHA-256 of the parameters that are not trained."""
     found = hashlib.sha256()
     for parameter in denoiser.parameters():
         if not parameter.requires_grad:
@@ -286,7 +288,7 @@ def _name(source: str | Path | Denoiser) -> str:
 def _hand_over(
     source: str | Path | Denoiser, result: Denoiser, folder: Path, tuning: Tuning
 ) -> None:
-    """What diffusers reads: adapters, also those that a run goes on with, or the pipeline."""
+    """Write the files that diffusers reads: the adapters, if there are any, or the pipeline."""
     if tuning.lora is not None or _adapted(result):
         from twosides.integrations.diffusers.lora import save_lora
 

@@ -41,7 +41,7 @@ from twosides.losses.recipes import Recipe, recipe_named
 from twosides.storage import models, parts
 from twosides.storage.checkpoints import Checkpoints
 from twosides.storage.files import CorruptFolder
-from twosides.storage.owner import claim, held
+from twosides.storage.owner import claim, hold
 from twosides.training.batches import Batches
 from twosides.training.callbacks import Averaging, Recording, Watching
 from twosides.training.checkpoint_io import SaveCheckpoints, TreeCheckpointIO
@@ -119,10 +119,10 @@ def fit(
     with contextlib.ExitStack() as stack:
         stack.enter_context(plain_names(denoiser))
         average = Averaging(denoiser, settings.sigma_rel)
-        identity = {"denoiser": average.description, "settings": settings.lasting()}
+        identity = {"denoiser": average.description, "settings": settings.identity()}
         identity["about"] = dict(about or {})
         if is_first():
-            stack.enter_context(held(folder, "run"))
+            stack.enter_context(hold(folder, "run"))
             stack.enter_context(_given_up(folder, _claimed(folder, identity)))
         try:
             if _finished(folder, settings.steps):
@@ -166,7 +166,7 @@ def fit(
                         "asked": {"steps": settings.steps},
                         "steps": trainer.global_step,
                         "stopped": guard.stopped,
-                        **settings.lasting(),
+                        **settings.identity(),
                     },
                 },
             )
@@ -175,7 +175,7 @@ def fit(
 
 
 def _save_model(result: Denoiser, folder: Path, module: Module, notes: dict[str, Any]) -> None:
-    """The averaged model, and what the run learned beside it."""
+    """Write the averaged model, with the sampling grid that the run has learned, if it has."""
     require_finite(result.state_dict(), "the model", module.infinite, together=False)
     bins = module.bins
     if isinstance(bins, LevelBins) and bins.ready:
@@ -184,7 +184,7 @@ def _save_model(result: Denoiser, folder: Path, module: Module, notes: dict[str,
 
 
 def _say_stopped(guard: Guard, checkpoints: Checkpoints, trainer: lightning.Trainer) -> None:
-    """One line on a run that ended before its last step; after a signal the program ends, too."""
+    """Print a line on a run that ended before its last step; after a signal, end the program."""
     if not guard.stopped:
         return
     if trainer.is_global_zero:
@@ -201,7 +201,7 @@ def _say_stopped(guard: Guard, checkpoints: Checkpoints, trainer: lightning.Trai
 
 @contextlib.contextmanager
 def _unused(module: Module) -> Iterator[None]:
-    """Say which parameters a loss leaves out, where torch only says that there are some."""
+    """Name the parameters on which the loss does not depend, where torch only counts them."""
     try:
         yield
     except RuntimeError as error:
@@ -211,14 +211,14 @@ def _unused(module: Module) -> Iterator[None]:
 
 
 def _claimed(folder: Path, identity: dict[str, Any]) -> bool:
-    """Claim the folder; one whose run has trained nothing yet is free for a corrected command."""
+    """Claim the folder. One whose run has trained nothing yet is free for a corrected command."""
     if (folder / RUN).is_file() and not _trained(folder):
         (folder / RUN).unlink()
     return claim(folder / RUN, identity, holds="run")
 
 
 def _trained(folder: Path) -> bool:
-    """Whether a run has left anything that would be lost."""
+    """Whether a run has left anything in the folder that would be lost."""
     places = ("checkpoints/*step-*", "snapshots/*step-*", "model/*")
     kept = itertools.chain.from_iterable(map(folder.glob, places))
     return bool(read_rows(folder / METRICS)) or any(True for _ in kept)
@@ -229,7 +229,7 @@ def _subject(
     recipe: str | Recipe | Objective | Staged,
     options: Mapping[str, Any],
 ) -> tuple[Denoiser, Objective | Staged]:
-    """What is trained, and by which loss."""
+    """The denoiser that is trained, and its loss."""
     if isinstance(network, Denoiser):
         if options:
             raise ValueError(f"{', '.join(options)}: a Denoiser has its own; leave them out")
@@ -242,7 +242,7 @@ def _subject(
 
 
 def _reaches(denoiser: Denoiser, objective: Objective | Staged) -> None:
-    """Refuse, before the first step, a clock that cannot tell all levels of the density."""
+    """Refuse, before the first step, a clock that cannot state all levels of the density."""
     if isinstance(objective, Staged):
         _reaches(denoiser, objective.first)
         return _reaches(denoiser, objective.then)
@@ -258,7 +258,7 @@ def _reaches(denoiser: Denoiser, objective: Objective | Staged) -> None:
 
 @contextlib.contextmanager
 def _ended(trainer: lightning.Trainer) -> Iterator[None]:
-    """Lightning leaves the program when it is interrupted, after SIGTERM as if all were well."""
+    """Correct how Lightning ends an interrupted program: after SIGTERM with the code of success."""
     try:
         yield
     except SystemExit as end:
@@ -271,7 +271,7 @@ def _ended(trainer: lightning.Trainer) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _given_up(folder: Path, new: bool) -> Iterator[None]:
-    """A new run that fails before anything is logged leaves the folder to a better command."""
+    """Empty the folder if a new run fails before anything is logged, so that it can begin again."""
     try:
         yield
     except Exception:
@@ -284,7 +284,7 @@ def _given_up(folder: Path, new: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Lightning's advertisements and its advice on data that are in memory."""
+    """Silence Lightning's advertisements and its advice on data that are in memory."""
     log = logging.getLogger("lightning.pytorch")
     level = log.level
     log.setLevel(logging.WARNING)
@@ -342,7 +342,7 @@ def _trainer(
 
 
 def _launched(settings: Settings) -> tuple[int | str, int]:
-    """Devices of each machine and machines: what torchrun has started, where nothing is asked."""
+    """The devices of each machine and the machines; by default what torchrun has started."""
     if settings.nodes > 1 and not _LAUNCHERS & os.environ.keys():
         raise ValueError(
             f"{settings.nodes} nodes were asked, but no launcher has started this process; use "
@@ -355,18 +355,18 @@ def _launched(settings: Settings) -> tuple[int | str, int]:
 
 
 def is_first() -> bool:
-    """Whether this process is the first of all of a run, by what launchers say."""
+    """Whether this process is the first of all of a run, by the variables that launchers set."""
     ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
     return not any(int(os.environ.get(name) or 0) for name in ranks)
 
 
 def _own_gpu() -> list[int]:
-    """Whose generator training uses."""
+    """The GPU whose random generator training uses, as a list for `fork_rng`."""
     return [int(os.environ.get("LOCAL_RANK", 0))] if torch.cuda.is_available() else []
 
 
 def _finished(folder: Path, steps: int) -> bool:
-    """Whether there is a model of so many steps; one that a limit stopped goes on."""
+    """Whether the folder has a model of so many steps; one that a limit stopped is continued."""
     try:
         training = models.read_notes(folder / "model")["training"]
         made, asked = training["steps"], training["asked"]

@@ -1,4 +1,4 @@
-"""What a network costs: floating-point operations, counted without computing any."""
+"""The cost of a network in floating-point operations, counted without computing any."""
 
 from __future__ import annotations
 
@@ -15,10 +15,15 @@ from twosides.storage import models
 def flops_per_sample(
     denoiser: Denoiser, description: dict[str, Any], batch: dict[str, Any]
 ) -> float:
-    """Operations of a forward and a backward pass, per sample; 0 where they cannot be counted.
+    """Floating-point operations of a forward and a backward pass, per sample.
 
     Matrix products, convolutions and attention are counted, on a copy of the network and of the
-    batch that have shapes but no values: networks whose control flow depends on values have none.
+    batch that have shapes but no values. The result is 0 where that fails, as for networks whose
+    control flow depends on values.
+
+    denoiser: the denoiser that is trained.
+    description: its description, from which the copy is built.
+    batch: a batch with "x" and the conditioning.
     """
     try:
         with torch.device("meta"):

@@ -1,9 +1,9 @@
-"""What ends a run before its last step: numbers that are not finite, a time limit, a signal.
+"""The reasons that end a run before its last step: NaN or infinity, a time limit, a signal.
 
-All three are looked at in one place, before any other callback of a step. A run that is stopped by
+All three are checked in one place, before any other callback of a step. A run that is stopped by
 `minutes`, SIGTERM or SIGINT stops at the end of the step that is being made: `SaveCheckpoints`
-writes a checkpoint of it, and the same command goes on from there, so that nothing goes backwards.
-A second signal ends the process at once.
+writes a checkpoint of it, and the same command continues from there, so that no work is lost. A
+second signal ends the process at once.
 """
 
 from __future__ import annotations
@@ -16,37 +16,40 @@ from typing import Any
 import lightning.pytorch as lightning
 import torch
 
-from twosides.training.finite import NEVER, FirstStep, local, lowest
+from twosides.training.finite import NEVER, FirstStep, local, minimum_of_processes
 from twosides.training.settings import Settings
 
 REASONS = ("", "the time limit", "SIGTERM", "SIGINT")
-"""Why a run was stopped, by number: processes agree on a number."""
+"""The reasons to stop. Processes agree on one by its index."""
 _SIGNALS = {signal.SIGTERM: 2, signal.SIGINT: 3}
 
 
 class Guard(lightning.Callback):
-    """Ends a run in order, on all processes at the same step.
+    """The callback that ends a run in order, on all processes at the same step.
 
-    One process looks at the clock and at its signals after every step. Several have to agree, which
-    takes a message, so they look where the log is written and before anything else is.
+    A single process checks the clock and its signals after every step. Several have to agree, which
+    takes a message, so they check where the log is written and before anything else is written.
     """
 
     def __init__(self, settings: Settings) -> None:
-        """The settings say how long, and when what is written."""
+        """Prepare to guard.
+
+        settings: they state the time limit, and at which steps something is written.
+        """
         self.settings, self.seen, self.stopped = settings, 0, ""
         self.waits = True  # whether reading a number of the device makes the host wait
         self._asked, self._began = 0, 0.0
         self._before: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Start the clock and listen."""
+        """Start the clock, and handle signals."""
         self.first, self.seen = FirstStep(pl_module.device), trainer.global_step
         self.waits = pl_module.device.type != "cpu" or trainer.world_size > 1
         self._began = time.monotonic()
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._hear) for number in _SIGNALS}
+            self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
 
-    def _hear(self, number: int, frame: Any) -> None:
+    def _note(self, number: int, frame: Any) -> None:
         """Note a signal; at the second one, do what was done before this run."""
         if self._asked in _SIGNALS.values():
             self._restore()
@@ -56,12 +59,13 @@ class Guard(lightning.Callback):
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Look at the step that was made, after its last micro-batch."""
+        """Check the step that was made, after its last micro-batch."""
         step, settings = trainer.global_step, self.settings
         if step == self.seen:
             return
         self.seen = step
-        # A loss scaler (float16) skips steps with infinite gradients, and finds its scale by them.
+        # The loss scaler of float16 skips steps with infinite gradients, by which it finds its
+        # scale.
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
         losses = pl_module.take_step_losses()
         self.first.note(step, losses, None if scaled else local(pl_module.gradient_norm))
@@ -79,9 +83,10 @@ class Guard(lightning.Callback):
         return step >= s.steps or any(n is not None and step % n == 0 for n in every)
 
     def look(self, trainer: Any) -> None:
-        """Read what was noted: ValueError that names a step, or an orderly stop."""
+        """Read the numbers on the device: ValueError that names a step, or an orderly stop."""
         asked = torch.tensor([-self._asked], device=self.first.steps.device)
-        loss, gradient, stop = lowest(torch.cat([self.first.steps, asked])).tolist()
+        noted = torch.cat([self.first.steps, asked])
+        loss, gradient, stop = minimum_of_processes(noted).tolist()
         if min(loss, gradient) < NEVER:
             what, step = ("loss", loss) if loss <= gradient else ("gradient", gradient)
             raise ValueError(
@@ -98,15 +103,15 @@ class Guard(lightning.Callback):
         self._before = {}
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Listen no more."""
+        """Restore the handlers of signals."""
         self._restore()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Listen no more."""
+        """Restore the handlers of signals."""
         self._restore()
 
 
-def deaf(worker: int) -> None:
-    """Processes that read data leave signals to the one that trains, which ends them."""
+def ignore_signals(worker: int) -> None:
+    """Ignore signals in a process that reads data: the process that trains ends it."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)

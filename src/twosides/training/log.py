@@ -1,8 +1,8 @@
-"""The log of a run: tables of numbers that survive kills, and whatever loggers are asked for.
+"""The log of a run: tables of numbers that survive kills, and the loggers that a user passes.
 
-`logs/metrics.csv` holds what decides nothing but is decided by the run: loss, gradient norm,
-learning rate. A run that was killed and continued leaves the same file, byte for byte, as one that
-was not. `logs/speed.csv` holds what depends on the machine and the hour.
+`logs/metrics.csv` holds what is determined by the run alone: loss, gradient norm, learning rate. A
+run that was killed and continued leaves the same file, byte for byte, as one that was not.
+`logs/speed.csv` holds what depends on the machine and the hour.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from typing import Any
 from twosides.storage.files import write_file
 from twosides.storage.reading import blame, read_file
 
-MAX_BYTES = 1 << 30  # of a table that is read whole
+MAX_BYTES = 1 << 30  # the largest table that is read
 METRICS, SPEED = "logs/metrics.csv", "logs/speed.csv"
 
 
 class Rows:
-    """A CSV file of numbers by step, appended to; "" where a column has none."""
+    """A CSV file of numbers by step, to which rows are appended; a missing number is empty."""
 
     def __init__(self, path: Path, columns: Iterable[str]) -> None:
-        """The first column is the step; nothing is written yet."""
+        """Name the columns after the first one, "step"; nothing is written yet."""
         self.path, self.columns = path, ["step", *columns]
 
     def rewind(self, step: int) -> None:
-        """Keep the complete rows up to a step: later ones are of a part that is made again."""
+        """Keep the complete rows up to a step, because later steps are made again."""
         kept = [row for row in read_rows(self.path) if int(row["step"]) <= step]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         text = "".join(self._line(row) for row in [{c: c for c in self.columns}, *kept])
@@ -52,7 +52,7 @@ class Rows:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The complete rows of a table; a kill may have left half of the last one."""
+    """The complete rows of a table; a kill may have left half of the last row."""
     if not path.exists():
         return []
     with blame(path):
@@ -66,21 +66,26 @@ class Log:
     """metrics.csv, speed.csv and Lightning's loggers, written by the first process only."""
 
     def __init__(self, folder: Path, loggers: Iterable[Any], *, extra: Iterable[str] = ()) -> None:
-        """`extra` names the columns of this run beyond the usual."""
+        """Prepare to log.
+
+        folder: the folder of the run.
+        loggers: Lightning's loggers, which get the same numbers.
+        extra: the columns that this run has beyond the usual ones.
+        """
         columns = ("loss", "gradient_norm", "learning_rate", *extra)
         self.metrics = Rows(folder / METRICS, columns)
         self.speed = Rows(folder / SPEED, ("samples_per_second", "tflops", "mfu"))
         self.loggers, self.active = list(loggers), False
 
     def begin(self, step: int, *, active: bool) -> None:
-        """Continue from a step; only an active log writes."""
+        """Continue from a step. Only an active log writes, which is that of the first process."""
         self.active = active
         if active:
             self.metrics.rewind(step)
             self.speed.rewind(step)
 
     def write(self, step: int, values: Mapping[str, float], *, speed: bool = False) -> None:
-        """A row of metrics.csv or speed.csv, and the same numbers to the loggers."""
+        """Write a row of metrics.csv or speed.csv, and give the same numbers to the loggers."""
         if not self.active:
             return
         (self.speed if speed else self.metrics).append(step, values)
@@ -89,6 +94,6 @@ class Log:
 
 
 def loss_curve(folder: str | Path) -> tuple[list[int], list[float]]:
-    """(steps, losses) of a run, over its interruptions."""
+    """The steps and losses of a run's folder, over all interruptions."""
     rows = [row for row in read_rows(Path(folder) / METRICS) if row.get("loss")]
     return [int(row["step"]) for row in rows], [float(row["loss"]) for row in rows]

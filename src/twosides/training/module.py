@@ -1,4 +1,4 @@
-"""The LightningModule of a training run: one loss, and what all processes saw of it."""
+"""The LightningModule of a training run: one loss, and the losses that all processes saw."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from twosides.denoiser import Denoiser
 from twosides.losses.objective import Losses, Objective, Staged, exact
 from twosides.randomness import PerSample
 from twosides.training.batches import Batches
-from twosides.training.finite import infinite_on_purpose, require_finite
-from twosides.training.guard import deaf
+from twosides.training.finite import intended_infinities, require_finite
+from twosides.training.guard import ignore_signals
 from twosides.training.optimizers import OPTIMIZERS, rate
 from twosides.training.settings import Settings
 
@@ -28,10 +28,10 @@ Auxiliary = Callable[[Denoiser, dict[str, Any], Losses], Tensor]
 
 
 class Module(lightning.LightningModule):
-    """A denoiser and its objective, as Lightning wants them.
+    """A denoiser and its objective, in the form that Lightning wants.
 
     `bins`, an nn.Module that the objective may have, and `auxiliary`, if it is one, are submodules:
-    their state is in the checkpoints. Of them only the auxiliary's parameters are trained.
+    their state is in the checkpoints. Of the two only the auxiliary's parameters are trained.
     """
 
     def __init__(
@@ -42,7 +42,13 @@ class Module(lightning.LightningModule):
         data: Data | None = None,
         auxiliary: Auxiliary | None = None,
     ) -> None:
-        """The denoiser's parameters that require a gradient are trained."""
+        """Train the parameters of the denoiser that require a gradient.
+
+        denoiser, objective: the network and its loss.
+        settings: the settings of the run.
+        data: the training data; None for a module that is only measured.
+        auxiliary: a function of (denoiser, batch, losses) that gives a scalar to add to the loss.
+        """
         super().__init__()
         self.denoiser, self.objective, self.settings = denoiser, objective, settings
         self.bins: nn.Module | None = getattr(objective, "bins", None)
@@ -51,14 +57,14 @@ class Module(lightning.LightningModule):
         self.frozen = {name for name, p in named if not p.requires_grad}
         self.strict_loading = not self.frozen
         self.gradient_norm: Tensor = torch.zeros(())
-        self.infinite = infinite_on_purpose(self)
+        self.infinite = intended_infinities(self)
         self.learning_rate = 0.0
         self._seen: list[tuple[Losses, Tensor | None]] = []
         self._step_losses: list[Tensor] = []
         self._begun = -1
 
     def configure_model(self) -> None:
-        """Shard what is trained, under the strategy that does."""
+        """Shard the parts that are trained, under the strategy that shards."""
         if self.device_mesh is None:
             return
         from twosides.training.sharding import shard
@@ -69,14 +75,18 @@ class Module(lightning.LightningModule):
                 shard(part, mesh)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """This process's share of the batches after the steps that were made."""
+        """The batches of this process after the steps that were made."""
         assert self.data is not None
         trainer, settings = self.trainer, self.settings
         steps = trainer.global_step
         batches = Batches(self.data, settings, steps, trainer.global_rank, trainer.world_size)
         order, workers = torch.Generator(), settings.workers
         return DataLoader(
-            batches, batch_size=None, generator=order, num_workers=workers, worker_init_fn=deaf
+            batches,
+            batch_size=None,
+            generator=order,
+            num_workers=workers,
+            worker_init_fn=ignore_signals,
         )
 
     def training_step(self, item: dict[str, Any]) -> Tensor:
@@ -84,10 +94,10 @@ class Module(lightning.LightningModule):
         step, places = item["step"], item["places"]
         batch = {**item["batch"], "x": exact(item["batch"]["x"])}
         seed = self.settings.seed
-        # The network's own randomness (dropout) is a function of the place in the run too.
+        # The network's own randomness, such as dropout, is a function of step and place, too.
         torch.manual_seed(int(np.random.SeedSequence([seed, step, places[0]]).generate_state(1)[0]))
         draw = PerSample(seed, places, stream=1 + step, total=self.settings.batch)
-        conditioning = self._dropped({k: v for k, v in batch.items() if k != "x"}, draw)
+        conditioning = self._drop({k: v for k, v in batch.items() if k != "x"}, draw)
         objective = self.objective.at(step)
         losses = objective.evaluate(self.denoiser, batch["x"], generator=draw, **conditioning)
         loss, extra = losses.loss.mean(), None
@@ -101,11 +111,11 @@ class Module(lightning.LightningModule):
         return loss
 
     def configure_optimizers(self) -> Any:
-        """The optimizer, with a linear warm-up and the decay after it."""
+        """The optimizer, with a linear warm-up of the learning rate and the decay after it."""
         settings = self.settings
         modules = (self.denoiser, self.auxiliary)
         parts = [part for part in modules if isinstance(part, nn.Module)]
-        # Once each: an auxiliary loss may hold a part of the network.
+        # Each parameter once, because an auxiliary loss may have a part of the network.
         trained = list(dict.fromkeys(p for part in parts for p in part.parameters()))
         trained = [p for p in trained if p.requires_grad]
         if not trained:
@@ -119,7 +129,7 @@ class Module(lightning.LightningModule):
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
     def on_after_backward(self) -> None:
-        """Refuse parameters that the loss does not depend on where that stops DDP, at step 1."""
+        """Refuse, at step 1, parameters that the loss does not depend on, if DDP waits for them."""
         if self.trainer.global_step == self._begun and isinstance(
             self.trainer.strategy, DDPStrategy
         ):
@@ -127,11 +137,11 @@ class Module(lightning.LightningModule):
                 raise error
 
     def on_train_start(self) -> None:
-        """The step that this process begins with."""
+        """Note the step that this process begins with."""
         self._begun = self.trainer.global_step
 
     def unused_parameters(self) -> ValueError | None:
-        """Which parameters are trained and got no gradient, and what to do; None if all got one."""
+        """An error that names the trained parameters without a gradient; None if all have one."""
         modules = (("denoiser", self.denoiser), ("auxiliary", self.auxiliary))
         parts = [(name, part) for name, part in modules if isinstance(part, nn.Module)]
         names = [
@@ -151,13 +161,16 @@ class Module(lightning.LightningModule):
         )
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
-        """Bound the norm of the whole gradient, over shards too."""
+        """Bound the norm of the whole gradient, over all shards."""
         trained = [p for group in optimizer.param_groups for p in group["params"]]
         self.gradient_norm = nn.utils.clip_grad_norm_(trained, self.settings.clip_gradients)
         self.learning_rate = optimizer.param_groups[0]["lr"]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Only what is trained, as adapters of a large network are small, and is finite."""
+        """Keep only the weights that are trained, and refuse those that are not finite.
+
+        Adapters of a large network thus have small checkpoints.
+        """
         weights = checkpoint["state_dict"]
         checkpoint["state_dict"] = {k: v for k, v in weights.items() if k not in self.frozen}
         kept = ("state_dict", "optimizer_states", "callbacks")
@@ -166,7 +179,7 @@ class Module(lightning.LightningModule):
         require_finite(tree, f"the checkpoint of step {step}", self.infinite)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Count the micro-batches of the steps made as this run makes them, not as the saved."""
+        """Convert the saved count of micro-batches to this run's number of them per step."""
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         made = checkpoint["global_step"] * self.settings.accumulate
         for counts in (progress["total"], progress["current"]):
@@ -179,21 +192,26 @@ class Module(lightning.LightningModule):
         return losses
 
     def take_losses(self, *, wanted: bool) -> tuple[Losses, Tensor | None] | None:
-        """Losses and auxiliary losses of the whole batch of the last step, and forget them.
+        """The losses and auxiliary losses of the whole batch of the last step, then forgotten.
 
-        float64 on the CPU, in the order of places, the same on every process. All processes ask
-        together, and with the same `wanted`: otherwise there is no communication and no answer.
+        They are in float64 on the CPU, in the order of places, the same on every process.
+
+        wanted: whether they are needed. All processes have to call this with the same value; if it
+            is False, there is no communication, and the answer is None.
         """
         seen, self._seen = self._seen, []
         if not wanted:
             return None
         fields: Any = zip(*(part for part, _ in seen), strict=True)
-        losses = (None if field[0] is None else self.gathered(field) for field in fields)
+        losses = (None if field[0] is None else self.gather(field) for field in fields)
         extra = [part for _, part in seen if part is not None]
-        return Losses._make(losses), self.gathered(extra) if extra else None
+        return Losses._make(losses), self.gather(extra) if extra else None
 
-    def gathered(self, parts: Sequence[Tensor]) -> Tensor:
-        """Numbers of all processes by (micro-batch m, row k, rank r), from vectors over k, by m."""
+    def gather(self, parts: Sequence[Tensor]) -> Tensor:
+        """The numbers of all processes, in the order of (micro-batch m, row k, process r).
+
+        parts: this process's numbers, for each m a vector over k.
+        """
         mine = torch.stack([part.to("cpu", torch.float64) for part in parts])
         if not dist.is_initialized():
             return mine.flatten()
@@ -202,7 +220,8 @@ class Module(lightning.LightningModule):
         dist.all_gather(all_ranks, mine.to(on))
         return torch.stack(all_ranks, -1).flatten().cpu()
 
-    def _dropped(self, conditioning: dict[str, Any], draw: PerSample) -> dict[str, Any]:
+    def _drop(self, conditioning: dict[str, Any], draw: PerSample) -> dict[str, Any]:
+        """The conditioning, with null values for a random part of the samples."""
         if not self.settings.null or not self.settings.dropout:
             return conditioning
         return nullified(conditioning, self.settings.null, draw.uniform() < self.settings.dropout)

@@ -1,10 +1,11 @@
 """Optimizers and the course of the learning rate, by name.
 
-The rate rises linearly over the `warmup` steps, then follows `decay` to the last step:
+The rate rises linearly over the `warmup` steps, then follows `decay` to the last step. With s, the
+share of the steps after the warm-up that is done, its factor is
 
     constant    1
     linear      1 - s
-    cosine      (1 + cos(pi s)) / 2         s: the part of the steps after the warm-up that is done
+    cosine      (1 + cos(pi s)) / 2
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ Make = Callable[..., Optimizer]
 
 
 def _sgd(parameters: Iterable[Tensor], lr: float) -> Optimizer:
-    """With the momentum that everybody uses."""
+    """Stochastic gradient descent with the usual momentum of 0.9."""
     return torch.optim.SGD(parameters, lr=lr, momentum=0.9)
 
 
@@ -41,14 +42,18 @@ DECAYS: dict[str, Callable[[float], float]] = {
 
 
 def optimizer_named(name: str, *, trust_code: bool = False) -> str | Make:
-    """A name of `OPTIMIZERS`, or the class of an import path, "package.module:Class"."""
+    """The name itself if it is one of `OPTIMIZERS`, else the class of an import path.
+
+    name: a key of `OPTIMIZERS`, or "package.module:Class".
+    trust_code: whether code may be imported by this path.
+    """
     if name in OPTIMIZERS:
         return name
     if ":" not in name:
         raise unknown("optimizer", name, [*OPTIMIZERS, "package.module:Class"])
     make: Any = import_object(name, "optimizer", trust_code=trust_code)
     if not isinstance(make, type) or not issubclass(make, Optimizer):
-        raise ValueError(f"{name} is no class of torch.optim.Optimizer")
+        raise ValueError(f"{name} is no subclass of torch.optim.Optimizer")
     return make
 
 

@@ -1,4 +1,4 @@
-"""Averages of any width, after training [Karras+ 2024, EDM2, section 3.2 and appendix C].
+"""Averages of any width, made after training [Karras+ 2024, EDM2, section 3.2 and appendix C].
 
 The power-function average at step t weighs the weights of step tau by the profile
 
@@ -10,9 +10,9 @@ of the wanted profile by the stored ones under sum x_i = 1, from the inner produ
 
     <p_a, p_b> = (gamma_a + 1) (gamma_b + 1) / (gamma_a + gamma_b + 1) * r^gamma / max(t_a, t_b),
 
-where r = min(t_a, t_b) / max(t_a, t_b) and gamma is that of the later one. Where weights change
-once per step, as they do, an average's weight of step s is the integral of its profile over
-(s - 1, s) exactly, so what holds for the profiles holds for the averages.
+where r = min(t_a, t_b) / max(t_a, t_b) and gamma is that of the later profile. Where weights change
+once per step, as they do, the weight of step s in an average is exactly the integral of its profile
+over (s - 1, s), so that a relation between profiles holds between the averages, too.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from twosides.training.finite import require_finite
 
 FOLDER, ABOUT = "snapshots", "snapshot.json"
 TOLERANCE = 0.01
-"""The largest relative residual of a profile that is taken without a warning."""
+"""The largest relative residual of a profile that is accepted without a warning."""
 
 
 # ---------------------------------------------------------------------------- profiles
@@ -56,7 +56,7 @@ class Profile:
 
     @cached_property
     def gamma(self) -> float:
-        """Its exponent."""
+        """The exponent of the profile."""
         return _gamma(self.sigma_rel)
 
 
@@ -68,7 +68,7 @@ def _gamma(sigma_rel: float) -> float:
 def inner_products(
     a: Sequence[Profile], b: Sequence[Profile]
 ) -> Float64[np.ndarray, "{len(a)} {len(b)}"]:
-    """The integrals of p_a p_b, for each pair.
+    """The integrals of p_a p_b, for each pair of profiles.
 
     >>> inner_products([Profile(0.1, 1.0)], [Profile(0.1, 1.0), Profile(0.1, 2.0)]).round(4)
     array([[4.2354, 0.0173]])
@@ -82,9 +82,10 @@ def inner_products(
 
 @dataclass(frozen=True)
 class Combination:
-    """The wanted profile as a sum of stored ones, and how well that went.
+    """The wanted profile as a sum of stored ones, and how well the sum fits.
 
-    residual: |p - sum x_i p_i| / |p|, the norm of L2; below 1e-8 it is rounding.
+    x: the factors of the stored profiles.
+    residual: |p - sum x_i p_i| / |p|, in the norm of L2; below 1e-8 it is rounding.
     amplification: sum |x_i|, by which errors of the stored averages, such as rounding, grow.
     """
 
@@ -97,7 +98,10 @@ def combine(stored: Sequence[Profile], wanted: Profile) -> Combination:
     """The best x with sum x_i = 1, in float64.
 
     Profiles are scaled to norm one and singular directions below 1e-14 are left out, so that many
-    snapshots, which are nearly dependent, do not blow up x.
+    snapshots, which are nearly dependent, do not make x large.
+
+    stored: the profiles of the stored averages.
+    wanted: the profile to fit.
 
     >>> combine([Profile(0.05, 8.0), Profile(0.1, 8.0)], Profile(0.1, 8.0)).x.round(9) + 0.0
     array([0., 1.])
@@ -105,7 +109,7 @@ def combine(stored: Sequence[Profile], wanted: Profile) -> Combination:
     gram, right = inner_products(stored, stored), inner_products(stored, [wanted])[:, 0]
     norms, own = np.sqrt(np.diag(gram)), inner_products([wanted], [wanted])[0, 0]
     count = len(stored)
-    matrix = np.zeros((count + 1, count + 1))  # of the Lagrangian: the last row is the constraint
+    matrix = np.zeros((count + 1, count + 1))  # the Lagrangian's; its last row is the constraint
     matrix[:count, :count] = gram / np.outer(norms, norms)
     matrix[:count, count] = matrix[count, :count] = norms.min() / norms
     sides = np.append(right / (norms * np.sqrt(own)), norms.min() / np.sqrt(own))
@@ -121,11 +125,14 @@ def combine(stored: Sequence[Profile], wanted: Profile) -> Combination:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A folder with one file of averaged weights for each sigma_rel, after `step` updates.
+    """A folder with one file of averaged weights for each sigma_rel.
 
-    `run` is the fingerprint of the weights that training started from. `shared` maps the other
-    names of parameters that have several to the one under which they are stored; parameters in
-    `frozen` were not trained and are not stored.
+    folder: the folder.
+    step: the number of optimizer steps that were averaged.
+    sigma_rels: the relative widths of the averages.
+    run: the fingerprint of the weights that training started from.
+    shared: for parameters with several names, the name under which each is stored, by the others.
+    frozen: the names of parameters that were not trained and are not stored.
     """
 
     folder: Path
@@ -136,11 +143,11 @@ class Snapshot:
     frozen: frozenset[str] = field(default=frozenset(), compare=False)
 
     def profiles(self) -> list[Profile]:
-        """Those of its files, in order."""
+        """The profiles of its files, in order."""
         return [Profile(sigma_rel, float(self.step)) for sigma_rel in self.sigma_rels]
 
     def files(self) -> list[Path]:
-        """One for each profile."""
+        """The files, one for each profile."""
         return [self.folder / average_file(number) for number in range(len(self.sigma_rels))]
 
 
@@ -150,7 +157,7 @@ def average_file(number: int) -> str:
 
 
 def read_snapshot(folder: Path) -> Snapshot:
-    """Verify and describe one; `CorruptFolder` says what is wrong with it."""
+    """Verify and describe a snapshot; `CorruptFolder` says what is wrong with it."""
     verify_folder(folder)
     try:
         about = read_json(folder / ABOUT)
@@ -175,7 +182,7 @@ def read_snapshot(folder: Path) -> Snapshot:
 
 
 def snapshots_of(run: str | Path) -> list[Snapshot]:
-    """All snapshots of a run's folder, verified, in order.
+    """All snapshots of a run's folder, verified, in the order of their steps.
 
     ValueError if there is none, if one is damaged, or if they are not of one run.
     """
@@ -183,7 +190,7 @@ def snapshots_of(run: str | Path) -> list[Snapshot]:
     folders = sorted(root.glob("step-*"))
     if not folders:
         raise ValueError(
-            f"{root} holds no snapshots; train with --snapshot-every, 32 to 64 of them are enough"
+            f"{root} has no snapshots; train with --snapshot-every, 32 to 64 of them are enough"
         )
     found: list[Snapshot] = []
     for folder in folders:
@@ -195,8 +202,8 @@ def snapshots_of(run: str | Path) -> list[Snapshot]:
     for other in found[1:]:
         if other.run != found[0].run:
             raise ValueError(
-                f"{found[0].folder} and {other.folder} are of two runs, which began with other "
-                f"weights ({found[0].run} and {other.run}); keep those of one"
+                f"{found[0].folder} and {other.folder} are of two runs, which began with "
+                f"different weights ({found[0].run} and {other.run}); keep those of one"
             )
     return sorted(found, key=lambda snapshot: snapshot.step)
 
@@ -207,19 +214,22 @@ def snapshots_of(run: str | Path) -> list[Snapshot]:
 def reconstruct(
     run: str | Path, sigma_rel: float, *, step: int | None = None, trust_code: bool = False
 ) -> tuple[Denoiser, dict[str, Any]]:
-    """The model with the average of relative width `sigma_rel` at a step, and notes on how.
+    """The model with another average of the weights, and notes on how it was made.
 
-    step: where the profile ends, by default at the newest snapshot. The network, its buffers and
-    notation are those of the run's model. One tensor of one snapshot is in memory at a time.
+    run: the folder of the run; network, buffers and notation are those of its model.
+    sigma_rel: the relative width of the average, in (0, 0.288).
+    step: the step at which the profile ends, by default that of the newest snapshot.
+    trust_code: whether code may be imported by the paths that the model names.
 
-    Warns when the snapshots do not span the profile: residual above 0.01. ValueError names a
-    damaged snapshot, or snapshots of another network or of several runs.
+    One tensor of one snapshot is in memory at a time. A residual above 0.01 is warned of: the
+    snapshots do not span the profile. ValueError names a damaged snapshot, or snapshots of another
+    network or of several runs.
     """
     snapshots = snapshots_of(run)
     newest = snapshots[-1].step
     end = newest if step is None else step
     if not 0 < end <= newest:
-        raise ValueError(f"step {end} was asked, but the snapshots end at step {newest}")
+        raise ValueError(f"step is in 1 ... {newest}, where the snapshots end, got {end}")
     stored = [profile for snapshot in snapshots for profile in snapshot.profiles()]
     found = combine(stored, Profile(sigma_rel, float(end)))
     if found.residual > 0.5:
@@ -230,8 +240,8 @@ def reconstruct(
     if found.residual > TOLERANCE:
         warnings.warn(
             f"the {len(snapshots)} snapshots do not span sigma_rel {sigma_rel} at step {end}: "
-            f"{found.residual:.1%} of the profile is missed; more snapshots, or a width between "
-            f"the stored {', '.join(map(str, snapshots[0].sigma_rels))} and twice that, do better",
+            f"{found.residual:.1%} of the profile is missing; use more snapshots, or a width "
+            f"between the stored {', '.join(map(str, snapshots[0].sigma_rels))} and twice that",
             stacklevel=2,
         )
     denoiser = models.load(run, trust_code=trust_code)
@@ -253,7 +263,7 @@ def reconstruct(
 def _average_into(
     denoiser: Denoiser, snapshots: Sequence[Snapshot], x: Float64[np.ndarray, " snapshots"]
 ) -> None:
-    """Overwrite what was trained by the sum of x_i times the snapshots' files, in float64."""
+    """Overwrite the trained parameters by the sum of x_i times the snapshots' files, in float64."""
     files = [file for snapshot in snapshots for file in snapshot.files()]
     frozen, stored = snapshots[0].frozen, {**first_names(denoiser), **snapshots[0].shared}
     named = denoiser.named_parameters(remove_duplicate=False)
@@ -262,7 +272,7 @@ def _average_into(
         opened = [stack.enter_context(open_tensors(file)) for file in files]
         for path, file in zip(files, opened, strict=True):
             if set(file.keys()) != {stored[name] for name in targets}:
-                raise ValueError(f"{path} holds the weights of another network than the model's")
+                raise ValueError(f"{path} has the weights of another network than the model's")
         for name, target in targets.items():
             total = torch.zeros(target.shape, dtype=torch.float64)
             for factor, path, file in zip(x.tolist(), files, opened, strict=True):
@@ -276,7 +286,7 @@ def _average_into(
 
 
 def _refuse_another(folder: Path, run: str) -> None:
-    """What is replaced is an average of the same run."""
+    """ValueError if the folder exists and is no average of this run, which may be replaced."""
     if folder.exists():
         try:
             same = models.read_notes(folder)["ema"]["run"] == run
@@ -294,9 +304,13 @@ def save_averages(
     step: int | None = None,
     trust_code: bool = False,
 ) -> list[str]:
-    """Write a model folder for each sigma_rel, and say how good each is.
+    """Write a model folder for each sigma_rel, and return a line on the quality of each.
 
-    One is written to `out`, several to `out/ema-0.05`, `out/ema-0.1`, ...
+    run: the folder of the run.
+    out: the folder of a single average; several are written to `out/ema-0.05`, `out/ema-0.1`, ...
+    sigma_rels: the relative widths, different ones in (0, 0.288).
+    step: the step at which the profiles end, by default that of the newest snapshot.
+    trust_code: whether code may be imported by the paths that the model names.
     """
     if not sigma_rels or len(set(sigma_rels)) < len(sigma_rels):
         raise ValueError(f"one or more different values of sigma_rel are needed, got {sigma_rels}")

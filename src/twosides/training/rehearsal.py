@@ -1,4 +1,4 @@
-"""Everything that the end of a run needs, done once before its first step.
+"""A rehearsal of the end of a run, before its first step.
 
 A network that cannot be built again, a model that cannot be written or a picture that cannot be
 drawn would otherwise be found after the last step, when all the work is done.
@@ -19,15 +19,16 @@ from twosides.denoiser import Denoiser
 from twosides.storage import models
 from twosides.storage.files import remove_folder
 from twosides.training.callbacks import Averaging
-from twosides.training.ema import let_go
+from twosides.training.ema import free_gathered
 
 SCRATCH = ".rehearsal"
 
 
 class Rehearsal(lightning.Callback):
-    """Before step 1, where the weights are on their devices and sharded: build, save, load, draw.
+    """The callback that builds, saves, loads and draws once, before step 1.
 
-    All processes take part in what gathers weights; the first one writes, and all fail together.
+    It runs where the weights are on their devices and sharded. All processes take part in what
+    gathers weights; the first one writes, and all fail together.
     """
 
     def __init__(
@@ -38,35 +39,42 @@ class Rehearsal(lightning.Callback):
         checks: list[Callable[[Any], None]],
         draw: Callable[[Denoiser], bytes] | None,
     ) -> None:
-        """`checks(module)` are run by all processes; `notes` go into the model's config.json."""
+        """Prepare to rehearse.
+
+        folder: the folder of the run.
+        average: the average whose weights become the model.
+        notes: the notes for the model's config.json.
+        checks: functions of the module that all processes call.
+        draw: makes the bytes of a PNG of a denoiser; None for no pictures.
+        """
         self.folder, self.average, self.notes = folder, average, notes
         self.checks, self.draw = checks, draw
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """ValueError that says what would have failed, and what to do."""
+        """Rehearse; ValueError that says what would have failed, and what to do."""
         denoiser: Denoiser = pl_module.denoiser
         training = denoiser.training
         denoiser.eval()
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             for check in self.checks:
                 check(pl_module)
-        let_go(denoiser)
+        free_gathered(denoiser)
         denoiser.train(training)
         problem: Exception | None = None
         try:
-            copy = self.average.averaged(first=trainer.is_global_zero)
+            copy = self.average.copy_average(first=trainer.is_global_zero)
             if copy is not None:
                 self._save(copy)
                 if self.draw is not None and not trainer.global_step:
-                    _drawn(self.draw, copy.to(pl_module.device))
+                    _draw_once(self.draw, copy.to(pl_module.device))
         except (ValueError, TypeError, RuntimeError, KeyError, AttributeError, OSError) as error:
             problem = error
-        said = trainer.strategy.broadcast(problem and f"{type(problem).__name__}: {problem}")
-        if problem is not None or said:
+        message = trainer.strategy.broadcast(problem and f"{type(problem).__name__}: {problem}")
+        if problem is not None or message:
             raise (
                 problem
                 if isinstance(problem, ValueError | OSError)
-                else ValueError(f"the model of this run could not be written: {said}")
+                else ValueError(f"the model of this run could not be written: {message}")
             ) from problem
 
     def _save(self, copy: Denoiser) -> None:
@@ -79,7 +87,8 @@ class Rehearsal(lightning.Callback):
                 remove_folder(scratch)
 
 
-def _drawn(draw: Callable[[Denoiser], bytes], denoiser: Denoiser) -> None:
+def _draw_once(draw: Callable[[Denoiser], bytes], denoiser: Denoiser) -> None:
+    """Draw a picture and drop it; ValueError with the reason if that fails."""
     try:
         draw(denoiser)
     except Exception as error:
@@ -90,12 +99,12 @@ def _drawn(draw: Callable[[Denoiser], bytes], denoiser: Denoiser) -> None:
 
 
 def warn_of_classes(description: Mapping[str, Any]) -> None:
-    """Say which classes a reader of the model cannot import by the path that it names."""
-    lost = [path for path in _paths(description) if not _importable(path)]
+    """Warn of classes that a reader of the model cannot import by the path that it names."""
+    lost = [path for path in _paths(description) if not _can_import(path)]
     if lost:
         warnings.warn(
             f"the model names its network's class {', '.join(lost)}, which nobody can import: it "
-            "stands in a function or in the script that is run. The model is saved, and "
+            "is defined in a function or in the script that is run. The model is saved, and "
             "`twosides.load(folder, like=network)` reads it with the class at hand; move the class "
             "to the top of a module to load it anywhere",
             stacklevel=3,
@@ -103,6 +112,7 @@ def warn_of_classes(description: Mapping[str, Any]) -> None:
 
 
 def _paths(description: Any) -> Iterator[str]:
+    """The import paths of classes in a description."""
     if isinstance(description, Mapping):
         name = description.get("class")
         if isinstance(name, str) and ":" in name:
@@ -111,6 +121,6 @@ def _paths(description: Any) -> Iterator[str]:
             yield from _paths(value)
 
 
-def _importable(path: str) -> bool:
+def _can_import(path: str) -> bool:
     module, _, name = path.partition(":")
     return module != "__main__" and hasattr(sys.modules.get(module), name)

@@ -1,4 +1,4 @@
-"""Training by names: a task, a recipe, a folder. What `twosides train` and the demo run."""
+"""Training by names: a task, a recipe, a folder. `twosides train` and the demo run this."""
 
 from __future__ import annotations
 
@@ -33,9 +33,17 @@ def train_task(
     validate: bool = False,
     **settings: Any,
 ) -> Denoiser:
-    """Train and return the averaged denoiser; `settings` are `Settings`' fields.
+    """Train a network on a task by name, and return the averaged denoiser.
 
-    validate: measure the error by noise level, too, on data of the task that are not trained on.
+    task: the data with their notes (`data.tasks`), or the name of such a task.
+    folder: the folder of the run.
+    recipe: the name of a recipe.
+    network_file: a JSON file of a network, in place of the task's own.
+    time: how the network is told the level, in place of the task's own clock.
+    trust_code: whether code may be imported by the paths that files name.
+    validate: whether to measure the error by noise level on data of the task that are not trained
+        on.
+    settings: the fields of `Settings`.
     """
     chosen = recipe_named(recipe)
     named = {"data": task} if isinstance(task, str) else {}
@@ -47,7 +55,7 @@ def train_task(
         raise ValueError(f"no small network {what}: name one, --network, or fine-tune one")
     wanted = settings_named(task, trust_code=trust_code, **settings)
     network = models.build_network(spec, trust_code=trust_code, seed=wanted.seed)
-    # A recipe on the clock of time is told it in the units that suit the network's embedding.
+    # Time is told in the units that suit the embedding of the task's network.
     clock = time or (task.time if chosen.time == "t" else chosen.time)
     return fit(
         network,
@@ -63,7 +71,7 @@ def train_task(
 
 
 def settings_named(task: Task, *, trust_code: bool = False, **settings: Any) -> Settings:
-    """`Settings` for a task, with an optimizer by name or import path."""
+    """The `Settings` for a task, with an optimizer by name or import path."""
     chosen = settings.get("optimizer")
     if isinstance(chosen, str):
         settings["optimizer"] = optimizer_named(chosen, trust_code=trust_code)
@@ -71,7 +79,7 @@ def settings_named(task: Task, *, trust_code: bool = False, **settings: Any) -> 
 
 
 def _units(task: Task, recipe: Recipe) -> dict[str, Any]:
-    """What makes of the data those that the recipe is made for."""
+    """The mean and std by which the data get the unit that the recipe is made for."""
     if task.moments is None:
         return {}
     mean, std = task.moments
@@ -93,20 +101,21 @@ def monitor_of(task: Task, settings: Settings, *, validate: bool) -> Monitor:
 
 
 def _drawer(task: Task) -> Callable[[Denoiser], bytes] | None:
-    # What a picture would have to be drawn of, besides a class.
-    told = {*task.null, *task.rows([0])[0]} - {"x", "class_labels"}
-    if len(task.shape) != 3 or told or (task.shape[0] not in (1, 3) and not task.pipeline):
+    """A function that draws a denoiser's samples as a PNG; None where they are no pictures."""
+    # Pictures are drawn of classes, with no other conditioning.
+    others = {*task.null, *task.rows([0])[0]} - {"x", "class_labels"}
+    if len(task.shape) != 3 or others or (task.shape[0] not in (1, 3) and not task.pipeline):
         return None
     try:
         decode = decoder(task.pipeline) if task.pipeline else None
     except ValueError:  # the pipeline is gone: there are no pictures
         return None
 
-    def shown(x: Tensor) -> Tensor:
+    def decode_finite(x: Tensor) -> Tensor:
         if not bool(x.isfinite().all()):
-            raise ValueError("the samples hold NaN or infinite numbers")
+            raise ValueError("the samples have NaN or infinite values")
         return decode(x) if decode else x
 
     return lambda denoiser: png(
-        draw_classes(denoiser, task.shape, task.classes, seed=0, decode=shown)
+        draw_classes(denoiser, task.shape, task.classes, seed=0, decode=decode_finite)
     )

@@ -15,7 +15,7 @@ from twosides.training.ema import gamma_of
 from twosides.training.optimizers import DECAYS, OPTIMIZERS
 
 STRATEGIES = ("auto", "ddp", "fsdp")
-# Settings that decide nothing about the run: it may go on for longer, or elsewhere.
+# Settings on which the result of a run does not depend: it may go on for longer, or elsewhere.
 _FREE = (
     "steps",
     "minutes",
@@ -30,13 +30,13 @@ _FREE = (
     "workers",
     "peak_tflops",
 )
-# Settings that came later: runs from before them have these, and do not say so.
+# Settings that were added later. Earlier runs had these values and did not record them.
 _LATER = {"optimizer": "adamw", "decay": "constant"}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How long and how fast to train.
+    """How long, how fast and on how many processes to train.
 
     `batch` is the number of samples of one optimizer step, over all processes and the `accumulate`
     micro-batches that each of them takes one after another. `strategy`: "ddp" copies the network to
@@ -112,7 +112,10 @@ class Settings:
         self.micro_batch(1)
 
     def micro_batch(self, world: int) -> int:
-        """Samples that one process takes at a time; ValueError if the batch cannot be shared."""
+        """The samples that a process takes at a time; ValueError if the batch cannot be shared.
+
+        world: the number of processes.
+        """
         shares = world * self.accumulate
         if self.batch % shares:
             raise ValueError(
@@ -121,19 +124,20 @@ class Settings:
             )
         return self.batch // shares
 
-    def lasting(self) -> dict[str, Any]:
-        """What a continued run must share."""
-        lasting = {name: value for name, value in asdict(self).items() if name not in _FREE}
+    def identity(self) -> dict[str, Any]:
+        """The settings that a run must keep when it is continued, as JSON."""
+        kept = {name: value for name, value in asdict(self).items() if name not in _FREE}
         if not isinstance(self.optimizer, str):
             kind: Any = self.optimizer
-            lasting["optimizer"] = f"{kind.__module__}:{kind.__qualname__}"
-        if self.decay != "constant":  # which ends at the last step
-            lasting["steps"] = self.steps
+            kept["optimizer"] = f"{kind.__module__}:{kind.__qualname__}"
+        if self.decay != "constant":  # a decay depends on which step is the last
+            kept["steps"] = self.steps
         for name, usual in _LATER.items():
-            if lasting[name] == usual:
-                del lasting[name]
-        return {**lasting, "null": {name: _noted(value) for name, value in self.null.items()}}
+            if kept[name] == usual:
+                del kept[name]
+        return {**kept, "null": {name: _digest(value) for name, value in self.null.items()}}
 
 
-def _noted(null: int | Tensor) -> int | str:
+def _digest(null: int | Tensor) -> int | str:
+    """A null value as JSON: a number itself, a tensor by its SHA-256."""
     return null if isinstance(null, int) else hashlib.sha256(null.numpy().tobytes()).hexdigest()

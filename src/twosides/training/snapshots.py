@@ -2,8 +2,8 @@
 
     run/snapshots/step-00002000/   average-0.safetensors  average-1.safetensors  snapshot.json
 
-Averages stay where the weights are: of sharded weights (DTensor) each process averages its shards.
-They are gathered only when a snapshot is written, one tensor at a time.
+The averages are kept where the weights are: of sharded weights (DTensor) each process averages its
+own shards. They are gathered only when a snapshot is written, one tensor at a time.
 """
 
 from __future__ import annotations
@@ -28,20 +28,26 @@ from twosides.training.posthoc import ABOUT, FOLDER, Snapshot, average_file, rea
 
 
 class Snapshots(lightning.Callback):
-    """Two or more averages of the weights, written every `every` optimizer steps and at the end.
+    """The callback that averages the weights and writes the averages.
 
-    What is averaged are the parameters of the LightningModule's `denoiser`, if it has one, else its
-    own. The averages and their counters go into the checkpoints: after a kill and a continuation
-    the snapshots are bitwise those of an uninterrupted run. A good snapshot that is there is left
-    alone; a damaged one is written again, with a warning; one of another run is a ValueError.
+    It averages the parameters of the LightningModule's `denoiser`, if it has one, else its own. The
+    averages and their counters go into the checkpoints: after a kill and a continuation the
+    snapshots are bitwise those of an uninterrupted run. A good snapshot that exists is left alone;
+    a damaged one is written again, with a warning; one of another run is a ValueError.
     """
 
     def __init__(
         self, folder: str | Path, every: int, sigma_rels: Sequence[float] = (0.05, 0.10)
     ) -> None:
-        """`folder` is the run's; 32 to 64 snapshots with the usual widths span 0.05 to 0.2."""
+        """Prepare to write snapshots.
+
+        folder: the folder of the run.
+        every: the number of optimizer steps from one snapshot to the next, >= 1; one is written at
+            the end, too. 32 to 64 snapshots with the usual widths span widths of 0.05 to 0.2.
+        sigma_rels: the relative widths of the averages, different ones in (0, 0.288).
+        """
         if every < 1:
-            raise ValueError(f"every={every} was asked; write snapshots every 1 step or more")
+            raise ValueError(f"every is a number of steps >= 1, got {every}")
         if len(set(sigma_rels)) < len(sigma_rels) or not sigma_rels:
             raise ValueError(f"different values of sigma_rel are needed, got {sigma_rels}")
         self.root, self.every, self.sigma_rels = Path(folder) / FOLDER, every, tuple(sigma_rels)
@@ -51,8 +57,8 @@ class Snapshots(lightning.Callback):
         self._restored: Mapping[str, Any] | None = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Begin, or go on from the checkpoint; only now the weights are where they are trained."""
-        module = _averaged(pl_module)
+        """Begin, or continue from the checkpoint; the weights are on their devices only now."""
+        module = _trained_module(pl_module)
         self.averages = [PowerEMA(module, sigma_rel) for sigma_rel in self.sigma_rels]
         self.names = _special_names(module)
         self._seen = trainer.global_step
@@ -60,7 +66,7 @@ class Snapshots(lightning.Callback):
             self._restore(self._restored)
         elif self._seen:
             raise ValueError(
-                f"the run goes on from step {self._seen}, whose checkpoint has no averages for "
+                f"the run continues from step {self._seen}, whose checkpoint has no averages for "
                 "snapshots: they need the whole run. Train without them or in another folder"
             )
         else:
@@ -74,29 +80,29 @@ class Snapshots(lightning.Callback):
             return
         self._seen = trainer.global_step
         for average in self.averages:
-            average.update(_averaged(pl_module))
+            average.update(_trained_module(pl_module))
         if self.averages[0].steps % self.every == 0:
             self._write(trainer)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """The last step has a snapshot, so that profiles can end there."""
+        """Write a snapshot of the last step, so that profiles can end there."""
         if self.averages[0].steps:
             self._write(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        """Averages and counters."""
+        """The averages and their counters."""
         return {"run": self.run, "averages": [average.state_dict() for average in self.averages]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Kept until training starts."""
+        """Keep the averages and their counters until training starts."""
         self._restored = state_dict
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         found = [float(average["sigma_rel"]) for average in state["averages"]]
         if found != list(self.sigma_rels):
             raise ValueError(
-                f"snapshots of sigma_rel {self.sigma_rels} were asked, but the checkpoint has "
-                f"{found}; ask for these, or train in another folder"
+                f"snapshots are to have sigma_rel {self.sigma_rels}, but the checkpoint has "
+                f"{found}; use these, or train in another folder"
             )
         self.run = str(state["run"])
         for average, stored in zip(self.averages, state["averages"], strict=True):
@@ -105,8 +111,8 @@ class Snapshots(lightning.Callback):
     def _write(self, trainer: Any) -> None:
         step = self.averages[0].steps
         folder = self.root / f"step-{step:08d}"
-        # Gathering needs all processes, and only the first one's disk counts.
-        if trainer.strategy.broadcast(trainer.is_global_zero and self._there(folder, step)):
+        # Gathering needs all processes, and the first one decides by its disk.
+        if trainer.strategy.broadcast(trainer.is_global_zero and self._exists(folder, step)):
             return
         weights = [average.weights for average in self.averages]
         require_finite(weights, f"the snapshot of step {step}")
@@ -122,7 +128,8 @@ class Snapshots(lightning.Callback):
 
         commit_folder(folder, write)
 
-    def _there(self, folder: Path, step: int) -> bool:
+    def _exists(self, folder: Path, step: int) -> bool:
+        """Whether this snapshot is on disk and good; ValueError for one of another run."""
         if not folder.exists():
             return False
         try:
@@ -137,12 +144,12 @@ class Snapshots(lightning.Callback):
         return True
 
 
-def _averaged(pl_module: Any) -> nn.Module:
+def _trained_module(pl_module: Any) -> nn.Module:
     return cast(nn.Module, getattr(pl_module, "denoiser", pl_module))
 
 
 def _special_names(module: nn.Module) -> dict[str, Any]:
-    """For snapshot.json, the names of parameters that are not stored under their own name."""
+    """The names, for snapshot.json, of parameters that are not stored under their own name."""
     stored = first_names(module)
     named = module.named_parameters(remove_duplicate=False)
     found = {
@@ -153,7 +160,7 @@ def _special_names(module: nn.Module) -> dict[str, Any]:
 
 
 def _fingerprint(module: nn.Module) -> str:
-    """A run is known by the weights that it began with."""
+    """A hash of the weights with which a run began, by which it is recognised."""
     digest = hashlib.sha256()
     for name, value in module.named_parameters():
         plain = whole(value.detach()).cpu().contiguous().reshape(-1).view(torch.uint8)

@@ -1,9 +1,9 @@
 """The error of the averaged weights on held-out data, level by level.
 
-The density's levels are cut into 20 bins of equal probability. Sample i is always measured in bin
-i mod 20, with noise and a level that depend on (seed, i) only, so that two measurements differ by
-their weights alone. `logs/validation.csv` has of every bin the plain error E|eps_hat - eps|^2, the
-mean over the elements of a sample, and the weighted loss; `validation.png` draws the error over the
+The density's levels are cut into 20 bins of equal probability. Sample i is always measured in bin i
+mod 20, with noise and a level that depend on (seed, i) only, so that two measurements differ by
+their weights alone. `logs/validation.csv` has for every bin the plain error E|eps_hat - eps|^2, the
+mean over the elements of a sample, and the weighted loss; `validation.png` shows the error over the
 levels, as training goes on.
 """
 
@@ -31,7 +31,7 @@ BINS, VALIDATION = 20, "logs/validation.csv"
 
 
 class InBins(PerSample):
-    """Sample i asks for a level of bin i mod 20."""
+    """Randomness in which the level of sample i lies in bin i mod 20."""
 
     def strata(self) -> Tensor:
         """`((i mod 20) + u_i) / 20`."""
@@ -39,15 +39,22 @@ class InBins(PerSample):
         return centred((bins + super().uniform()) / BINS)
 
     def uniform(self) -> Tensor:
-        """The same: here levels are never independent."""
+        """The same numbers, because levels are never independent here."""
         return self.strata()
 
 
 class Validating(lightning.Callback):
-    """Measure every so many optimizer steps, with the average in the network's place."""
+    """The callback that measures the error of the average every so many optimizer steps."""
 
     def __init__(self, data: Any, folder: Path, average: Averaging, log: Log) -> None:
-        """`data` is map-style; its last samples are not left out."""
+        """Prepare to measure.
+
+        data: a map-style data set, which has a length and an order. All of its samples are
+            measured.
+        folder: the folder of the run.
+        average: the average, which takes the network's place meanwhile.
+        log: the log of the run.
+        """
         if not hasattr(data, "__len__"):
             raise TypeError(
                 f"validation data have a length and an order, {type(data).__name__} has none"
@@ -57,7 +64,7 @@ class Validating(lightning.Callback):
         self.rows, self.seen = Rows(folder / VALIDATION, columns), 0
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Go on with the table of the steps that were made."""
+        """Continue the table after the steps that were made."""
         self.seen = trainer.global_step
         if trainer.is_global_zero:
             self.rows.rewind(self.seen)
@@ -65,13 +72,13 @@ class Validating(lightning.Callback):
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """All processes measure their share, the first one writes."""
+        """Measure on all processes, each its share, and write on the first."""
         step = trainer.global_step
         if step == self.seen or step % pl_module.settings.validate_every:
             return
         self.seen = step
         context = trainer.precision_plugin.forward_context
-        with self.average.ema.applied(pl_module.denoiser), torch.no_grad(), context():
+        with self.average.ema.substitute(pl_module.denoiser), torch.no_grad(), context():
             errors, losses = self.measure(pl_module, trainer.global_rank, trainer.world_size)
         if not trainer.is_global_zero:
             return
@@ -95,28 +102,33 @@ class Validating(lightning.Callback):
         count: int = len(self.data)
         size = module.settings.micro_batch(module.trainer.world_size)
         try:
-            self._measured(module, [number % count for number in range(size)])
+            self._measure_batch(module, [number % count for number in range(size)])
         except (ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
             raise ValueError(f"the validation data cannot be measured: {error}") from error
 
     def measure(self, module: Module, rank: int, world: int) -> tuple[Tensor, Tensor]:
-        """The error of eps and the loss of every sample, on every process, in float64."""
+        """The error of eps and the loss of every sample, on every process, in float64.
+
+        module: the module that is trained.
+        rank, world: the number of this process, and that of all processes.
+        """
         count: int = len(self.data)
         size, training = module.settings.micro_batch(world), module.denoiser.training
         module.denoiser.eval()
-        parts = [
-            self._measured(module, [min(first + rank + world * k, count - 1) for k in range(size)])
+        shares = (
+            [min(first + rank + world * k, count - 1) for k in range(size)]
             for first in range(0, count, size * world)
-        ]
+        )
+        parts = [self._measure_batch(module, share) for share in shares]
         module.denoiser.train(training)
-        errors, losses = (module.gathered(list(field)) for field in zip(*parts, strict=True))
+        errors, losses = (module.gather(list(field)) for field in zip(*parts, strict=True))
         return errors[:count], losses[:count]
 
-    def _measured(self, module: Module, numbers: list[int]) -> tuple[Tensor, Tensor]:
+    def _measure_batch(self, module: Module, numbers: list[int]) -> tuple[Tensor, Tensor]:
         batch = default_collate([self.data[number] for number in numbers])
         given = moved(batch, module.device)
         draw = InBins(module.settings.seed, numbers)
-        # Not the run's own objective, which may adapt: weighting and density as at the start.
+        # The run's own objective may have two stages; these are the parts of the second.
         plain = Objective(module.objective.weighting, module.objective.density)
         losses = plain.evaluate(module.denoiser, given.pop("x"), generator=draw, **given)
         level = module.denoiser.schedule.level(losses.logsnr)
@@ -125,7 +137,7 @@ class Validating(lightning.Callback):
 
 
 def _edges(objective: Objective) -> list[float]:
-    """Of the bins, from the data's end of the density to the noise's; some are infinite."""
+    """The edges of the bins, from the data's end to the noise's; the outermost may be infinite."""
     inner = torch.linspace(0, 1, BINS + 1, dtype=torch.float64)[1:-1]
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
     first, last = objective.density.logsnr(ends).tolist()
@@ -133,7 +145,7 @@ def _edges(objective: Objective) -> list[float]:
 
 
 def picture(folder: Path) -> bytes:
-    """A PNG: error over logsnr, a line for each measurement, later ones darker."""
+    """A PNG of the error over logsnr, with a line for each measurement; later ones are darker."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -14,7 +14,7 @@ from twosides.explorer import problems
 from twosides.sampling.run import run
 
 Array = NDArray[np.float64]
-TRUTH, FINE = "kab3c", 32  # of third order or more, on equal steps of time
+TRUTH, FINE = "kab3c", 32  # the sampler and the steps of exact paths: third order, equal steps
 
 
 @functools.lru_cache(256)
@@ -25,16 +25,16 @@ def plan(sampler: str, k: float, steps: int) -> Any:
 
 @functools.lru_cache(64)
 def problem(name: str, variance: float) -> Any:
-    """The data, made once for all paths of a view."""
-    return problems.named(name, variance)
+    """The data, which are made once for all paths of a view."""
+    return problems.mixture(name, variance)
 
 
 @functools.lru_cache(512)
 def path(name: str, variance: float, sampler: str, k: float, steps: int, particles: int) -> Array:
-    """States (particles, steps + 1) of 1-D data from `linspace(-2, 2, particles)`."""
+    """The states (particles, steps + 1) of 1-D data, started at `linspace(-2, 2, particles)`."""
     start = torch.linspace(-2, 2, particles, dtype=torch.float64)[:, None]
     states: list[torch.Tensor] = []
-    # `run`, not `sample`: these samplers add no noise, and nobody asks for the estimates.
+    # `run` is used in place of `sample`, because neither noise nor estimates are needed.
     last = run(
         plan(sampler, k, steps),
         problem(name, variance),
@@ -45,7 +45,7 @@ def path(name: str, variance: float, sampler: str, k: float, steps: int, particl
 
 
 def exact(name: str, variance: float, k: float, particles: int) -> Array:
-    """The paths themselves: FINE steps of TRUTH on flow matching, times S."""
+    """The exact paths: FINE steps of TRUTH on flow matching, times S."""
     t = 1 - nodes(FINE)[0]
     return path(name, variance, TRUTH, 0.0, FINE, particles) * (
         1 + k * (1 / np.hypot(1 - t, t) - 1)
@@ -53,7 +53,7 @@ def exact(name: str, variance: float, k: float, particles: int) -> Array:
 
 
 def nodes(steps: int, particles: int = 1) -> Array:
-    """`1 - t` of the states, (particles, steps + 1): the axis of the post's figures."""
+    """The times `1 - t` of the states, (particles, steps + 1): the axis of the post's figures."""
     return np.repeat(np.linspace(0, 1, steps + 1)[None], particles, 0)
 
 
@@ -61,7 +61,7 @@ PYTHON = """import torch
 import twosides as ts
 from twosides.explorer import problems
 
-data = problems.named({name!r}, {variance!r})
+data = problems.mixture({name!r}, {variance!r})
 start = torch.linspace(-2, 2, {particles}, dtype=torch.float64)[:, None]
 
 

@@ -1,4 +1,4 @@
-"""What every prediction and every noise weighs in the final sample: the post's churn figure."""
+"""The weights of every prediction and every noise in the final sample: the post's churn figure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import twosides as ts
 from twosides.explorer.figure import Axis, Choice, Figure, Mark, Number, Panel, Range, View
 from twosides.explorer.names import OUTPUTS, SAMPLERS, SCHEDULES
 
-TEXT = r"""Every sampler on a fixed grid is linear in what the network says, so its result is $z_0 =
+TEXT = r"""Every sampler on a fixed grid is linear in the network's answers, so its result is $z_0 =
 w\,\epsilon + \sum_t h_t\,o_t + \sum_t c_t\,n_t$ for every network: the weights are the sampler.
 
 Move the *churn* away from 0. Each step goes too far along the ODE and is noised back: early
@@ -51,7 +51,7 @@ def plan(sampler: str, c: float, schedule: str, steps: int) -> Any:
 
 
 def compute(c: float, sampler: str, output: str, schedule: str, steps: int) -> View:
-    """Weights h_t of the outputs and c_t of the noises in the result, and the whole matrix.
+    """The weights h_t of the outputs and c_t of the noises in the result, and the whole matrix.
 
     The curves are over the number of the call; `Sum h`, the weight of z_1 (the initial noise, times
     the state's scale at the start) and the variance of the injected noise are numbers.

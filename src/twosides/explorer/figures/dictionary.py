@@ -1,4 +1,4 @@
-"""The dictionary: (f, g, eta) of the SDE, (alpha, sigma, epsilon) of the flow."""
+"""The dictionary between (f, g, eta) of the SDE and (alpha, sigma, epsilon) of the flow."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ The post prints $\sigma$ without the factor $\alpha$; for VP-linear at $t = 0.9$
 times too large. Type $f$ and $g$ of your own, or choose a schedule; the readout goes there and
 back.
 
-The table reads the noise of one step in the words of every paper: the post's churn, EDM's, DDIM's
-$\eta$, SA-Solver's $\tau$, SiT's diffusion coefficient. It is one quantity.
+The table states the noise of one step in the coordinates of every paper: the post's churn, EDM's,
+DDIM's $\eta$, SA-Solver's $\tau$, SiT's diffusion coefficient. All are one quantity.
 """
 
 FIGURE = Figure(
@@ -102,7 +102,7 @@ LETTERS = {
 
 @functools.lru_cache(64)
 def process(given: str, schedule: str, f: str, g: str, eta: str) -> tuple[Any, Any]:
-    """Dynamics, and the schedule; from f and g by quadrature. ValueError where they make none."""
+    """The dynamics and the schedule, from f and g by quadrature; ValueError if there are none."""
     import torch
 
     from twosides.schedules import schedule_named
@@ -134,7 +134,7 @@ def process(given: str, schedule: str, f: str, g: str, eta: str) -> tuple[Any, A
 
 
 def compute(given: str, schedule: str, f: str, g: str, eta: str, t: float, steps: int) -> View:
-    """f, g, eta, epsilon and alpha, sigma over time; there and back; one step's noise in all words.
+    """Both sides over time, the error of going there and back, and the noise of one step.
 
     The step runs from t down to t - 1/steps, at least to t/2.
     """
@@ -158,7 +158,7 @@ def compute(given: str, schedule: str, f: str, g: str, eta: str, t: float, steps
         name: coordinate(name, float(dynamics.eta(torch.tensor(t, dtype=torch.float64))), step)
         for name in COORDINATES
     }
-    gap = _there_and_back(given, schedule, f, g)
+    gap = _round_trip(given, schedule, f, g)
     return View(
         (
             _plot(r"The diffusion's side: $f$, $g$, $\eta$", times, arrays, ("f", "g", "eta")),
@@ -189,7 +189,7 @@ def compute(given: str, schedule: str, f: str, g: str, eta: str, t: float, steps
 
 
 def coordinate(name: str, eta: float, step: Any) -> float:
-    """The coordinate of class `name` that is the noise eta on a step; NaN if there is none."""
+    """The coordinate of class `name` for the noise eta on a step; NaN if there is none."""
     from twosides.sampling import noise
 
     try:
@@ -199,7 +199,8 @@ def coordinate(name: str, eta: float, step: Any) -> float:
 
 
 @functools.lru_cache(64)
-def _there_and_back(given: str, schedule: str, f: str, g: str) -> float:
+def _round_trip(given: str, schedule: str, f: str, g: str) -> float:
+    """The largest relative error of translating there and back."""
     import torch
 
     dynamics, made = process(given, schedule, f, g, "0")
@@ -268,5 +269,5 @@ for name in {COORDINATES}:
     try:
         coordinates[name] = noise.convert(eta, getattr(noise, name), step).value
     except ValueError:
-        pass   # this coordinate cannot say it
+        pass   # this coordinate has no value for it
 """

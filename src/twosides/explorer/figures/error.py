@@ -1,4 +1,4 @@
-"""The price of accuracy: error against network calls, for any of the samplers."""
+"""The price of accuracy: the error against network calls, for any of the samplers."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ FIGURE = Figure(
 
 
 def sampler(name: str, grid: str, c: float) -> Any:
-    """The preset on another grid, with churn if c > 0; a grid that is over another one stays."""
+    """The preset on another grid, with churn if c > 0."""
     made = ts.samplers[name]
     chosen = made.grid if grid == "own" else ts.grids.GRIDS[grid]
     return ts.Sampler(chosen, made.solver, ts.Churn(c) if c > 0 else made.stochasticity)
@@ -90,21 +90,21 @@ def sampler(name: str, grid: str, c: float) -> Any:
 
 @functools.lru_cache(32)
 def exact(data: str, schedule: str) -> tuple[Any, Any]:
-    """64 initial noises, and where the ODE takes them: 400 steps of RK4."""
+    """64 initial noises, and the end of the ODE from them, by 400 steps of RK4."""
     import torch
 
     from twosides.explorer import problems
     from twosides.sampling.run import run
 
     start = ts.PerSample(0, range(64)).normal((2,), torch.float64)
-    return start, run(ts.plan("rk4", schedule, 400), problems.named(data), start)
+    return start, run(ts.plan("rk4", schedule, 400), problems.mixture(data), start)
 
 
 @functools.lru_cache(4096)
-def measured(
+def calls_and_error(
     name: str, steps: int, grid: str, schedule: str, c: float, data: str
 ) -> tuple[int, float]:
-    """Calls and error of one run; data "" for the error of the variance."""
+    """The network calls and the error of one run; data "" is for the error of the variance."""
     from twosides.explorer import problems
     from twosides.reports.orders import reached_variance
     from twosides.sampling.run import run
@@ -113,16 +113,17 @@ def measured(
     if not data:
         return plan.nfe, sum(abs(reached_variance(plan, 0.02 * 2.0**i) - 1) for i in range(8))
     start, end = exact(data, schedule)
-    gap = run(plan, problems.named(data), start) - end
+    gap = run(plan, problems.mixture(data), start) - end
     return plan.nfe, float((gap**2).mean().sqrt() / (end**2).mean().sqrt())
 
 
 def compute(
     samplers: tuple[str, ...], measure: str, c: float, data: str, schedule: str, grid: str
 ) -> View:
-    """Error over network calls, and the slope of the last three points, per sampler.
+    """The error over network calls, and the slope of the last three points, for each sampler.
 
-    Noise is left out of end points, with a note. `steps` are those that fit into each budget.
+    Samplers with noise have no end point and are left out there, with a note. `steps` are those
+    that fit into each budget of calls.
     """
     end = measure == "end"
     c, data = (0.0, data) if end else (c, "")
@@ -135,7 +136,7 @@ def compute(
             )
             continue
         try:
-            points = [measured(name, n, grid, schedule, c, data) for n in budgets(made)]
+            points = [calls_and_error(name, n, grid, schedule, c, data) for n in budgets(made)]
         except ValueError as error:
             notes.append(f"{name}: {error}")
             continue
@@ -193,7 +194,7 @@ def compute(
 
 
 def budgets(made: Any) -> list[int]:
-    """Steps that cost about CALLS network calls."""
+    """The numbers of steps that cost about CALLS network calls."""
     return sorted({max(1, calls // made.nfe_per_step) for calls in CALLS})
 
 
@@ -209,7 +210,7 @@ def _python(names: tuple[str, ...], c: float, data: str, schedule: str, grid: st
     nodes = "made.grid" if grid == "own" else f"ts.grids.GRIDS[{grid!r}]"
     setup = (
         f"""start = ts.PerSample(0, range(64)).normal((2,), torch.float64)
-data = problems.named({data!r})
+data = problems.mixture({data!r})
 end = run(ts.plan("rk4", {schedule!r}, 400), data, start)
 
 

@@ -1,4 +1,4 @@
-"""A model of the visitor's own, with any sampler, at several numbers of network calls."""
+"""A model of the visitor, with any sampler, at several numbers of network calls."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from twosides.explorer.names import SAMPLERS
 from twosides.storage.limits import check_notes
 from twosides.storage.reading import read_json
 
-TEXT = r"""Your model, sampled with any sampler: trained as diffusion or as flow matching makes no
-difference. The panels start from the same noise and differ in the number of steps only; the last
-one shows what the network believes on the way, its estimate $\hat x$ at every call of the longest
-run.
+TEXT = r"""Your model, sampled with any sampler: it makes no difference whether it was trained as
+diffusion or as flow matching. The panels start from the same noise and differ in the number of
+steps only; the last one shows the network's estimate $\hat x$ of the data at every call of the
+longest run.
 
 At churn 0 the pictures settle as steps grow; with noise they change, and stay as good.
 """
@@ -41,7 +41,11 @@ FIGURE = Figure(
 
 
 def of(folder: Path, *, trust_code: bool = False) -> Figure:
-    """The figure of a model's or a run's folder; FileNotFoundError or ValueError if it is none."""
+    """The figure of a model's or a run's folder; FileNotFoundError or ValueError if it is none.
+
+    folder: the folder.
+    trust_code: whether code may be imported by the path that the model names.
+    """
     shape, classes = _about(folder)
     if len(shape) == 3 and shape[0] not in (1, 3):
         raise ValueError(f"{folder}: samples of shape {shape} are no pictures or points")
@@ -54,7 +58,7 @@ def of(folder: Path, *, trust_code: bool = False) -> Figure:
 
 
 def _about(folder: Path) -> tuple[tuple[int, ...], str]:
-    """Shape and classes from config.json, read without torch; the rest is checked on loading."""
+    """The shape and the classes in config.json, read without torch; loading checks the rest."""
     found = [each / "config.json" for each in (folder / "model", folder)]
     path = next((each for each in found if each.is_file()), None)
     if path is None:
@@ -64,15 +68,15 @@ def _about(folder: Path) -> tuple[tuple[int, ...], str]:
         check_notes(config)
         shape = tuple(int(size) for size in config["shape"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} does not say the shape of the model's samples") from error
+        raise ValueError(f"{path} does not state the shape of the model's samples") from error
     if len(shape) not in (1, 3):
         raise ValueError(f"{folder}: samples of shape {shape} are no pictures or points")
     return shape, str(config.get("classes", ""))
 
 
 @functools.lru_cache(1)
-def loaded(model: str, trust_code: bool) -> Any:
-    """The denoiser of the folder."""
+def load(model: str, trust_code: bool) -> Any:
+    """The denoiser of a folder, which is loaded once."""
     return ts.load(model, trust_code=trust_code)
 
 
@@ -96,7 +100,7 @@ def compute(
         n: _run(model, trust_code, made, (count, *shape), n, seed, labels, classes) for n in numbers
     }
     longest = runs[steps]
-    restore = loaded(model, trust_code).unstandardise
+    restore = load(model, trust_code).unstandardise
     beliefs = np.stack([restore(each.x[0]).numpy() for each in longest.predictions])
     panels = [
         _panel(
@@ -142,7 +146,7 @@ def _run(
         {"class_labels": torch.tensor([classes.index(each) for each in labels])} if labels else {}
     )
     return ts.sample(
-        loaded(model, trust_code),
+        load(model, trust_code),
         shape,
         sampler=sampler,
         steps=steps,

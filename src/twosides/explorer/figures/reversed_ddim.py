@@ -53,7 +53,7 @@ def runs(data: str, schedule: str, steps: int, particles: int) -> tuple[Any, Any
     """Points and noise (particles, 2); DDIM's states, data to noise (steps + 1, particles, 2)."""
     from twosides.explorer import problems
 
-    exact = problems.named(data)
+    exact = problems.mixture(data)
     x = exact.sample(particles, seed=0)
     noise = ts.PerSample(0, range(particles)).normal((2,), x.dtype)
     states: list[Any] = []
@@ -66,7 +66,7 @@ def runs(data: str, schedule: str, steps: int, particles: int) -> tuple[Any, Any
 
 @functools.lru_cache(256)
 def density(data: str, schedule: str, t: float) -> Any:
-    """p(z) at t on a grid of SIDE^2 points over [-REACH, REACH]^2, row 0 at the bottom."""
+    """The density p(z) at t on SIDE^2 points over [-REACH, REACH]^2, row 0 at the bottom."""
     import torch
 
     from twosides.explorer import problems
@@ -75,7 +75,7 @@ def density(data: str, schedule: str, t: float) -> Any:
     axis = torch.linspace(-REACH, REACH, SIDE, dtype=torch.float64)
     z = torch.cartesian_prod(axis, axis).flip(1)
     return (
-        problems.named(data)
+        problems.mixture(data)
         .log_prob(z, schedule_named(schedule).at(t))
         .exp()
         .reshape(SIDE, SIDE)
@@ -84,7 +84,7 @@ def density(data: str, schedule: str, t: float) -> Any:
 
 
 def compute(t: float, data: str, steps: str, schedule: str, particles: int) -> View:
-    """Both clouds at the state of DDIM nearest to t, over the exact density there."""
+    """The two clouds at the state of DDIM nearest to t, over the exact density there."""
     from twosides.schedules import schedule_named
 
     count = int(steps)
@@ -162,7 +162,7 @@ def compute(t: float, data: str, steps: str, schedule: str, particles: int) -> V
 def _mean_square(data: str, level: Any) -> float:
     from twosides.explorer import problems
 
-    made = problems.named(data)
+    made = problems.mixture(data)
     second = float((made.covariance.trace() + made.mean @ made.mean) / 2)
     return level.alpha**2 * second + level.sigma**2
 
@@ -174,7 +174,7 @@ from twosides.explorer import problems
 from twosides.sampling.run import run
 from twosides.schedules import schedule_named
 
-data, schedule = problems.named({data!r}), schedule_named({schedule!r})
+data, schedule = problems.mixture({data!r}), schedule_named({schedule!r})
 steps, node = {steps}, {node}
 x = data.sample({particles}, seed=0)
 noise = ts.PerSample(0, range({particles})).normal((2,), torch.float64)

@@ -1,4 +1,4 @@
-"""Sampling paths while the scaling goes from flow matching to VP: the post's first figure."""
+"""The sampling paths while the scaling goes from flow matching to VP: the post's first figure."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ VARIANCE = 0.25
 def compute(k: float, steps: int, data: str, particles: int) -> View:
     """DDIM, Euler on the PF-ODE and the exact paths (32 steps of kab3c), from linspace(-2, 2).
 
-    Numbers: how far the end points have moved from those at k = 0, at most over the particles.
+    The numbers are how far the end points have moved from those at k = 0, at most over the
+    particles.
     """
     from twosides.explorer.figures._paths import FINE, PYTHON, exact, nodes, path
 

@@ -1,4 +1,4 @@
-"""Whose paths are straight? It depends on the data: the post's second interactive figure."""
+"""Straight paths: which scaling has them depends on the data (the post's second figure)."""
 
 from __future__ import annotations
 
@@ -42,7 +42,10 @@ PARTICLES = 6
 
 
 def bend(z: np.ndarray) -> float:
-    """`int E|z' - (z_0 - z_1)|^2 ds / E|z_1|^2` of paths (k, n + 1), noise to data, s in [0, 1]."""
+    """The bend `int E|z' - (z_0 - z_1)|^2 ds / E|z_1|^2` of paths, with s in [0, 1].
+
+    z: the paths (k, n + 1), noise to data.
+    """
     steps = z.shape[1] - 1
     speed, whole = np.diff(z, axis=1) * steps, z[:, -1:] - z[:, :1]
     return float(((speed - whole) ** 2).mean() / (z[:, 0] ** 2).mean())

@@ -1,4 +1,4 @@
-"""One run told twice: in the words of diffusion, and in those of flow matching."""
+"""One run in two notations: that of diffusion, and that of flow matching."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ the same numbers and ask *the same network*; the right one sees it through a cha
 The readout is the largest difference between the two runs, at any step, in the same units. Change
 anything you like: it stays at the rounding of float64.
 
-The post says this of DDIM and Euler; it holds for every pair offered here, with any noise. Where
-a network says nothing ($\epsilon$ at zero SNR, at $t = 1$ of flow matching and cosine) you are told
-so.
+The post states this of DDIM and Euler; it holds for every pair offered here, with any noise. Where
+a network cannot answer ($\epsilon$ at zero SNR, at $t = 1$ of flow matching and cosine) a message
+says so.
 """
 
 
 class Pair(NamedTuple):
-    """A sampler under its two names, as code: the solver on either side."""
+    """A sampler under two names, with the code of the solver on either side."""
 
     label: str
     diffusion: str
@@ -92,7 +92,7 @@ def models(data: str, schedule: str, output: str) -> tuple[Any, Any]:
     from twosides.explorer import problems
     from twosides.schedules import schedule_named
 
-    exact = problems.points() if data == "points" else problems.named(data)
+    exact = problems.points() if data == "points" else problems.mixture(data)
     diffusion = schedule_named(schedule).with_scaling("vp")
     flow = diffusion.with_scaling("flow")
     left = ts.Denoiser(ts.convert(exact, output, diffusion), output, diffusion)
@@ -101,7 +101,7 @@ def models(data: str, schedule: str, output: str) -> tuple[Any, Any]:
 
 @functools.lru_cache(64)
 def plans(schedule: str, pair: str, eta: float, steps: int) -> tuple[Any, Any]:
-    """The sampler on the two sides: eta there, the same noise as churn here."""
+    """The plans of the two sides: the noise is eta on one, the same noise as churn on the other."""
     left, right = models("ring", schedule, "u")
     both = PAIRS[pair]
     noises = (
@@ -124,9 +124,9 @@ def compute(
     particles: int,
     seed: int,
 ) -> View:
-    """States of both runs in their own units; the largest difference in the same ones.
+    """The states of both runs in their own units, and the largest difference in common units.
 
-    The data's own samples lie behind two-dimensional runs; one-dimensional ones are over time.
+    Two-dimensional runs are drawn over samples of the data, one-dimensional ones over time.
     """
     import torch
 
@@ -175,7 +175,7 @@ def _behind(data: str) -> np.ndarray | None:
         return None
     if data == "points":
         return np.asarray(problems.points().data)
-    return problems.named(data).sample(300, seed=0).numpy()
+    return problems.mixture(data).sample(300, seed=0).numpy()
 
 
 def _panel(states: np.ndarray, time: np.ndarray, side: str, dims: int, behind: Any) -> Panel:
@@ -257,7 +257,7 @@ def _python(
     seed: int,
 ) -> str:
     both = PAIRS[pair]
-    exact = "problems.points()" if data == "points" else f"problems.named({data!r})"
+    exact = "problems.points()" if data == "points" else f"problems.mixture({data!r})"
     noises = (
         f", stochasticity=ts.Eta({eta!r})",
         f", stochasticity=ts.Churn({eta!r}**2 / (1 + {eta!r}**2))",

@@ -1,4 +1,4 @@
-"""What losses optimise: weightings and densities of the published recipes over one axis."""
+"""The weightings and densities of the published recipes over one axis: what losses optimise."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ FIGURE = Figure(
 
 @functools.lru_cache(512)
 def curves(name: str, data_std: float) -> tuple[Any, Any]:
-    """log w and log p on 601 log-SNRs of unit-variance data in [-15, 15]."""
+    """The log w and log p of a recipe on 601 log-SNRs of unit-variance data in [-15, 15]."""
     from twosides import comparison
 
     log_w, log_p = comparison.curves(ts.recipes[name], _grid(), data_std)
@@ -84,12 +84,12 @@ def _grid() -> Any:
 
 @functools.lru_cache(2048)
 def verdict(a: str, b: str, stds: tuple[float, float]) -> str:
-    """What `compare` says of two recipes."""
+    """The verdict of `compare` on two recipes."""
     return str(ts.compare(ts.recipes[a], ts.recipes[b], data_std=stds))
 
 
-def scaled(log_w: Any, normalise: str) -> Any:
-    """`exp(log w)`, divided by its maximum or its area on the grid; NaN where there is none."""
+def scale(log_w: Any, normalise: str) -> Any:
+    """The weighting `exp(log w)`, divided by its maximum or its area on the grid."""
     w = np.exp(log_w - (log_w.max() if normalise != "none" else 0.0))
     if normalise == "area":
         w = w / np.trapezoid(w, np.linspace(-15, 15, w.size))
@@ -97,14 +97,14 @@ def scaled(log_w: Any, normalise: str) -> Any:
 
 
 def _peaks(w: np.ndarray) -> bool:
-    """Whether the largest weight is inside and not one of many."""
+    """Whether the largest weight is inside the range and not one of many equal ones."""
     return 0 < int(np.argmax(w)) < len(w) - 1 and int((w >= w.max() * (1 - 1e-9)).sum()) <= 2
 
 
 def compute(
     recipes: tuple[str, ...], normalise: str, log: bool, edm_std: float, std: float
 ) -> View:
-    """w and p over the log-SNR of unit-variance data, in [-15, 15]; what equals what, by pairs."""
+    """The curves w and p over the log-SNR of unit-variance data, and the verdicts on all pairs."""
     stds = {n: edm_std if ts.recipes[n].output.startswith("F") else std for n in recipes}
     found = {name: curves(name, stds[name]) for name in recipes}
     grid = _grid().numpy()
@@ -113,7 +113,7 @@ def compute(
             "line",
             name,
             i,
-            {"x": grid, "y": scaled(found[name][0], normalise)},
+            {"x": grid, "y": scale(found[name][0], normalise)},
             {},
             {"x": "grid", "y": f"w[{name!r}]"},
         )

@@ -5,7 +5,7 @@ this one line adds them:
 
     from twosides.integrations.comfyui import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 
-Models of any kind are sampled with any sampler; nothing of ComfyUI is imported before a node runs.
+Every sampler works with models of every kind. Nothing of ComfyUI is imported before a node runs.
 """
 
 from __future__ import annotations
@@ -24,11 +24,7 @@ from twosides.schedules import Betas, FlowMatching, Schedule
 
 
 class TwosidesSampler:
-    """A SAMPLER: any preset, on the sigmas and the model that it is used with.
-
-    seed: of the noise that stochastic samplers inject, not of the initial one.
-    noise: "brownian" for noise that is one path, whatever the number of steps.
-    """
+    """The node of a SAMPLER: any preset, on the sigmas and the model that it is connected with."""
 
     RETURN_TYPES = ("SAMPLER",)
     FUNCTION = "sampler"
@@ -46,18 +42,20 @@ class TwosidesSampler:
         }
 
     def sampler(self, sampler: str, seed: int, noise: str = "independent") -> tuple[Any]:
-        """(KSAMPLER,)."""
-        drawn = noise if noise == "brownian" else None
-        function = sampler_function(sampler, seed=seed, noise=drawn)
+        """The sampler as (KSAMPLER,).
+
+        sampler: the name of a preset.
+        seed: the seed of the noise that stochastic samplers inject, not of the initial noise.
+        noise: "brownian" for noise on one path, which is the same for any number of steps; or
+            "independent".
+        """
+        kind = noise if noise == "brownian" else None
+        function = sampler_function(sampler, seed=seed, noise=kind)
         return (importlib.import_module("comfy.samplers").KSAMPLER(function, {}, {}),)
 
 
 class TwosidesScheduler:
-    """SIGMAS: a grid's levels on a model, ending in 0.
-
-    denoise: below 1 only the last `steps` of `int(steps / denoise)` steps, for img2img; no steps
-    at 0. All as ComfyUI's BasicScheduler has it.
-    """
+    """The node of SIGMAS: a grid's levels on a model, ending in 0."""
 
     RETURN_TYPES = ("SIGMAS",)
     FUNCTION = "sigmas"
@@ -76,7 +74,14 @@ class TwosidesScheduler:
         }
 
     def sigmas(self, model: Any, grid: str, steps: int, denoise: float) -> tuple[Tensor]:
-        """(sigmas,), float32 (steps + 1,)."""
+        """The sigmas as a tuple of one tensor, float32 (steps + 1,).
+
+        model: ComfyUI's model, for its schedule.
+        grid: the name of a grid.
+        steps: the number of steps.
+        denoise: below 1 only the last `steps` of `int(steps / denoise)` steps, for img2img; no
+            steps at 0. This is as in ComfyUI's BasicScheduler.
+        """
         if denoise <= 0:
             return (torch.zeros(0),)
         schedule = schedule_of(model.get_model_object("model_sampling"))
@@ -88,16 +93,16 @@ class TwosidesScheduler:
 
 
 def schedule_of(sampling: Any) -> Schedule:
-    """The schedule of a model, from ComfyUI's account of it.
+    """The schedule of a model, from ComfyUI's object of its noise levels.
 
-    A flow model has flow matching's, moved so that its noise level half way is the model's own: a
-    shift, or the mu of FLUX. Any other has its table of sigmas, with x + sigma n.
+    A flow model has flow matching's schedule, shifted so that its noise level half way is the
+    model's own: a shift, or the mu of FLUX. Any other has its table of sigmas, with x + sigma n.
     """
     if is_flow(sampling):
         half = float(sampling.percent_to_sigma(0.5))
         return FlowMatching().shifted(half / (1 - half))
-    kept = 1 / (1 + sampling.sigmas.cpu().double().unique() ** 2)  # alpha_bar, falling
-    betas = 1 - kept / torch.cat([kept.new_ones(1), kept[:-1]])
+    alpha_bar = 1 / (1 + sampling.sigmas.cpu().double().unique() ** 2)  # falling
+    betas = 1 - alpha_bar / torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
     return Betas(tuple(betas.tolist())).with_scaling("ve")
 
 

@@ -1,4 +1,4 @@
-"""diffusers: any sampler in any pipeline, any pipeline's network as a denoiser."""
+"""Adapters for diffusers: any sampler in any pipeline, any pipeline's network as a denoiser."""
 
 from twosides.integrations.diffusers.export import save_as_pipeline, to_pipeline
 from twosides.integrations.diffusers.networks import load_denoiser

@@ -1,4 +1,4 @@
-"""A network's answer as a scheduler takes it: without its variance, and with clipped data."""
+"""The answers of a pipeline's network, without channels of a variance, and with clipped data."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from twosides.schedules import along_batch
 def read_answer(
     config: Mapping[str, Any], x_z: float, x_o: float, answer: Tensor, sample: Tensor
 ) -> Tensor:
-    """What of an answer is a prediction, changed so that the data lie where the config wants them.
+    """The prediction in an answer, changed so that the predicted data are in the config's range.
 
-    config: the scheduler's; it says whether the network predicts a variance, too
+    config: the scheduler's config; it states whether the network predicts a variance, too
         (`variance_type`), and whether the data are clipped (`clip_sample`, `thresholding`).
     x_z, x_o: the data are predicted as `x_z * sample + x_o * answer`.
+    answer: the network's answer.
+    sample: the latents that the network was shown.
 
-    ValueError for an answer that is not of the latents' shape.
+    ValueError for an answer that has not the shape of the latents.
     """
     if predicts_variance(config) and answer.shape[1] == 2 * sample.shape[1]:
         answer = answer.chunk(2, dim=1)[0]
@@ -39,8 +41,8 @@ def predicts_variance(config: Mapping[str, Any]) -> bool:
     return (config["variance_type"] or "").startswith("learned")
 
 
-def why_eager(config: Mapping[str, Any]) -> str:
-    """What of a config only the step that is not compiled does; "" where there is nothing."""
+def obstacles_to_compiling(config: Mapping[str, Any]) -> str:
+    """The settings of a config that a compiled step does not support; "" if there are none."""
     asked = {
         "a seed": config["seed"] is not None,
         "a learned variance": predicts_variance(config),
@@ -50,13 +52,13 @@ def why_eager(config: Mapping[str, Any]) -> str:
 
 
 def clips(config: Mapping[str, Any]) -> bool:
-    """Whether data are clipped. CogVideoX's classes take the word, and do not look at it."""
+    """Whether data are clipped. The classes of CogVideoX take the setting, and ignore it."""
     asked = config["clip_sample"] and not (config["origin"] or "").startswith("CogVideoX")
     return bool(asked or config["thresholding"])
 
 
 def _clip(config: Mapping[str, Any], x: Tensor) -> Tensor:
-    """x within +-clip_sample_range, or by dynamic thresholding [Saharia+ 2022, section 2.3]."""
+    """The data within +-clip_sample_range, or by dynamic thresholding [Saharia+ 2022, 2.3]."""
     if not config["thresholding"]:
         return x.clamp(-config["clip_sample_range"], config["clip_sample_range"])
     flat = x.flatten(1).abs().float()

@@ -1,4 +1,4 @@
-"""Configs of diffusers' schedulers, read as those of the scheduler here."""
+"""The configs of diffusers' schedulers, translated to those of the scheduler here."""
 
 from __future__ import annotations
 
@@ -14,40 +14,41 @@ OWN = "Scheduler"
 
 
 def translate(config: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of any scheduler, in words of the scheduler here.
+    """The config of any scheduler in the arguments of the scheduler here.
 
-    config: of a class of diffusers', which is told by `_class_name`, or by its very words; or of
-        the scheduler here.
+    config: the config of a class of diffusers, which is recognised by `_class_name`, or by its
+        arguments; or of the scheduler here.
     known: the arguments that the scheduler here takes, with their defaults.
 
-    Words that mean nothing here are kept, for the class that they came from. Words that say only
-    what is so by default are left out, and so is None: another class might take it for an answer.
-    ValueError for classes that are not read.
+    Arguments without a meaning here are kept, for the class that they came from. Arguments that
+    have their default values are left out, and so is None, because another class might take it for
+    a value. ValueError for classes that are not read.
     """
     config = dict(config)
     if config.get("compat") == "published" and isinstance(config.get("sampler"), str):
-        # In files of the first version this was a word of its own.
+        # Files of the first version had an argument for this.
         config["sampler"] += PUBLISHED
     name = config.get("_class_name") or find_class(config)
     if known.keys() <= config.keys():  # its own; diffusers takes positional arguments for defaults
         config.pop("_use_default_values", None)
-        return {key: value for key, value in config.items() if _says(key, value, known)}
+        return {key: v for key, v in config.items() if _differs(key, v, known)}
     if name in ORIGINS and "sampler" not in config:
         words = complete(name, config)
-        said = {key: v for key, v in words.items() if key in known or v is not None}
-        return {key: v for key, v in said.items() if v is not None or known[key] is not None} | {
+        kept = {key: v for key, v in words.items() if key in known or v is not None}
+        return {key: v for key, v in kept.items() if v is not None or known[key] is not None} | {
             "origin": name
         }
     if name not in (None, OWN, *ORIGINS):
-        raise ValueError(_why_not(str(name)))
+        raise ValueError(_refusal(str(name)))
     return config
 
 
-def _says(key: str, value: Any, known: Mapping[str, Any]) -> bool:
+def _differs(key: str, value: Any, known: Mapping[str, Any]) -> bool:
+    """Whether a value differs from the default of the scheduler here."""
     return key not in known or type(value) is not type(known[key]) or value != known[key]
 
 
-def _why_not(name: str) -> str:
+def _refusal(name: str) -> str:
     if name in REFUSED:
         return f"{name} is not a scheduler that can be read here: {REFUSED[name]}"
     return (
@@ -58,29 +59,29 @@ def _why_not(name: str) -> str:
 
 def complete(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """A config with the defaults of its class."""
-    said = {key: value for key, value in config.items() if key[0] != "_"}
-    return _IMPLIED.get(name, {}) | _defaults(name) | said
+    stated = {key: value for key, value in config.items() if key[0] != "_"}
+    return _IMPLIED.get(name, {}) | _defaults(name) | stated
 
 
 def usual_words(config: Mapping[str, Any]) -> list[str]:
-    """The words that say what is so by default in the class that a config came from.
+    """The arguments of a config that have the default values of the class it came from.
 
-    diffusers leaves them out where it hands a config to another class.
+    diffusers leaves these out where it passes a config to another class.
     """
     usual = _defaults(str(config.get("origin") or ""))
     return [key for key, value in usual.items() if key in config and config[key] == value]
 
 
 def find_class(config: Mapping[str, Any]) -> str | None:
-    """The class whose arguments these are: configs of objects that were not loaded lack its name.
+    """The class that has these arguments; configs of objects that were not loaded lack its name.
 
-    Classes with the same arguments (DDPM and DDPMParallel) mean the same by them.
+    Classes with the same arguments (DDPM and DDPMParallel) give them the same meaning.
     """
     keys = {key for key in config if key[0] != "_"}
     return next((name for name in ORIGINS if keys and keys == _defaults(name).keys()), None)
 
 
-# What classes do that have no word for it.
+# The behaviour of classes that have no argument for it.
 _IMPLIED: dict[str, dict[str, Any]] = {
     "DPMSolverSinglestepScheduler": {"timestep_spacing": "linspace"},
     "UnCLIPScheduler": {"timestep_spacing": "linspace"},
@@ -88,7 +89,7 @@ _IMPLIED: dict[str, dict[str, Any]] = {
 
 
 def _defaults(name: str) -> dict[str, Any]:
-    """The arguments of a class and their defaults; none where what it needs is not installed."""
+    """The arguments of a class and their defaults; none where a dependency of it is missing."""
     try:
         kind = getattr(import_module(MODULES.get(name, "diffusers")), name)
     except (ImportError, AttributeError):

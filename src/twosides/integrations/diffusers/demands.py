@@ -1,8 +1,8 @@
-"""What a pipeline asks of its scheduler, found in the source of its class.
+"""The features of a scheduler that a pipeline needs, found in the source of its class.
 
-A pipeline may read, call or set more than schedulers have in common, or reckon in the coordinates
-of the class that it was written for. What the scheduler here does not have is then refused before
-anything runs, by name.
+A pipeline may read, call or set more than schedulers have in common, or compute in the coordinates
+of the class that it was written for. If the scheduler here lacks such a feature, the pipeline is
+refused before anything runs, with the name of the feature.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Demands:
-    """What a class asks of the scheduler.
+    """The features of a scheduler that a class uses.
 
-    reads: attributes that it reads or calls, without those that it looks for before.
+    reads: attributes that it reads or calls, without those whose existence it checks.
     sets: attributes that it assigns to, or into.
     says: names of the arguments of `step` and `set_timesteps`, as "step(eta)".
     takes_data: whether it takes the predicted data out of the tuple of a step.
@@ -32,7 +32,7 @@ class Demands:
     takes_data: bool
 
 
-# Pipelines whose arithmetic is that of another scheduler's latents. Nothing in their calls tells.
+# Pipelines that compute with the latents of another scheduler, which their calls do not show.
 COORDINATES = {
     "StableDiffusionLatentUpscalePipeline": "it preconditions latents x + sigma n by hand",
     "CosmosTextToWorldPipeline": "it preconditions latents x + sigma n by hand",
@@ -44,44 +44,44 @@ COORDINATES = {
 
 @lru_cache(maxsize=512)
 def demands(kind: type) -> Demands:
-    """What a pipeline class, with the pipelines that it inherits from, asks of `self.scheduler`."""
+    """The features of `self.scheduler` that a pipeline class uses, with its base classes."""
     found = _Reader()
     for each in kind.__mro__:
         if ".pipelines." in each.__module__ and not each.__module__.endswith("pipeline_utils"):
-            with contextlib.suppress(OSError):  # a class whose source is not at hand
+            with contextlib.suppress(OSError):  # the source of a class may be missing
                 found.visit(ast.parse(textwrap.dedent(inspect.getsource(each))))
     reads = frozenset(found.reads - found.guarded)
     return Demands(reads, frozenset(found.sets), frozenset(found.says), found.takes_data)
 
 
 def check_demands(kind: type, scheduler: type) -> None:
-    """ValueError for a pipeline class that asks for what a scheduler class does not have."""
-    if reasons := missing(kind, scheduler):
+    """ValueError for a pipeline class that needs a feature that a scheduler class does not have."""
+    if reasons := find_missing(kind, scheduler):
         raise ValueError(
             f"{kind.__name__} needs the scheduler that it was written for: {'; '.join(reasons)}"
         )
 
 
-def missing(kind: type, scheduler: type) -> list[str]:
-    """What a pipeline class asks for that a scheduler class does not have, in words."""
-    asked, reasons = demands(kind), list[str]()
+def find_missing(kind: type, scheduler: type) -> list[str]:
+    """The features that a pipeline class needs and a scheduler class lacks, in words."""
+    needed, reasons = demands(kind), list[str]()
     for name in (each.__name__ for each in kind.__mro__):
         reasons += [COORDINATES[name]] if name in COORDINATES else []
-    for name in sorted(asked.sets):
+    for name in sorted(needed.sets):
         settable = getattr(getattr(scheduler, name, None), "fset", None)
         reasons += [] if settable else [f"it sets {name}"]
-    reasons += [f"it uses {name}" for name in sorted(asked.reads) if not hasattr(scheduler, name)]
-    for said in sorted(asked.says):
-        method, argument = said.rstrip(")").split("(")
+    reasons += [f"it uses {name}" for name in sorted(needed.reads) if not hasattr(scheduler, name)]
+    for call in sorted(needed.says):
+        method, argument = call.rstrip(")").split("(")
         taken = inspect.signature(getattr(scheduler, method)).parameters
         if argument not in taken:
-            reasons.append(f"it says {argument} to {method}")
+            reasons.append(f"it passes {argument} to {method}")
     return reasons
 
 
 @dataclass
 class _Reader(ast.NodeVisitor):
-    """Walks the source of a class."""
+    """A visitor of the source of a class."""
 
     reads: set[str] = field(default_factory=set)
     sets: set[str] = field(default_factory=set)
@@ -90,14 +90,14 @@ class _Reader(ast.NodeVisitor):
     takes_data: bool = False
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
-        """What is read of the scheduler, and what is assigned to."""
+        """Note the attributes of the scheduler that are read, and those that are assigned to."""
         if _is_scheduler(node.value):
             stored = isinstance(node.ctx, ast.Store | ast.Del)
             (self.sets if stored else self.reads).add(node.attr)
         self.generic_visit(node)
 
     def visit_Subscript(self, node: ast.Subscript) -> None:
-        """What is assigned into, and whether a step's second part is taken."""
+        """Note the attributes that are assigned into, and whether a step's second part is taken."""
         target = node.value
         if isinstance(node.ctx, ast.Store) and isinstance(target, ast.Attribute):
             if _is_scheduler(target.value):
@@ -107,13 +107,13 @@ class _Reader(ast.NodeVisitor):
         self.generic_visit(node)
 
     def visit_Assign(self, node: ast.Assign) -> None:
-        """Whether a step's tuple is unpacked."""
+        """Note whether a step's tuple is unpacked."""
         pair = isinstance(node.targets[0], ast.Tuple) and len(node.targets[0].elts) > 1
         self.takes_data |= pair and _calls(node.value) == "step"
         self.generic_visit(node)
 
     def visit_Call(self, node: ast.Call) -> None:
-        """Which arguments are named, and which attributes are looked for."""
+        """Note which arguments are named, and which attributes are looked for."""
         method = _calls(node)
         if method in ("step", "set_timesteps"):
             self.says |= {f"{method}({word.arg})" for word in node.keywords if word.arg}
@@ -124,7 +124,7 @@ class _Reader(ast.NodeVisitor):
 
 
 def _is_scheduler(node: Any) -> bool:
-    """Whether this is `self.scheduler`, or the components' of modular pipelines."""
+    """Whether this is `self.scheduler`, or that of the components of modular pipelines."""
     return (
         isinstance(node, ast.Attribute)
         and node.attr == "scheduler"

@@ -1,4 +1,4 @@
-"""The pipeline that encoded what a model was trained on, found again: decodes, reads prompts."""
+"""The pipeline that encoded a model's data, found again to decode samples or read prompts."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ from twosides.integrations.diffusers.networks import load_part, network_name, pa
 from twosides.storage.devices import device_named
 from twosides.storage.reading import sha256
 
-AT_ONCE = 8  # images decoded together
+AT_ONCE = 8  # the images that are decoded together
 
 
-def described(folder: Path, size: int, captions: bool) -> dict[str, Any]:
-    """What latents say of the pipeline that encoded them: where it is, its VAE, its text encoders.
+def pipeline_notes(folder: Path, size: int, captions: bool) -> dict[str, Any]:
+    """The notes on the pipeline that encoded latents: its folder, its VAE, its text encoders.
 
-    size: of the images. "vae" and "texts" are digests of files, "" where these were not used.
+    folder: the pipeline's folder.
+    size: the pixels a side of the images.
+    captions: whether texts were encoded, too.
+
+    "vae" and "texts" are digests of files, "" where these were not used.
     """
     texts = _digest(folder, "texts") if captions else ""
     return {
@@ -32,16 +36,20 @@ def described(folder: Path, size: int, captions: bool) -> dict[str, Any]:
     }
 
 
-def found(said: Mapping[str, Any], use: str, asked: Path | None = None) -> Path:
-    """The pipeline `asked` for, or else the one `described`, if its "vae" or "texts" is the same.
+def find_pipeline(notes: Mapping[str, Any], part: str, override: Path | None = None) -> Path:
+    """The folder of the pipeline that encoded latents, or another that is to be used.
 
-    ValueError if it is gone or was changed, or if what is asked for is no pipeline.
+    notes: the notes of `pipeline_notes`.
+    part: "vae" or "texts", the part that will be used, which must be unchanged.
+    override: the folder of another pipeline, which is used as it is.
+
+    ValueError if the pipeline is gone or was changed, or if `override` is no pipeline.
     """
-    folder = asked or Path(str(said.get("folder")))
+    folder = override or Path(str(notes.get("folder")))
     there = (folder / "model_index.json").is_file() and "vae" in parts_of(folder)
-    if asked is not None and not there:
-        raise ValueError(f"{asked} is no diffusers pipeline with a VAE; pass the folder of one")
-    if asked is None and not (there and _digest(folder, use) == said.get(use)):
+    if override is not None and not there:
+        raise ValueError(f"{override} is no diffusers pipeline with a VAE; pass the folder of one")
+    if override is None and not (there and _digest(folder, part) == notes.get(part)):
         reason = "is changed" if there else "is no longer there"
         raise ValueError(
             f"the samples are latents of the pipeline {folder}, which {reason}; `twosides sample "
@@ -50,18 +58,18 @@ def found(said: Mapping[str, Any], use: str, asked: Path | None = None) -> Path:
     return folder
 
 
-def decoded(latents: Tensor, folder: Path) -> Tensor:
-    """Latents (B, C, h, w) as images (B, 3, H, W) in [-1, 1], nothing clamped."""
+def decode_latents(latents: Tensor, folder: Path) -> Tensor:
+    """Latents (B, C, h, w) as images (B, 3, H, W) in [-1, 1], without clamping."""
     vae = load_part(folder, "vae").eval()
     vae.to(device_named())
     return torch.cat([to_images(vae, part).cpu() for part in latents.split(AT_ONCE)])
 
 
-def _digest(folder: Path, use: str) -> str:
-    """SHA-256 of the files of the VAE, or of all that reads texts."""
+def _digest(folder: Path, part: str) -> str:
+    """The SHA-256 of the files of the VAE, or of all parts that read texts."""
     parts, digest = parts_of(folder), hashlib.sha256()
     texts = sorted(parts.keys() - {network_name(parts), "scheduler", "vae"})
-    for path in _files(folder, texts if use == "texts" else ["vae"]):
+    for path in _files(folder, texts if part == "texts" else ["vae"]):
         digest.update(f"{path.parent.name}/{path.name}".encode())
         digest.update(bytes.fromhex(sha256(path)))
     return digest.hexdigest()

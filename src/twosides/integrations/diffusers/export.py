@@ -26,39 +26,40 @@ _WORDS = {"eps": "epsilon", "x": "sample", "v": "v_prediction"}
 def to_pipeline(denoiser: Denoiser, sampler: str | None = None) -> Any:
     """A denoiser over diffusers' UNet2DModel as a DDPMPipeline.
 
-    Its scheduler is diffusers' own of the same words: FlowMatchEulerDiscreteScheduler for u on
-    FlowMatching told N t, DDIMScheduler for eps, x or v on discrete betas told the index; or, if
-    `sampler` is named, `twosides`' Scheduler with it. ValueError for a notation that diffusers has
-    no words for (other schedules and clocks, standardised data): train with time="1000t".
+    denoiser: the denoiser, in a notation that a scheduler of diffusers has: u on FlowMatching told
+        N t, for which it gets a FlowMatchEulerDiscreteScheduler, or eps, x or v on discrete betas
+        told the index, for which it gets a DDIMScheduler. ValueError for any other, and for data
+        that were standardised: train with time="1000t".
+    sampler: the name of a sampler, with which the pipeline gets the scheduler of `twosides`
+        instead.
 
-    A DDPMPipeline passes no class labels: of a class-conditional network it holds and saves the
+    A DDPMPipeline passes no class labels. With a class-conditional network it has and saves the
     parts, which `load_denoiser` reads, but its `__call__` does not run.
     """
     network = denoiser.network
     network = network.network if isinstance(network, PipelineNetwork) else network
     if isinstance(network, Converted):
         raise TypeError(
-            f"this model is a converted network: inside it is told the level of another notation "
-            f"({network.denoiser.schedule}), for which a pipeline of diffusers has no words. What "
-            "is inside is a network of its old pipeline: `twosides finetune` writes that as "
-            "RUN/pipeline"
+            f"this model is a converted network, which wraps a network of another notation "
+            f"({network.denoiser.schedule}), and no scheduler of diffusers has that. The network "
+            "inside belongs to its old pipeline: `twosides finetune` writes that as RUN/pipeline"
         )
-    if not isinstance(network, _named("UNet2DModel")):
+    if not isinstance(network, _of_diffusers("UNet2DModel")):
         raise TypeError(
             f"a pipeline without text is made of diffusers' UNet2DModel, not of "
             f"{type(network).__name__}; keep this model in a twosides folder (ts.save)"
         )
-    scheduler = _spoken(denoiser)
+    scheduler = _own_scheduler(denoiser)
     if sampler is not None:
         config = {**scheduler.config, "_class_name": type(scheduler).__name__}
         scheduler = Scheduler.from_config(config, sampler=sampler)
-    return _named("DDPMPipeline")(unet=network, scheduler=scheduler)
+    return _of_diffusers("DDPMPipeline")(unet=network, scheduler=scheduler)
 
 
 def save_as_pipeline(denoiser: Denoiser, folder: str | Path, sampler: str | None = None) -> Path:
     """Write `to_pipeline(denoiser, sampler)` as a new folder, complete or not at all."""
     pipe = to_pipeline(denoiser, sampler)
-    return _written(
+    return _write_new(
         folder, lambda target: pipe.save_pretrained(str(target), safe_serialization=True)
     )
 
@@ -66,11 +67,14 @@ def save_as_pipeline(denoiser: Denoiser, folder: str | Path, sampler: str | None
 def save_tuned(
     source: str | Path, network: Any, folder: str | Path, *, zero_terminal_snr: bool = False
 ) -> Path:
-    """Copy a pipeline's folder with another network in place of its own, trained from it.
+    """Copy a pipeline's folder, with a network that was trained from its own in place of that.
 
-    Everything else is copied as it is: tokenizers, text encoders, VAE, scheduler. With
-    `zero_terminal_snr` the scheduler becomes a DDIMScheduler that rescales its betas.
-    A pipeline that was written there before is replaced, and anything else is an error.
+    source: the pipeline's folder. Tokenizers, text encoders, VAE and scheduler are copied as they
+        are.
+    network: the trained network.
+    folder: the folder to write. A pipeline that was written there before is replaced, and anything
+        else there is an error.
+    zero_terminal_snr: whether the scheduler becomes a DDIMScheduler that rescales its betas.
     """
     model, part = model_of(network), network_name(parts_of(source))
     folder = Path(folder).absolute()
@@ -84,11 +88,11 @@ def save_tuned(
         if zero_terminal_snr:
             _rescale(target)
 
-    return _written(folder, write)
+    return _write_new(folder, write)
 
 
 def _rescale(folder: Path) -> None:
-    kind = _named("DDIMScheduler")
+    kind = _of_diffusers("DDIMScheduler")
     options = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "clip_sample": False}
     config = {**kind.load_config(str(folder / "scheduler")), **options}
     kind.from_config(config).save_pretrained(str(folder / "scheduler"))
@@ -98,8 +102,8 @@ def _rescale(folder: Path) -> None:
     path.write_text(json.dumps(index, indent=2), encoding="utf-8")
 
 
-def _written(folder: str | Path, write: Callable[[Path], object]) -> Path:
-    """A new folder, complete or not there at all."""
+def _write_new(folder: str | Path, write: Callable[[Path], object]) -> Path:
+    """Write a new folder, complete or not at all."""
     folder = Path(folder).absolute()
     if folder.exists():
         raise FileExistsError(f"{folder} exists; name a new folder for the pipeline")
@@ -115,29 +119,29 @@ def _written(folder: str | Path, write: Callable[[Path], object]) -> Path:
     return folder
 
 
-def _spoken(denoiser: Denoiser) -> Any:
-    """diffusers' scheduler that says this notation."""
+def _own_scheduler(denoiser: Denoiser) -> Any:
+    """The scheduler of diffusers that has the notation of a denoiser."""
     if not (bool((denoiser.data_mean == 0).all()) and bool((denoiser.data_std == 1).all())):
         raise ValueError(
-            "diffusers has no words for data_mean and data_std; train on data that are "
+            "a scheduler of diffusers has no data_mean and data_std; train on data that are "
             "standardised already"
         )
     schedule, clock, output = denoiser.schedule, denoiser.clock, denoiser.output.name
     if isinstance(schedule, FlowMatching) and isinstance(clock, Time) and output == "u":
         count = int(clock.scale)
         if count == clock.scale and count >= 2 and not clock.reversed:
-            return _named("FlowMatchEulerDiscreteScheduler")(num_train_timesteps=count)
+            return _of_diffusers("FlowMatchEulerDiscreteScheduler")(num_train_timesteps=count)
     if isinstance(schedule, Tabulated) and isinstance(clock, Index) and output in _WORDS:
         if clock.count == schedule.count and not clock.nearest:
             return _discrete(schedule, _WORDS[output])
     raise ValueError(
-        f"diffusers has no words for {output} on {schedule} told {clock}; it has for u on "
-        "FlowMatching() told '1000t', and for eps, x or v on Betas or ScaledLinear told 'index'"
+        f"no scheduler of diffusers has {output} on {schedule} told {clock}; there is one for u "
+        "on FlowMatching() told '1000t', and for eps, x or v on Betas or ScaledLinear told 'index'"
     )
 
 
 def _discrete(schedule: Tabulated, prediction: str) -> Any:
-    return _named("DDIMScheduler")(
+    return _of_diffusers("DDIMScheduler")(
         num_train_timesteps=schedule.count,
         trained_betas=schedule._betas().tolist(),
         rescale_betas_zero_snr=schedule.zero_terminal_snr,
@@ -147,5 +151,5 @@ def _discrete(schedule: Tabulated, prediction: str) -> Any:
     )
 
 
-def _named(name: str) -> Any:
+def _of_diffusers(name: str) -> Any:
     return getattr(diffusers, name)

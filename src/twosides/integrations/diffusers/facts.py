@@ -1,4 +1,4 @@
-"""The facts of a pipeline that its report and its traps are made of."""
+"""The facts of a pipeline from which its report and the warnings in it are made."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from torch import Tensor
 
 from twosides.integrations.diffusers import notation as notations
 from twosides.integrations.diffusers.networks import (
+    is_present,
     network_name,
     network_of,
-    present,
     read_index,
     row_of,
 )
@@ -28,13 +28,18 @@ from twosides.integrations.diffusers.notation import Notation
 from twosides.integrations.diffusers.scheduler import Scheduler
 from twosides.storage.tensors import open_tensors
 
-# Networks whose pipelines pass the sigmas 1 ... 1 / n, and others the number of steps.
+# Networks whose pipelines pass the sigmas 1 ... 1 / n; others pass the number of steps.
 _PASS_SIGMAS = ("Flux", "LTXVideo", "QwenImage", "Lumina2")
 
 
 @dataclass(frozen=True)
 class Trap:
-    """A setting that does not do what it seems to do."""
+    """A setting that does not do what it seems to do.
+
+    what: what happens.
+    why: the reason.
+    remedy: what to do.
+    """
 
     what: str
     why: str
@@ -48,7 +53,15 @@ class Trap:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a pipeline: its parts' classes, and its scheduler laid out."""
+    """The classes of a pipeline's parts, and a run of its scheduler.
+
+    scheduler: the pipeline's scheduler.
+    steps: the number of steps of the run.
+    mu: the logarithm of the shift, where it depends on the resolution, else None.
+    network: the class of the network.
+    dtype: the dtype of its weights.
+    latent: whether the data are latents of a VAE.
+    """
 
     scheduler: Any
     steps: int
@@ -59,26 +72,26 @@ class Facts:
 
     @property
     def ours(self) -> bool:
-        """Whether its scheduler is this library's already."""
+        """Whether the scheduler is already that of this library."""
         return isinstance(self.scheduler, Scheduler)
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
-        """The scheduler's config in this library's words."""
+        """The scheduler's config in the arguments of this library's scheduler."""
         return self._reader.config
 
     @cached_property
     def notation(self) -> Notation:
-        """The network's."""
+        """The notation of the network."""
         return self._reader.notation
 
     @cached_property
     def _reader(self) -> Scheduler:
-        return Scheduler.from_config(_named(self.scheduler))
+        return Scheduler.from_config(_full_config(self.scheduler))
 
     @cached_property
     def run(self) -> Any:
-        """The pipeline's own scheduler, laid out as the pipeline does."""
+        """The pipeline's own scheduler, with a run laid out as the pipeline does it."""
         laid = type(self.scheduler).from_config(self.scheduler.config)
         takes = inspect.signature(laid.set_timesteps).parameters
         given: dict[str, Any] = {"mu": self.mu} if "mu" in takes and self.mu is not None else {}
@@ -92,12 +105,12 @@ class Facts:
 
     @cached_property
     def timesteps(self) -> Tensor:
-        """What the network is told, float64."""
+        """The timesteps that the network is told, in float64."""
         return self.run.timesteps.double()
 
     @cached_property
     def sigmas(self) -> Tensor:
-        """The levels of the states, float64: flow times, or sigma / alpha."""
+        """The levels of the states, in float64: flow times, or sigma / alpha."""
         if hasattr(self.run, "sigmas"):
             return self.run.sigmas.double()[: len(self.timesteps)]
         own = self.notation
@@ -105,19 +118,20 @@ class Facts:
         return (-0.5 * logsnr).exp()
 
     @cached_property
-    def meant(self) -> Tensor:
-        """The timesteps of the states' true levels."""
+    def true_timesteps(self) -> Tensor:
+        """The timesteps that belong to the states' true levels."""
         own, sigma = self.notation, self.sigmas
         ratio = sigma / (1 - sigma) if own.path == "flow" else sigma
-        if own.path == "vp":  # where some schedulers write 2^12 for infinity
+        if own.path == "vp":  # some schedulers write 2^12 for infinity
             ratio = torch.where(ratio > 4000, math.inf, ratio)
         logsnr = (-2 * ratio.log()).clamp(own.schedule.logsnr_min, own.schedule.logsnr_max)
         return own.clock.read(logsnr, own.schedule)
 
 
-def _facts(source: Any, steps: int, mu: float | None) -> Facts:
+def collect_facts(source: Any, steps: int, mu: float | None) -> Facts:
+    """The facts of a pipeline, of its folder, or of a scheduler alone."""
     if isinstance(source, str | Path):
-        network, scheduler, dtype, latent = _of_folder(source)
+        network, scheduler, dtype, latent = _read_folder(source)
     elif hasattr(source, "set_timesteps"):
         network, scheduler, dtype, latent = "", source, None, False
     else:
@@ -134,9 +148,9 @@ def _facts(source: Any, steps: int, mu: float | None) -> Facts:
     return Facts(scheduler, steps, mu, network, dtype, latent)
 
 
-def _of_folder(source: str | Path) -> tuple[str, Any, torch.dtype | None, bool]:
+def _read_folder(source: str | Path) -> tuple[str, Any, torch.dtype | None, bool]:
     index = read_index(source)
-    name = network_name({key: value for key, value in index.items() if present(value)})
+    name = network_name({key: value for key, value in index.items() if is_present(value)})
     config: Any = Scheduler.load_config(str(source), subfolder="scheduler")
     kind = str(config.get("_class_name"))
     if kind == Scheduler.__name__:
@@ -145,7 +159,12 @@ def _of_folder(source: str | Path) -> tuple[str, Any, torch.dtype | None, bool]:
         scheduler = getattr(import_module("diffusers"), kind).from_config(config)
     else:
         raise ValueError(f"{kind} is not a scheduler of Gaussian diffusion that can be read here")
-    return index[name][1], scheduler, stored_dtype(Path(source) / name), present(index.get("vae"))
+    return (
+        index[name][1],
+        scheduler,
+        stored_dtype(Path(source) / name),
+        is_present(index.get("vae")),
+    )
 
 
 def stored_dtype(folder: Path) -> torch.dtype | None:
@@ -157,5 +176,6 @@ def stored_dtype(folder: Path) -> torch.dtype | None:
     return None
 
 
-def _named(scheduler: Any) -> dict[str, Any]:
+def _full_config(scheduler: Any) -> dict[str, Any]:
+    """The config of a scheduler, with the name of its class."""
     return {**scheduler.config, "_class_name": type(scheduler).__name__}

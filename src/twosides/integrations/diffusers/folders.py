@@ -1,7 +1,7 @@
-"""Folders that diffusers and transformers open by themselves, checked before they do.
+"""Checks of the folders that diffusers and transformers open by themselves.
 
-Both trust what they open: a pipe keeps them waiting, a config of ten million layers is built, and
-of a wrong number they say something in their own words, without the name of a file.
+Both libraries trust what they open: a pipe makes them wait for ever, a config of ten million layers
+is built, and their message on a wrong number lacks the name of the file.
 """
 
 from __future__ import annotations
@@ -12,17 +12,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from twosides.storage.limits import bounded
+from twosides.storage.limits import limit_network
 from twosides.storage.reading import blame, read_json, require_folder
 from twosides.storage.tensors import open_tensors
 
 CONFIGS = ("model_index.json", "config.json", "scheduler_config.json")
 
 
-def checked(source: str | Path) -> str:
-    """A folder, or a name on the hub, as diffusers takes it.
+def check_source(source: str | Path) -> str:
+    """The source as diffusers takes it, after a check.
 
-    `CorruptFolder` names what is no regular file in a folder, and a config that is no JSON.
+    source: a folder, whose configs are checked, or a name on the hub.
+
+    `CorruptFolder` names a file in the folder that is no regular file, or a config that is no JSON.
     """
     if (folder := Path(source)).is_dir():
         _configs(require_folder(folder))
@@ -30,10 +32,11 @@ def checked(source: str | Path) -> str:
 
 
 @contextmanager
-def reading(source: Any, *, pickles: bool = False) -> Generator[None, None, None]:
+def guard_reading(source: Any, *, pickles: bool = False) -> Generator[None, None, None]:
     """Bound what is built inside by the weights in the folder, and name the folder in all errors.
 
-    source: a pipeline's or a model's folder. Of anything else nothing is known beforehand.
+    source: a pipeline's or a model's folder. Nothing is known beforehand of other sources, which
+        are not bounded.
     pickles: whether weights may be pickles, whose tensors cannot be counted without running them.
     """
     if not (isinstance(source, str | Path) and Path(source).is_dir()):
@@ -48,11 +51,11 @@ def reading(source: Any, *, pickles: bool = False) -> Generator[None, None, None
         if pickles:
             yield
             return
-        with bounded(configs, len(shapes), sum(map(math.prod, shapes))):
+        with limit_network(configs, len(shapes), sum(map(math.prod, shapes))):
             yield
 
 
 def _configs(folder: Path) -> list[dict[str, Any]]:
-    """All configs of a pipeline's folder or of a part's."""
+    """All configs of a pipeline's folder or of a part's folder."""
     paths = [path for name in CONFIGS for where in ("", "*/") for path in folder.glob(where + name)]
     return [read_json(path, finite=False) for path in paths]

@@ -9,17 +9,18 @@ from torch import Tensor
 
 
 def to_latents(vae: Any, images: Tensor) -> Tensor:
-    """Images in [-1, 1] as a pipeline's latents: the mean of the VAE's, in the network's units."""
+    """Images in [-1, 1] as a pipeline's latents: the posterior's mean, in the network's units."""
     return posterior(vae, images)[0]
 
 
 @torch.no_grad()
 def posterior(vae: Any, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the latents of images in [-1, 1], in the network's units.
+    """The mean and the standard deviation of the latents of images, in the network's units.
 
-    The deviation is 0 for VAEs without any noise.
+    vae: the pipeline's VAE. The deviation is 0 for one without noise.
+    images: images in [-1, 1], of shape (B, 3, H, W).
     """
-    answer = _given(vae).encode(images.to(vae.device, vae.dtype))
+    answer = _require_vae(vae).encode(images.to(vae.device, vae.dtype))
     dist = getattr(answer, "latent_dist", None)
     raw = dist.mode() if dist is not None else answer.latent
     std = torch.zeros_like(raw) if dist is None else dist.std.expand_as(raw)
@@ -29,8 +30,8 @@ def posterior(vae: Any, images: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def to_images(vae: Any, latents: Tensor) -> Tensor:
-    """A pipeline's latents (B, C, ...) as images, nothing clamped; ValueError for packed ones."""
-    config = _given(vae).config
+    """A pipeline's latents (B, C, ...) as images, not clamped; ValueError for packed latents."""
+    config = _require_vae(vae).config
     channels = config.get("latent_channels") or config.get("z_dim")
     if latents.ndim < 4 or latents.shape[1] != channels:
         raise ValueError(
@@ -42,14 +43,14 @@ def to_images(vae: Any, latents: Tensor) -> Tensor:
     return vae.decode(raw / scale + shift).sample.to(latents.dtype)
 
 
-def _given(vae: Any) -> Any:
+def _require_vae(vae: Any) -> Any:
     if vae is None:
         raise ValueError("this pipeline has no VAE: its network's data are the data themselves")
     return vae
 
 
 def _units(vae: Any, like: Tensor) -> tuple[Any, Any]:
-    """(shift, scale): the network's latents are `(raw - shift) scale`."""
+    """The (shift, scale) of the network's latents, `(raw - shift) scale`."""
     known = {**vae.config, **dict(vae.named_buffers(recurse=False))}
     scale = known.get("scaling_factor") or 1.0
     if known.get("latents_mean") is None:

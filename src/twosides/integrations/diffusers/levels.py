@@ -1,6 +1,6 @@
-"""Where a scheduler steps: the log-SNRs that a config means, or that a caller gives.
+"""The levels of a run: the log-SNRs that a config means, or that a caller gives.
 
-Each class of diffusers' spaces its timesteps in its own way, under words that several share
+Each class of diffusers spaces its timesteps in its own way, under names that several share
 ("linspace" has n points in some and n + 1 in others). *Nodes* are the log-SNRs of the levels that a
 run goes through, from noise to data.
 """
@@ -33,7 +33,7 @@ from twosides.sampling.grids.beta import beta_quantiles
 from twosides.sampling.sampler import Sampler
 from twosides.schedules import FlowMatching, Schedule, Tabulated
 
-_TO_FIRST = ("DEISMultistep", "SASolver")  # they end at index 0, whatever the config
+_TO_FIRST = ("DEISMultistep", "SASolver")  # the classes that end at index 0 with every config
 
 
 def choose_nodes(
@@ -47,8 +47,10 @@ def choose_nodes(
 ) -> tuple[float, ...]:
     """The nodes of a run.
 
-    sampler: its grid is used where the config asks for it, `Scheduler` says when.
-    steps: their number, where neither timesteps nor sigmas are given.
+    config: the scheduler's config.
+    notation: the network's notation.
+    sampler: the sampler; its grid is used where the config says so, see `Scheduler`.
+    steps: the number of steps, where neither timesteps nor sigmas are given.
     timesteps, sigmas, mu: see `Scheduler.set_timesteps`.
     """
     name = config["grid"]
@@ -62,10 +64,10 @@ def choose_nodes(
         return _check_nodes(from_sigmas(config, notation, sigmas, mu))
     count = steps if sigmas is None else len(sigmas)
     if own is None:
-        return _check_nodes(native(config, notation, count, mu))
+        return _check_nodes(native_nodes(config, notation, count, mu))
     clock = notation.latents
     clock = clock.shifted(shift_of(config, mu)) if notation.path == "flow" else clock
-    return _check_nodes(ended(config, own, clock, count))
+    return _check_nodes(grid_nodes(config, own, clock, count))
 
 
 def steps_of(config: Config, count: int) -> int:
@@ -74,7 +76,7 @@ def steps_of(config: Config, count: int) -> int:
 
 
 def _are_even(sigmas: Any) -> bool:
-    """Whether these are 1 ... 1/n, which pipelines pass when nobody chose anything."""
+    """Whether these are 1 ... 1/n, which pipelines pass when the user chose nothing."""
     values = np.asarray(sigmas, dtype=np.float64)
     return np.allclose(values, np.linspace(1, 1 / len(values), len(values)), atol=1e-6)
 
@@ -91,24 +93,27 @@ def _check_nodes(nodes: Tensor) -> tuple[float, ...]:
 
 
 def interpolate(nodes: tuple[float, ...], asked: list[float], timesteps: Any) -> Tensor:
-    """What the network is told at each call, where both timesteps and sigmas are given.
+    """The timesteps of each call, where both timesteps and sigmas are given.
 
-    nodes: where the network is told the timesteps.
+    nodes: the log-SNRs at which the network is told `timesteps`.
     asked: the log-SNRs of the calls.
+    timesteps: the timesteps at the nodes.
     """
 
     def time(logsnr: Any) -> Any:
         return 1 / (1 + np.exp(0.5 * np.asarray(logsnr)))
 
-    told = np.asarray(timesteps, dtype=np.float64)
-    calls, known = time(asked), time(nodes[: len(told)])
-    return torch.from_numpy(np.interp(-calls, -known, told)).float()
+    given = np.asarray(timesteps, dtype=np.float64)
+    calls, known = time(asked), time(nodes[: len(given)])
+    return torch.from_numpy(np.interp(-calls, -known, given)).float()
 
 
 def shift_of(config: Config, mu: float | None) -> float:
     """The factor by which a flow pipeline's times are shifted.
 
-    mu is used where the config says so and ignored elsewhere: FLUX passes it always.
+    config: the scheduler's config.
+    mu: the logarithm of the factor, which is used where the config has use_dynamic_shifting; it is
+        ignored elsewhere, because FLUX passes it always.
     """
     if not config.get("use_dynamic_shifting"):
         shift = config.get("shift") if origin(config) in FLOW_CLASSES else config.get("flow_shift")
@@ -121,8 +126,8 @@ def shift_of(config: Config, mu: float | None) -> float:
     return math.exp(mu) if config.get("time_shift_type") != "linear" else float(mu)
 
 
-def native(config: Config, notation: Notation, steps: int, mu: float | None = None) -> Tensor:
-    """The nodes of a config in `steps` steps, as log-SNRs."""
+def native_nodes(config: Config, notation: Notation, steps: int, mu: float | None = None) -> Tensor:
+    """The nodes of the model's own scheduler in `steps` steps, as log-SNRs."""
     if notation.path == "flow":
         return _flow_nodes(config, _flow_times(config, steps), shift_of(config, mu))
     if notation.path == "angle":
@@ -136,8 +141,8 @@ def native(config: Config, notation: Notation, steps: int, mu: float | None = No
     return at_indices(notation.schedule, indices, "first" if first else "data")
 
 
-def ended(config: Config, grid: Grid, schedule: Schedule, steps: int) -> Tensor:
-    """Another grid's nodes; its last step leads to where the config ends, if that is further."""
+def grid_nodes(config: Config, grid: Grid, schedule: Schedule, steps: int) -> Tensor:
+    """The nodes of another grid; its last step leads to the config's end, if that is further."""
     nodes = grid.logsnrs(schedule, steps)
     goal = schedule.logsnr_max if _ends_at_first(config) else math.inf
     if goal <= nodes[-1]:
@@ -167,7 +172,12 @@ def from_timesteps(config: Config, notation: Notation, timesteps: Any) -> Tensor
 
 
 def at_indices(schedule: Tabulated, indices: Array, final: str = "data") -> Tensor:
-    """The log-SNRs of a discrete model's indices, and where it ends."""
+    """The log-SNRs of a discrete model's indices, and of the end of the run.
+
+    schedule: the table of the levels.
+    indices: the indices, from noise to data.
+    final: "data" for an end at zero noise, or "first" for one at index 0.
+    """
     nodes = schedule.logsnr(torch.from_numpy(indices.copy()) / (schedule.count - 1))
     if final == "data":
         return _then_data(nodes)
@@ -211,19 +221,19 @@ def _indices(config: Config, count: int, steps: int, first: bool) -> Array:
             even = np.linspace(0, top, steps + 1)[:0:-1]
             return np.round(even) if steps <= top else even
         every = (top + 1) // (steps + 1)
-        # Steps that do not fit in are laid out evenly, without the offset if it has no room.
+        # More steps than indices are laid out evenly, without the offset if it has no room.
         if every == 0:
             return np.linspace(0, top, steps + 1)[:0:-1]
         return np.arange(steps, 0, -1.0) * every + offset
-    # Pipelines of Stable Diffusion's time write steps_offset=1 whatever the spacing.
+    # Pipelines of Stable Diffusion's time write steps_offset=1 for every spacing.
     used = offset if spacing == "leading" else 0
-    if steps == 1:  # the classes begin it at index 0, where noise is no data, and return it
+    if steps == 1:  # the classes begin at index 0, and return the noise
         indices = np.array([count - 1.0])
     elif name in SIGMA_CLASSES and spacing == "linspace":  # not rounded
         indices = np.linspace(0, count - 1, steps)[::-1]
     else:
         indices = Indices(spacing, used).indices(count, steps)
-    # A last step from index 0 to index 0 is left out here, and idle among the timesteps.
+    # A last step from index 0 to index 0 is left out here; its timestep is idle (`passes.spread`).
     return indices[:-1] if first and indices[-1] == 0 else indices
 
 
@@ -237,7 +247,7 @@ def _highest(config: Config, count: int) -> int:
 
 
 def _taught_indices(config: Config, count: int, steps: int) -> Array:
-    """Of the indices that a consistency model was taught at, `steps` from the noisiest on."""
+    """A number of the indices that a consistency model was distilled at, from the noisiest on."""
     taught = int(config.get("original_inference_steps") or 50)
     if not 1 <= taught <= count:
         raise ValueError(f"original_inference_steps lies in 1 ... {count}, got {taught}")
@@ -252,7 +262,7 @@ def _taught_indices(config: Config, count: int, steps: int) -> Array:
 
 
 def _flow_times(config: Config, steps: int) -> Array:
-    """Times before the shift, without the final 0."""
+    """The times before the shift, without the final 0."""
     least = 1 / float(config.get("num_train_timesteps") or 1000)
     name = origin(config)
     if name == "MiniMaxH3":
@@ -271,8 +281,7 @@ def _flow_times(config: Config, steps: int) -> Array:
 def _flow_nodes(config: Config, times: Array, factor: float) -> Tensor:
     if (times > 1).any():
         raise ValueError(f"a flow model's sigmas are times in [0, 1], got {times.max():.6g}")
-    ended = times[-1] == 0
-    times = times[:-1] if ended else times
+    times = times[:-1] if times[-1] == 0 else times
     times = factor * times / (1 + (factor - 1) * times)
     terminal = config.get("shift_terminal")
     if terminal and times[-1] < 1:  # stretched so that the last is this
@@ -283,7 +292,7 @@ def _flow_nodes(config: Config, times: Array, factor: float) -> Tensor:
 
 
 def _ramp_name(config: Config) -> str:
-    """karras, exponential, beta or lu, where the config asks for one of them."""
+    """The name karras, exponential, beta or lu, if the config has one of them, else ""."""
     for name in ("karras_sigmas", "exponential_sigmas", "beta_sigmas", "lu_lambdas"):
         if config.get(f"use_{name}"):
             return name.split("_")[0]
@@ -301,7 +310,7 @@ def _ramp_nodes(config: Config, schedule: Schedule, steps: int) -> Tensor:
     first = _ends_at_first(config)
     sigmas = _ramp(config, high, low, steps + 1 if first else steps)
     logsnrs = torch.from_numpy(-2 * np.log(sigmas))
-    # The ends are the model's own, to the last digit: just outside the network would be asked.
+    # Rounding must not move the ends out of the range that the network knows.
     logsnrs = logsnrs.clamp(schedule.logsnr_min, schedule.logsnr_max)
     return logsnrs if first else _then_data(logsnrs)
 

@@ -27,10 +27,9 @@ FILE = "pytorch_lora_weights.safetensors"
 
 
 class Adapted(nn.Module):
-    """A network whose linear layers of these names have adapters of a rank; all else is frozen.
+    """A network whose linear layers of some names have adapters; all else is frozen.
 
-    The adapters' scale is 1 (lora_alpha = rank). A is drawn from `seed`, and B is 0. `config`
-    builds it again. ValueError for names that no layer has.
+    The adapters' scale is 1 (lora_alpha = rank). `config` builds it again.
     """
 
     def __init__(
@@ -40,7 +39,14 @@ class Adapted(nn.Module):
         target: Iterable[str] = ATTENTION,
         seed: int = 0,
     ) -> None:
-        """A network of diffusers', as `load_denoiser` holds it, or its description."""
+        """Add adapters to a network.
+
+        network: a network of diffusers as `load_denoiser` has it, or its description.
+        rank: the rank of the adapters, >= 1.
+        target: the names of the layers, or ends of their paths; ValueError for a name without a
+            layer.
+        seed: the seed of A; B is 0.
+        """
         super().__init__()
         if rank < 1:
             raise ValueError(f"an adapter's rank is at least 1, got {rank}")
@@ -69,7 +75,7 @@ class Adapted(nn.Module):
 
     @property
     def config(self) -> dict[str, Any]:
-        """What `checkpoint.save` writes."""
+        """The arguments that build the network again, for `storage.models`."""
         described = describe_network(self.network)
         return {
             "network": described, "rank": self.rank, "target": list(self.target), "seed": self.seed
@@ -81,12 +87,12 @@ class Adapted(nn.Module):
 
 
 def model_of(network: Any) -> Any:
-    """diffusers' own network inside of whatever wraps it here; TypeError where there is none."""
+    """The network of diffusers inside of all wrappers here; TypeError if there is none."""
     while not isinstance(network, ModelMixin):
         inner = network.denoiser if isinstance(network, Converted) else network
         inner = getattr(inner, "network", None)
         if inner is None:
-            raise TypeError(f"{type(network).__name__} holds no network of diffusers'")
+            raise TypeError(f"{type(network).__name__} has no network of diffusers inside")
         network = inner
     return network
 

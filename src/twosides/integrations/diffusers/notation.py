@@ -1,8 +1,9 @@
-"""What a diffusers scheduler's config says about a network, and where it steps.
+"""The notation of a network, read from the config of a diffusers scheduler.
 
-A config names the path (betas, flow, EDM), the prediction and the spacing of timesteps, in words
+A config states the path (betas, flow, EDM), the prediction and the spacing of timesteps, in words
 that mean different things from class to class ("epsilon" is EDM's F in the EDM classes; "linspace"
-has n points in some and n + 1 in others). Here each is read once, as the library's own notation:
+has n points in some and n + 1 in others). Here each is translated once into the library's own
+notation:
 
 | path         | schedules of origin               | latents                | timesteps         |
 |--------------|-----------------------------------|------------------------|-------------------|
@@ -14,7 +15,7 @@ has n points in some and n + 1 in others). Here each is read once, as the librar
 
 CosineDPMSolverMultistep is told `atan(sigma) 2 / pi`, too.
 
-Timesteps are real numbers everywhere: what the network is told is the level the state really has.
+Timesteps are real numbers everywhere: the network is told the level that the state really has.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from twosides.schedules import (
 
 Config = Mapping[str, Any]
 
-# How the classes space their timesteps.
+# The classes, grouped by how they space their timesteps.
 CONSISTENCY_CLASSES = ("LCM", "TCD")
 _INDEXED = ("DDPM", "DDIM", "DDPMParallel", "DDIMParallel", "PNDM", "UnCLIP", *CONSISTENCY_CLASSES)
 _COGVIDEO = ("CogVideoXDDIM", "CogVideoXDPM")
@@ -75,7 +76,7 @@ ORIGINS = [
     for name in group
 ]
 
-# Classes that are not read, and why.
+# The classes that are not read, and the reasons.
 _CONSISTENT = "its network jumps to the data or between two levels, and predicts no velocity there"
 _DISCRETE = "its data are tokens, to which no Gaussian noise is added"
 _BACKWARDS = "it goes from data to noise; `twosides.ode.inversion` does that with any model"
@@ -114,7 +115,14 @@ PREDICTIONS = {
 
 @dataclass(frozen=True)
 class Notation:
-    """A network's output and clock on its schedule, and the schedule with the latents' scaling."""
+    """The notation of a network, and that of its latents.
+
+    path: the row of the table above.
+    output: the name of the network's output.
+    schedule: the schedule in the network's scaling.
+    clock: how the network is told the level.
+    latents: the schedule in the scaling of the latents.
+    """
 
     path: str
     output: str
@@ -124,7 +132,7 @@ class Notation:
 
     @cached_property
     def data_scale(self) -> float:
-        """What latents are multiplied by against what the network is shown: EDM's sigma_data."""
+        """The factor of the latents against the network's input: EDM's sigma_data, else 1."""
         if self.path != "edm":
             return 1.0
         return float(self.latents.level(0.0).scale) / float(self.schedule.level(0.0).scale)
@@ -136,25 +144,25 @@ class Notation:
 
 @dataclass(frozen=True)
 class Angle(Clock):
-    """`atan(sigma / alpha) 2 / pi`, from 0 for data to 1 for noise."""
+    """The clock `atan(sigma / alpha) 2 / pi`, from 0 for data to 1 for noise."""
 
     def read(self, logsnr: Tensor, schedule: Schedule) -> Tensor:
-        """The angle, in right ones."""
+        """The angle, in units of a right angle."""
         return (-0.5 * logsnr).exp().atan() * (2 / math.pi)
 
     def logsnr(self, time: Tensor, schedule: Schedule) -> Tensor:
-        """Its inverse, infinite at both ends."""
+        """The log-SNR of an angle, infinite at both ends."""
         quarter = 0.5 * math.pi * time.clamp(0, 1)
         return 2 * (quarter.cos().log() - quarter.sin().log()).where(time < 1, -math.inf)
 
 
 def origin(config: Config) -> str:
-    """The diffusers class, without "Scheduler"; "" for a config of our own making."""
+    """The diffusers class of a config, without "Scheduler"; "" for a config of this library."""
     return str(config.get("origin") or "").removesuffix("Scheduler")
 
 
 def path_of(config: Config) -> str:
-    """ "vp", "continuous", "edm", "angle" or "flow"."""
+    """The path of a config: "vp", "continuous", "edm", "angle" or "flow"."""
     name = origin(config)
     if name in _ANGLE:
         return "angle"
@@ -163,7 +171,7 @@ def path_of(config: Config) -> str:
     flow = config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction"
     if name in FLOW_CLASSES or flow:
         return "flow"
-    continuous = config.get("timestep_type") == "continuous"  # which the class means of v only
+    continuous = config.get("timestep_type") == "continuous"  # the class uses it for v only
     return "continuous" if continuous and config.get("prediction_type") == "v_prediction" else "vp"
 
 
@@ -174,7 +182,7 @@ def read(config: Config) -> Notation:
         return _flow(config, predicts)
     if path == "edm":
         return _edm(config, predicts)
-    if path == "angle":  # the class has no words of its own
+    if path == "angle":  # the class has no arguments of its own
         return Notation(path, "v", Cosine(), Angle(), Cosine())
     if predicts not in PREDICTIONS:
         raise unknown("prediction_type", predicts, PREDICTIONS)
@@ -190,9 +198,9 @@ def read(config: Config) -> Notation:
 def _flow(config: Config, predicts: str) -> Notation:
     mirrored = bool(config.get("invert_sigmas")) or origin(config) == "MiniMaxH3"
     count = float(config.get("num_train_timesteps") or 1000)
-    if origin(config) == "MiniMaxH3":  # told 1 - t itself
+    if origin(config) == "MiniMaxH3":  # the network is told 1 - t itself
         count = 1.0
-    known = {**PREDICTIONS, "epsilon": "u", "v_prediction": "u"}  # FlowMatch* have no such word
+    known = {**PREDICTIONS, "epsilon": "u", "v_prediction": "u"}  # FlowMatch* ignore the word
     if origin(config) not in FLOW_CLASSES:
         known = PREDICTIONS
     if predicts not in known:
@@ -203,7 +211,10 @@ def _flow(config: Config, predicts: str) -> Notation:
 
 
 def _edm(config: Config, predicts: str) -> Notation:
-    """EDM's classes: the network sees c_in z and answers F, "epsilon", or -F, "v_prediction"."""
+    """The notation of EDM's classes.
+
+    The network sees c_in z and answers F, which they call "epsilon", or -F, "v_prediction".
+    """
     signs = {"epsilon": "", "v_prediction": "-"}
     if predicts not in signs:
         raise ValueError(
@@ -261,7 +272,8 @@ def _betas_of(logsnr: Tensor) -> Tensor:
 def starts_pure(config: Config) -> bool:
     """Whether pipelines start from sigma n alone, as k-diffusion does, and not with unit variance.
 
-    Near enough to the same; kept so that one seed gives one picture whatever the scheduler.
+    The two are nearly the same; both are kept so that one seed gives one picture with every
+    scheduler.
     """
     spaced = config.get("timestep_spacing") in ("linspace", "trailing")
     return origin(config) in SIGMA_CLASSES and spaced

@@ -1,8 +1,9 @@
-"""A plan run from outside: a pipeline calls the network, a Pass says what to show it next.
+"""A plan whose network calls are made by a pipeline: a Pass says what to show the network next.
 
-A pass is what a scheduler keeps of one run: the plan of a sampler through given levels, and how far
-it has come. A *call* is a question to the network, a *leg* is a piece of the route that a run walks
-(`sampling.noise.route`), and several calls may belong to a leg.
+A pass is the state of one run of a scheduler: the plan of a sampler through given levels, which is
+a table of coefficients, and how far the run has come. A *call* is a question to the network, a
+*leg* is a piece of the route that a run walks (`sampling.noise.route`), and several calls may
+belong to a leg.
 """
 
 from __future__ import annotations
@@ -29,12 +30,14 @@ from twosides.sampling.solvers import DDIM, Asks, walk
 
 
 class Layout(NamedTuple):
-    """A plan, its rows for raw answers of the network, and the legs that it walks.
+    """A plan, its program for raw answers of the network, and its legs.
 
+    plan: the plan.
+    program: the plan with the 2 x 2 solves of the network's output folded in (`sampling.run`).
     starts: the calls at which the legs begin.
     asked: the log-SNRs of these calls.
-    numbers: of each leg, the step of the grid that it belongs to.
-    fresh: of each call, whether no later row needs anything from before it.
+    numbers: for each leg, the number of its step of the grid.
+    fresh: for each call, whether no later row needs anything from before it.
     """
 
     plan: Plan
@@ -53,10 +56,15 @@ def lay_out(
     first: int = 0,
     begun: tuple[float, ...] = (),
 ) -> Layout:
-    """The plan of the route through these nodes (log-SNRs), from its leg number `first` on.
+    """The plan of the route through some nodes, from one of its legs on.
 
-    begun: levels of calls before that leg, inside a step that another scheduler had begun, or
-        anywhere. DDIM bridges them: it goes from each to the next, and to where the leg starts.
+    sampler: the sampler; its grid is not used.
+    notation: the network's notation.
+    nodes: the log-SNRs from noise to data.
+    first: the number of the leg to begin with.
+    begun: the log-SNRs of calls before that leg, inside of a step that another scheduler had begun,
+        or at any level. DDIM bridges them: it goes from each to the next, and to where the leg
+        starts.
     """
     schedule = notation.latents
     levels = [schedule.level(value).floats() for value in nodes]
@@ -81,7 +89,7 @@ def lay_out(
             visit=lambda leg: starts.append(calls),
         )
         answer: Any = None
-        while True:  # `yield from`, with the calls counted
+        while True:  # `yield from`, which also counts the calls
             try:
                 wanted = asks.send(answer)
             except StopIteration as stop:
@@ -91,14 +99,14 @@ def lay_out(
 
     title = f"{type(sampler.solver).__name__}, {len(nodes) - 1} steps on {schedule}"
     plan = trace(whole, levels[-1], title)
-    elsewhere = notation.denoiser(torch.nn.Identity())  # the pipeline calls the network
-    program = lower(plan, elsewhere, torch.float32, torch.device("cpu"))
+    stand_in = notation.denoiser(torch.nn.Identity())  # the pipeline itself calls the network
+    program = lower(plan, stand_in, torch.float32, torch.device("cpu"))
     asked = tuple(leg.here.logsnr for leg in route)
     numbers = tuple(leg.number for leg in route)
-    return Layout(plan, program, tuple(starts), asked, numbers, _fresh(program))
+    return Layout(plan, program, tuple(starts), asked, numbers, _fresh_calls(program))
 
 
-def _fresh(program: Program) -> tuple[bool, ...]:
+def _fresh_calls(program: Program) -> tuple[bool, ...]:
     """Whether the rows after each call need nothing that was kept before it."""
     calls, known = len(program.calls), dict[int, int]()
     oldest = [calls] * (calls + 1)  # the earliest call that a row needs
@@ -112,12 +120,7 @@ def _fresh(program: Program) -> tuple[bool, ...]:
 
 
 class Pass:
-    """One pass of a sampler along its route through `nodes`, in the latents of the notation.
-
-    nodes: log-SNRs from noise to data.
-    first, begun: see `lay_out`.
-    start: the number that its first call has in the pass of the whole route.
-    """
+    """One pass of a sampler along its route, in the latents of the notation."""
 
     def __init__(
         self,
@@ -128,7 +131,11 @@ class Pass:
         begun: tuple[float, ...] = (),
         start: int = 0,
     ) -> None:
-        """ValueError for impossible pairs, such as eps-prediction at zero SNR."""
+        """Lay out a pass; ValueError for impossible pairs, such as eps-prediction at zero SNR.
+
+        sampler, notation, nodes, first, begun: see `lay_out`.
+        start: the number that its first call has in the pass of the whole route.
+        """
         self.sampler, self.notation, self.nodes = sampler, notation, nodes
         self.first, self.begun, self.start = first, begun, start
         self.layout = lay_out(sampler, notation, nodes, first, begun)
@@ -156,61 +163,65 @@ class Pass:
         return len(self.layout.starts)
 
     def steps_of_calls(self) -> list[int]:
-        """Of each call, the number of the step of the grid that it belongs to."""
+        """For each call, the number of its step of the grid."""
         starts, numbers = self.layout.starts, self.layout.numbers
         return [numbers[bisect_right(starts, call) - 1] for call in range(self.plan.nfe)]
 
     def twin(self) -> Pass:
         """A pass of its own, at the same place."""
-        return self.returned(self.row, self.execution.kept)
+        return self.resume(self.row, self.execution.kept)
 
-    def returned(self, row: int, kept: dict[int, Tensor]) -> Pass:
-        """A pass of its own after `row` calls, of which `kept` is remembered."""
-        made = self._again()
+    def resume(self, row: int, kept: dict[int, Tensor]) -> Pass:
+        """A pass of its own after a number of calls.
+
+        row: the number of calls that have been answered.
+        kept: the tensors of earlier calls that the pass remembers, by their slots.
+        """
+        made = self._copy()
         made.execution.row, made.execution.kept = row, dict(kept)
         return made
 
     def after(self, call: int) -> Pass:
-        """The pass of a state that is given at the level of this call, of the whole route."""
+        """The pass of a state that is given at the level of a call of the whole route."""
         starts = self.layout.starts
         if call == 0:
-            return self._again()
+            return self._copy()
         if call < self.plan.nfe and self.layout.fresh[call]:
-            return self.returned(call, {})
+            return self.resume(call, {})
         index = bisect_left(starts, call)
         start = starts[index] if index < len(starts) else self.plan.nfe
         inside = tuple(level.logsnr for level in self.plan.levels[call:start])
-        return self._again(first=index, begun=inside, start=call)
+        return self._copy(first=index, begun=inside, start=call)
 
     def at(self, logsnr: float) -> Pass:
-        """The pass of a state that is given at any level: a DDIM step to where a leg starts."""
+        """The pass of a state at any level, from which a DDIM step leads to where a leg starts."""
         asked, starts = self.layout.asked, [*self.layout.starts, self.plan.nfe]
         ahead = (index for index, there in enumerate(asked) if there > logsnr)
         first = next(ahead, len(asked))
-        return self._again(first=first, begun=(logsnr,), start=starts[first] - 1)
+        return self._copy(first=first, begun=(logsnr,), start=starts[first] - 1)
 
-    def noisy(self, stochasticity: Stochasticity) -> Pass:
-        """The same with other noise; ValueError where that moves the calls to other levels."""
-        made = self._again(sampler=replace(self.sampler, stochasticity=stochasticity))
-        if made.plan.levels != self.plan.levels:  # the network would be told what is not so
+    def with_noise(self, stochasticity: Stochasticity) -> Pass:
+        """The same pass with other noise; ValueError if the calls then have other levels."""
+        made = self._copy(sampler=replace(self.sampler, stochasticity=stochasticity))
+        if made.plan.levels != self.plan.levels:  # the network would be told wrong timesteps
             raise ValueError(
                 f"with {stochasticity} this sampler asks the network at other levels than those of "
                 "the timesteps that were handed out; leave eta out, and choose a sampler with noise"
             )
         return made
 
-    def _again(self, **changes: Any) -> Pass:
+    def _copy(self, **changes: Any) -> Pass:
         names = ("sampler", "nodes", "first", "begun", "start")
         parts = {name: getattr(self, name) for name in names}
         return Pass(notation=self.notation, **{**parts, **changes})
 
     def advance(self, z: Tensor, answer: Tensor, noise: Callable[[], Tensor]) -> Tensor:
-        """The next state, from the state that the network was shown and what it answered."""
+        """The next state, from the state that the network was shown and its answer."""
         self.execution.answer(z, answer)
         return self.execution.state(noise, z)
 
-    def predicted(self, z: Tensor, answer: Tensor) -> Tensor:
-        """x of the call that comes next to be answered."""
+    def predict_data(self, z: Tensor, answer: Tensor) -> Tensor:
+        """The data x that the next call to be answered predicts."""
         x_z, x_o, _, _ = self.calls[self.row].solution
         return x_z * z + x_o * answer
 
@@ -222,8 +233,8 @@ def spread(calls: Sequence[int], per_step: int, steps: int) -> list[int]:
     calls, such as the first from pure noise, the call after it is given several timesteps. All but
     the last of these are *idle*: the pipeline asks its network, and the answer changes nothing.
 
-    calls: of each call, the number of its step.
-    per_step: timesteps for each step; the last may have fewer.
+    calls: for each call, the number of its step.
+    per_step: the timesteps of each step; the last may have fewer.
     steps: the number of steps. Those at the end without a call are idle.
 
         >>> spread([0, 1, 1, 2, 2, 3], 2, 4)
@@ -243,15 +254,19 @@ def spread(calls: Sequence[int], per_step: int, steps: int) -> list[int]:
 class Band:
     """A pass for compilers, whose graph must not depend on the number of the step.
 
-    Each call's group is what it leaves behind: its input, its answer, and the noises drawn for the
-    state after it. A row of `table` combines the last `depth` groups, zeros where a plan needs
-    fewer; the row's number is a tensor too. The last two columns are the call's (x_z, x_o).
-
-    places: the calls that timesteps stand for, from that on with which the pass begins (`spread`).
+    Each call has a group of tensors: its input, its answer, and the noises drawn for the state
+    after it. A row of `table` combines the last `depth` groups, with zeros where a plan needs
+    fewer; the row's number is a tensor, too. The last two columns are the call's (x_z, x_o).
     """
 
     def __init__(self, walk: Pass, places: Sequence[int], device: Any) -> None:
-        """From where a pass stands."""
+        """Prepare the table.
+
+        walk: the pass, which may be under way.
+        places: the calls that timesteps stand for, from the timestep on with which the pass begins
+            (`spread`).
+        device: the device of the table.
+        """
         calls = [place - walk.start for place in places]
         idle = [here == there for here, there in pairwise([*calls, walk.plan.nfe])]
         owner, rows = dict[int, tuple[int, int]](), list[list[tuple[int, int, float]]]()

@@ -1,4 +1,4 @@
-"""Pictures of a pipeline by names: what `twosides sample` runs on a pipeline's folder."""
+"""Pipelines by their folders, and the arguments of a call: `twosides sample` uses them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from twosides.integrations.diffusers.facts import stored_dtype
-from twosides.integrations.diffusers.folders import reading
+from twosides.integrations.diffusers.folders import guard_reading
 from twosides.integrations.diffusers.networks import (
     in_dtype,
+    is_present,
     network_name,
-    present,
     read_index,
 )
 from twosides.storage.devices import device_named
@@ -30,14 +30,14 @@ def load_pipeline(folder: Path, *, network: nn.Module | bool = True, device: str
     device: "auto", the accelerator if there is one and else the CPU, or a name, see
         `storage.devices.device_named`.
     """
-    with reading(folder):
+    with guard_reading(folder):
         index = read_index(folder)
         parts = {key: value for key, value in index.items() if isinstance(value, list | tuple)}
         _refuse_strangers(str(index.get("_class_name")), parts)
-        # diffusers asks again for parts that were saved as absent.
+        # diffusers has to be told again of parts that were saved as absent.
         absent: dict[str, Any] = {}
-        absent |= {k: None for k, v in parts.items() if len(v) == 2 and not present(v)}
-        name = network_name({key: value for key, value in parts.items() if present(value)})
+        absent |= {k: None for k, v in parts.items() if len(v) == 2 and not is_present(v)}
+        name = network_name({key: value for key, value in parts.items() if is_present(value)})
         place, dtype = placement(folder / name, device)
         absent |= {} if network is True else {name: network or None}
         pipeline: Any = getattr(diffusers, "DiffusionPipeline")  # noqa: B009 - exported lazily
@@ -48,33 +48,34 @@ def load_pipeline(folder: Path, *, network: nn.Module | bool = True, device: str
 
 
 def placement(network: Path, device: str = "auto") -> tuple[torch.device, torch.dtype | None]:
-    """The device a pipeline is run on, and the dtype: as stored on an accelerator, else float32."""
+    """The device and dtype of a pipeline: on an accelerator, the dtype of the stored network."""
     place = device_named(device)
     return place, None if place.type == "cpu" else stored_dtype(network)
 
 
 def _refuse_strangers(kind: str, parts: dict[str, Any]) -> None:
-    """diffusers imports the modules that an index names, and loads what some model cards name."""
+    """Refuse modules of other packages, which diffusers would import, and connected pipelines."""
     if getattr(getattr(diffusers, kind, None), "_load_connected_pipes", False):
         raise ValueError(f"{kind} loads pipelines that its model card names; do that in Python")
     for part, entry in parts.items():
-        root = str(entry[0]).split(".")[0] if present(entry) else "diffusers"
+        root = str(entry[0]).split(".")[0] if is_present(entry) else "diffusers"
         own = root in ("diffusers", "transformers", "twosides")
         if not own and part != "_class_name" and not hasattr(diffusers.pipelines, root):
             raise ValueError(
-                f"the pipeline's {part} is of the module {entry[0]}, neither diffusers' nor "
-                "transformers'; load it in Python"
+                f"the pipeline's {part} is of the module {entry[0]}, neither of diffusers nor of "
+                "transformers; load it in Python"
             )
 
 
 def inputs(pipe: Any, count: int, **wishes: Any) -> dict[str, Any]:
-    """The keyword arguments that a pipeline is called with.
+    """The keyword arguments with which a pipeline is called.
 
-    count: how many pictures, where that is not the number of class labels.
+    pipe: the pipeline.
+    count: the number of pictures, unless it follows from the class labels.
     wishes: prompt, negative_prompt, guidance_scale, and class_labels as a text of numbers with
         commas; None leaves the choice to the pipeline.
 
-    ValueError for what the pipeline does not take, or lacks.
+    ValueError for an argument that the pipeline does not take, or that is missing.
     """
     takes, name = inspect.signature(type(pipe).__call__).parameters, type(pipe).__name__
     given = {key: value for key, value in wishes.items() if value is not None}
@@ -86,7 +87,9 @@ def inputs(pipe: Any, count: int, **wishes: Any) -> dict[str, Any]:
         _check_text(pipe, given.get("prompt"))
         guidance = given.get("guidance_scale")
         if "negative_prompt" in given and guidance is not None and guidance <= 1:
-            raise ValueError(f"guidance {guidance} has no negative side; leave the prompt out")
+            raise ValueError(
+                f"guidance {guidance} does not use a negative prompt; leave negative_prompt out"
+            )
         texts = {key: [given[key]] * count for key in ("prompt", "negative_prompt") if key in given}
         return given | texts
     if "class_labels" not in takes:

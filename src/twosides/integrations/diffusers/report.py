@@ -1,8 +1,9 @@
-"""What a pipeline's network predicts, at which levels it will be asked, and what is wrong there.
+"""A report on a pipeline: its network's output, the levels at which it is asked, and its traps.
 
     print(explain("path/to/pipeline", steps=20))
 
-Each trap is found in the settings themselves, or by laying out the pipeline's own scheduler.
+A trap is a setting that does not do what it seems to do. Each is found in the settings themselves,
+or in a run of the pipeline's own scheduler.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 
 from twosides.integrations.diffusers import levels
 from twosides.integrations.diffusers import notation as notations
-from twosides.integrations.diffusers.facts import Facts, Trap, _facts
+from twosides.integrations.diffusers.facts import Facts, Trap, collect_facts
 from twosides.integrations.diffusers.networks import (
     tells_per_mille,
 )
@@ -26,10 +27,15 @@ from twosides.integrations.diffusers.notation import Notation
 
 @dataclass(frozen=True)
 class Report:
-    """What `explain` found; `print` it.
+    """The result of `explain`; `print` it.
 
-    timesteps: what the network is told, call by call; sigmas: the levels of the states it is shown
-    with them, flow times or sigma / alpha.
+    network, scheduler: the names of their classes.
+    notation: what the network predicts, and how it is told the level.
+    steps: the number of steps.
+    mu: the logarithm of the shift, or None.
+    timesteps: the timesteps that the network is told, call by call.
+    sigmas: the levels of the states that it is shown with them, flow times or sigma / alpha.
+    traps: the settings that do not do what they seem to do.
     """
 
     network: str
@@ -42,7 +48,7 @@ class Report:
     traps: tuple[Trap, ...]
 
     def __str__(self) -> str:
-        """As text."""
+        """The report as text."""
         own, flow = self.notation, self.notation.path == "flow"
         low, high = own.schedule.logsnr_min, own.schedule.logsnr_max
         path = getattr(own.schedule, "base", own.schedule)
@@ -65,10 +71,11 @@ def _row(name: str, values: tuple[float, ...]) -> str:
 
 
 def explain(source: Any, steps: int = 20, *, mu: float | None = None) -> Report:
-    """What a pipeline does in `steps` steps, with the traps it is in.
+    """A report on a pipeline that takes `steps` steps.
 
     source: a pipeline, its folder or its name on the hub (then only configs are read), or a
         scheduler alone.
+    steps: the number of steps, >= 1.
     mu: the logarithm of the shift, where it depends on the resolution; by default the config's
         max_shift, that of large pictures.
 
@@ -76,7 +83,7 @@ def explain(source: Any, steps: int = 20, *, mu: float | None = None) -> Report:
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    facts = _facts(source, steps, mu)
+    facts = collect_facts(source, steps, mu)
     found = (trap(facts) for trap in TRAPS)
     return Report(
         facts.network or "the network",
@@ -99,7 +106,7 @@ def _double_shift(facts: Facts) -> Trap | None:
     shift = levels.shift_of(facts.config, None)
     if shift == 1.0 or not str(type(facts.scheduler).__name__).startswith("FlowMatch"):
         return None
-    once = levels.native(facts.config, facts.notation, facts.steps)[-2]
+    once = levels.native_nodes(facts.config, facts.notation, facts.steps)[-2]
     wanted, last = float(torch.sigmoid(-0.5 * once)), float(facts.sigmas[-1])
     if abs(last - wanted) <= 1e-3 * wanted:
         return None
@@ -111,7 +118,7 @@ def _double_shift(facts: Facts) -> Trap | None:
     )
 
 
-def _clipped(facts: Facts) -> Trap | None:
+def _clips_latents(facts: Facts) -> Trap | None:
     clipped = facts.config.get("clip_sample") and not notations.origin(facts.config).startswith(
         "CogVideoX"
     )
@@ -137,8 +144,8 @@ def _f_is_not_eps(facts: Facts) -> Trap | None:
     )
 
 
-def _rounded(facts: Facts) -> Trap | None:
-    off = float((facts.timesteps - facts.meant).abs().max())
+def _rounds_timesteps(facts: Facts) -> Trap | None:
+    off = float((facts.timesteps - facts.true_timesteps).abs().max())
     if facts.ours or facts.notation.path not in ("flow", "vp") or off < 0.01:
         return None
     return Trap(
@@ -149,7 +156,7 @@ def _rounded(facts: Facts) -> Trap | None:
     )
 
 
-def _rounded_to_bf16(facts: Facts) -> Trap | None:
+def _rounds_to_bf16(facts: Facts) -> Trap | None:
     if facts.dtype != torch.bfloat16 or not tells_per_mille(facts.network):
         return None
     off = float((facts.timesteps - facts.timesteps.bfloat16().double()).abs().max())
@@ -163,14 +170,14 @@ def _rounded_to_bf16(facts: Facts) -> Trap | None:
     )
 
 
-def _nothing_to_say(facts: Facts) -> Trap | None:
+def _eps_at_zero_snr(facts: Facts) -> Trap | None:
     zero = facts.notation.schedule.logsnr_min == -math.inf
     if not zero or facts.notation.output != "eps":
         return None
     return Trap(
         "the network predicts epsilon at zero SNR (rescale_betas_zero_snr=True)",
-        "pure noise is all that it can answer there, whatever the data: diffusers divides by zero "
-        "or by 2^-12 and shows black or burnt pictures",
+        "its answer there is the noise itself and depends on no data: diffusers divides by zero or "
+        "by 2^-12 and makes black or burnt pictures",
         "use rescale_betas_zero_snr=False, or a network trained on v_prediction",
     )
 
@@ -207,7 +214,7 @@ def _collapses(facts: Facts) -> Trap | None:
     )
 
 
-# Networks that were only ever trained on one of the paths.
+# Networks that are trained on one of the paths only.
 _ONLY = {
     "flow": ("SD3", "Flux", "Wan", "LTXVideo", "QwenImage", "Sana", "Lumina2"),
     "vp": ("DiT", "PixArt", "CogVideoX"),
@@ -252,12 +259,12 @@ def _missteps(facts: Facts) -> Trap | None:
 TRAPS: tuple[Callable[[Facts], Trap | None], ...] = (
     _of_another_path,
     _double_shift,
-    _clipped,
+    _clips_latents,
     _f_is_not_eps,
-    _nothing_to_say,
+    _eps_at_zero_snr,
     _starts_late,
     _collapses,
-    _rounded,
-    _rounded_to_bf16,
+    _rounds_timesteps,
+    _rounds_to_bf16,
     _missteps,
 )

@@ -1,4 +1,4 @@
-"""The conditioning without which a network of diffusers' does not run, by name."""
+"""The conditioning without which a network of diffusers does not run, by name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import diffusers
 
 from twosides.integrations.diffusers.networks import row_of
 
-# What is needed and not in the call's signature, which says None; or only with a configuration.
+# Arguments that are needed although their default is None.
 _NEEDED: dict[str, tuple[str, ...]] = {
     "DiTTransformer2DModel": ("class_labels",),
     "PixArtTransformer2DModel": ("encoder_hidden_states",),
@@ -21,12 +21,12 @@ _NEEDED: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-SPOKEN = ("self", "sample", "hidden_states", "timestep")
-"""What a network is told by whoever samples: the state and its level."""
+NOT_CONDITIONING = ("self", "sample", "hidden_states", "timestep")
+"""The arguments of a network that every sampler gives: the state and its level."""
 
 
-def required(network: Any) -> list[str]:
-    """The conditioning that a known network cannot do without, "." between nested names."""
+def required_names(network: Any) -> list[str]:
+    """The conditioning that a known network needs, with "." between nested names."""
     config, row = network.config, row_of(network)
     call = inspect.signature(getattr(diffusers, row or "", type(network)).forward)
     names = [
@@ -35,7 +35,7 @@ def required(network: Any) -> list[str]:
         if parameter.default is parameter.empty
         and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
     ]
-    names = [name for name in names if name not in SPOKEN]
+    names = [name for name in names if name not in NOT_CONDITIONING]
     names += [name for name in _NEEDED.get(row or "", ()) if name not in names]
     if config.get("num_class_embeds") or config.get("class_embed_type"):
         names.append("class_labels")

@@ -1,9 +1,10 @@
-"""The runs of a scheduler: where each stands, and which of its interleaved ones a step belongs to.
+"""The runs of a scheduler: how far each has come, and to which of several a step belongs.
 
-A pipeline is handed a tensor of timesteps and comes back with one of its elements at a time. Which
-one it is, is known by where it lies in memory, without a look at its value, for which a GPU would
-have to be waited for. So a step may come again (tiles), earlier ones may (time travel, as RePaint
-does), and some may be left out: what a run remembers is that of the step that is taken.
+A pipeline gets a tensor of timesteps and returns one of its elements at a time. The element is
+recognised by its place in memory, without reading its value, for which the program would have to
+wait for a GPU. A step may therefore be repeated (tiles), earlier steps may be taken again (time
+travel, as RePaint does), and some may be left out: the memory of a run is always that of the step
+that is taken.
 """
 
 from __future__ import annotations
@@ -28,7 +29,12 @@ from twosides.sampling.noise import DDIMEta
 
 
 class Taken(NamedTuple):
-    """The step that was taken last: its pass, its call, and what was remembered before it."""
+    """The step that was taken last.
+
+    walk: its pass.
+    call: its call.
+    kept: the memory of the pass before it.
+    """
 
     walk: Pass
     call: int
@@ -37,22 +43,21 @@ class Taken(NamedTuple):
 
 @dataclass(eq=False)
 class Run:
-    """A pass over `timesteps`, and where it stands.
+    """A pass over `timesteps`, and how far it has come.
 
     whole: the pass from the first timestep on.
-    places: of each timestep, the call of the whole that it stands for (`passes.spread`).
-    timesteps: what the network is told; the tensor that pipelines iterate over.
-    sigmas: of the timesteps and the result, flow times or sigma / alpha, on the CPU.
-    steps, order: their number as pipelines count, and the timesteps of each.
-    eager: why it cannot be compiled; "" where it can.
-    begin: the timestep with which it is to begin, where that was said.
+    places: for each timestep, the call of the whole that it stands for (`passes.spread`).
+    timesteps: the timesteps that the network is told; the tensor that pipelines iterate over.
+    sigmas: the levels of the timesteps and of the result, flow times or sigma / alpha, on the CPU.
+    steps, order: the number of steps as pipelines count them, and of the timesteps in each.
+    eager: the reasons why a step cannot be compiled; "" if it can.
+    begin: the timestep with which the run is to begin, if a pipeline has set it.
     index: the number of the next timestep, None before the first step.
-    eta: DDIM's, which takes the place of the sampler's noise unless 0.
-    own: the source of its noise, where the scheduler has a seed.
-    walk: the pass that is being walked, the whole's or what is left of it; None before the first
-        step.
+    eta: DDIM's eta, which takes the place of the sampler's noise unless it is 0.
+    own: the source of the noise, if the scheduler has a seed.
+    walk: the pass that is under way, the whole or what is left of it; None before the first step.
     idle: whether the answer to this timestep changes nothing.
-    band: the pass as compiled steps read it.
+    band: the pass in the form that compiled steps read.
     """
 
     whole: Pass
@@ -74,7 +79,7 @@ class Run:
     _drawn: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
-        """Note where the timesteps are stored."""
+        """Note the place of the timesteps in memory."""
         self.hand_out(self.timesteps)
         self._next = 0
         # Idle timesteps stand for the same call as the one after them.
@@ -84,25 +89,25 @@ class Run:
         self.set_band(self.begin or 0)
 
     def hand_out(self, timesteps: Tensor) -> None:
-        """Take this tensor for the one that pipelines iterate over."""
+        """Replace the tensor that pipelines iterate over."""
         first = timesteps.data_ptr()
         self.timesteps = timesteps
         self._stored = range(first, first + timesteps.nbytes, timesteps.itemsize)
 
     def set_band(self, begin: int) -> None:
-        """Prepare what compiled steps need, from a timestep on."""
+        """Prepare the table for compiled steps, from a timestep on."""
         call = self.places[begin]
         walk = self.whole.after(call) if call < self.whole.plan.nfe else self.whole
         self.band = Band(walk, self.places[begin:], self.timesteps.device)
 
     @property
     def fresh(self) -> bool:
-        """Whether the next step begins the run, or begins it anew."""
+        """Whether the next step begins the run, or begins it again."""
         return self.index is None or self.index == len(self.places)
 
     @property
     def solution(self) -> tuple[float, float]:
-        """The coefficients of the state and the network's answer in x, at this timestep."""
+        """The coefficients of the state and of the network's answer in x, at this timestep."""
         if not self.idle:
             assert self.walk is not None
             return self.walk.calls[self.walk.row].solution[:2]
@@ -113,7 +118,7 @@ class Run:
         return network.prepare([self.whole.plan.levels[-1]], torch.empty(0))[0].solution[:2]
 
     def begin_at(self, index: int) -> None:
-        """Begin with the timestep of this number; ValueError where it is no place to begin."""
+        """Begin with the timestep of this number; ValueError if the run cannot begin there."""
         count = len(self.places)
         if not 0 <= index < count:
             raise ValueError(
@@ -134,9 +139,9 @@ class Run:
             self.set_band(index)
 
     def position(self, timestep: Any) -> int | None:
-        """Its number, if it is an element of the very tensor that was handed out.
+        """The number of a timestep, if it is an element of the tensor that was handed out.
 
-        Pipelines iterate over that tensor, so this needs no look at values: no search, no sync.
+        Pipelines iterate over that tensor, so that no value has to be read from a device.
         """
         if not isinstance(timestep, Tensor):
             return None
@@ -144,11 +149,14 @@ class Run:
         return self._stored.index(place) if place in self._stored else None
 
     def arrive(self, timestep: Any, eta: float) -> None:
-        """Stand at the step of this timestep, with the memory that belongs there.
+        """Go to the step of a timestep, with the memory that belongs there.
 
         The step that was taken last may be taken again, from the same memory. One that is neither
         this nor the next begins without memory, as image to image does. A timestep whose value is
         not at hand, such as a copy in another dtype on a GPU, is taken for the next.
+
+        timestep: an element of the run's timesteps, or a number.
+        eta: DDIM's eta, which stays the same within a run.
         """
         index = self._number(timestep)
         again = self._past
@@ -167,12 +175,12 @@ class Run:
         call = self.places[index]
         if not self.idle and (self.walk is None or self.walk.place != call):
             if again is not None:
-                self.walk = again.walk.returned(call - again.walk.start, again.kept)
+                self.walk = again.walk.resume(call - again.walk.start, again.kept)
             else:
                 self.walk = self._with_eta().after(call)
 
     def advance(self, z: Tensor, answer: Tensor, noise: Callable[[], Tensor]) -> Tensor:
-        """The state after this timestep, which is z itself where it is idle."""
+        """The state after this timestep, which is z itself if the timestep is idle."""
         self.index = self._next
         if self.index == len(self.places):
             self.begin = None
@@ -183,7 +191,7 @@ class Run:
         return self.walk.advance(z, answer, noise)
 
     def draw(self, config: Mapping[str, Any], like: Tensor, generator: Any) -> Tensor:
-        """Noise for this step: of the scheduler's seed, or else of the caller's generator."""
+        """The noise for this step: from the scheduler's seed, or from the caller's generator."""
         seed = config["seed"]
         if config["noise"] == "brownian":
             return self.brownian(seed, like)
@@ -193,9 +201,9 @@ class Run:
         return self.own.normal(like.shape[1:], like.dtype, like.device)
 
     def brownian(self, seed: int, like: Tensor) -> Tensor:
-        """The noise of the step that is being taken, on the path of a seed.
+        """The noise of this step on the Brownian path of a seed.
 
-        It is that of the whole run at this place, wherever the run began and went.
+        It is the noise of the whole run at this place, wherever the run began.
         """
         assert self.walk is not None
         whole = self._with_eta()
@@ -223,7 +231,7 @@ class Run:
         return made
 
     def _number(self, timestep: Any) -> int | None:
-        """Which of the timesteps this is; None if it begins the run and is none of them."""
+        """The number of a timestep; None if it begins the run and is none of the run's."""
         index = self.position(timestep)
         if index is not None:
             return index
@@ -233,7 +241,7 @@ class Run:
         value = torch.as_tensor(timestep).flatten()[0].cpu()
         if due is not None and self._values[due] == value.item():
             return due
-        # In half precision: the elements that are rounded to it.
+        # A timestep in half precision stands for the elements that are rounded to it.
         known = self._values.to(value.dtype) if value.dtype.itemsize < 4 else self._values
         same = (known == value).nonzero().flatten().tolist()
         starts = self.whole.layout.starts
@@ -247,15 +255,15 @@ class Run:
 
     def _logsnr(self, timestep: Any) -> float:
         notation = self.whole.notation
-        told = torch.as_tensor(timestep).cpu().double().flatten()[0]
-        return float(notation.clock.logsnr(told, notation.schedule))
+        value = torch.as_tensor(timestep).cpu().double().flatten()[0]
+        return float(notation.clock.logsnr(value, notation.schedule))
 
     def _with_eta(self) -> Pass:
-        return self.whole.noisy(DDIMEta(self.eta)) if self.eta else self.whole
+        return self.whole.with_noise(DDIMEta(self.eta)) if self.eta else self.whole
 
 
 def _is_at_hand(timestep: Any) -> bool:
-    """Whether a timestep's value is at hand, and exact."""
+    """Whether a timestep's value can be read without waiting, and is exact."""
     if isinstance(timestep, Tensor):
         return timestep.device.type == "cpu" and timestep.dtype.itemsize >= 4
     return True
@@ -264,13 +272,13 @@ def _is_at_hand(timestep: Any) -> bool:
 class Runs:
     """The runs of a scheduler, of which several may be under way: interleaved, or in threads.
 
-    last: the run that was laid out last of all.
+    `last` is the run that was laid out last.
     """
 
-    MOST = 8  # unfinished runs that are remembered besides each thread's last: they keep latents
+    MOST = 8  # unfinished runs that are remembered beside each thread's last: each keeps latents
 
     def __init__(self) -> None:
-        """No runs."""
+        """Begin without runs."""
         self.last: Run | None = None
         self._live: list[Run] = []
         self._latest: dict[int, Run] = {}  # by thread
@@ -278,7 +286,7 @@ class Runs:
     def enter(self, run: Run) -> None:
         """Add a run, which is this thread's from now on."""
         self.last = run
-        # Changed in place: other threads may be doing the same.
+        # The list is changed in place, because other threads may be doing the same.
         self._live.append(run)
         del self._live[: -self.MOST]
         self._latest[threading.get_ident()] = run
@@ -287,7 +295,7 @@ class Runs:
             self._latest.pop(key, None)
 
     def leave(self, run: Run) -> None:
-        """Forget a run that is done, unless it is some thread's last."""
+        """Forget a run that is done, unless it is the last of a thread."""
         if run in self._live:
             self._live.remove(run)
 
@@ -298,7 +306,7 @@ class Runs:
         return latest or self.last
 
     def of(self, timestep: Any) -> Run:
-        """Whose timestep it is, so that interleaved runs do not disturb each other."""
+        """The run that a timestep belongs to: interleaved runs must not disturb each other."""
         run = self.current
         if run is None:
             raise ValueError("call set_timesteps before step")

@@ -1,7 +1,8 @@
 """One scheduler for every diffusers pipeline: any sampler, on any path.
 
-A pipeline asks its scheduler for `timesteps`, calls its network at each and hands the answer to
-`step`: a plan run from outside. Latents stay in the pipeline's own coordinates.
+A pipeline reads the `timesteps` of its scheduler, calls its network at each and gives the answer to
+`step`. The scheduler runs a plan, the table of a sampler's coefficients, whose calls the pipeline
+makes. Latents stay in the pipeline's own coordinates.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from diffusers.utils.outputs import BaseOutput
 from torch import Tensor
 
 from twosides.integrations.diffusers import notation as notations
-from twosides.integrations.diffusers.answers import read_answer, why_eager
+from twosides.integrations.diffusers.answers import obstacles_to_compiling, read_answer
 from twosides.integrations.diffusers.configs import as_count, translate, usual_words
 from twosides.integrations.diffusers.demands import check_demands, demands
 from twosides.integrations.diffusers.levels import choose_nodes, interpolate, steps_of
@@ -48,18 +49,19 @@ class Scheduler(SchedulerViews, SchedulerMixin, ConfigMixin):
 
         pipe.scheduler = Scheduler.from_pipeline(pipe, sampler="dpmpp-2m")
 
-    sampler: a name, see `named.sampler_named`: a preset, with numbers if it takes some
-        ("kab2(0.5, 3)"), "unipc-published", the path of a sampler's file; or a Sampler.
-    grid: where to step. None: as the model's own scheduler does or the pipeline asks, but a Sampler
-        given whole, and a solver that needs even steps, keep theirs; "sampler": the sampler's; else
-        the name of a grid. Where a grid ends above the model's own end, a step leads there.
-    seed: of the noise, in pipelines that pass no generator to `step`; sample i of a batch depends
-        on (seed, i) only. None: torch's global generator.
-    noise: "brownian" for noise that is one path of the seed, whatever the number of steps
-        (`sampling.brownian`). None: that of each step is drawn by itself.
+    sampler: a name, see `named.sampler_named`: a preset, with numbers if it takes some ("kab2(0.5,
+        3)"), "unipc-published", the path of a sampler's file; or a Sampler.
+    grid: the levels. By default they are those of the model's own scheduler or of the pipeline; but
+        a Sampler passed whole, and a solver that needs even steps, keep their grids. "sampler" is
+        the sampler's grid; else it is the name of a grid. Where a grid ends above the model's own
+        end, a last step leads there.
+    seed: the seed of the noise, in pipelines that pass no generator to `step`; sample i of a batch
+        depends on (seed, i) only. None uses torch's global generator.
+    noise: "brownian" for noise on one path of the seed, which is the same for any number of steps
+        (`sampling.brownian`). By default the noise of each step is drawn independently.
     gives_data: whether the tuple of a step contains the predicted data, see `step`.
-    origin: the diffusers class whose words the other arguments are (`notation` says what they
-        mean). `from_pipeline` and `from_config` fill them in.
+    origin: the diffusers class to which the other arguments belong (`notation` has their meaning).
+        `from_pipeline` and `from_config` fill them in.
 
     ValueError for names and words that mean nothing, and for impossible pairs, such as
     eps-prediction at zero SNR, when a run is laid out.
@@ -130,7 +132,7 @@ class Scheduler(SchedulerViews, SchedulerMixin, ConfigMixin):
         if origin not in (None, *notations.ORIGINS):
             raise unknown("scheduler class", origin, notations.ORIGINS)
         self._forget_runs()
-        _ = self._sampler(), self.notation  # now, so that what is wrong is said here
+        _ = self._sampler(), self.notation  # read now, so that errors are raised here
 
     def _forget_runs(self) -> None:
         self._runs = Runs()
@@ -140,24 +142,28 @@ class Scheduler(SchedulerViews, SchedulerMixin, ConfigMixin):
 
     @classmethod
     def from_pipeline(cls, pipe: Any, sampler: str | Sampler = "ddim", **options: Any) -> Scheduler:
-        """For this pipeline (or modular components), in place of the scheduler it has.
+        """A scheduler for this pipeline (or modular components), in place of the one that it has.
 
-        ValueError for a pipeline that needs more of its scheduler than there is here, or a
-        scheduler that cannot be read, with the reason.
+        pipe: the pipeline.
+        sampler: a name or a Sampler.
+        options: further arguments of Scheduler.
+
+        ValueError for a pipeline that needs a feature that this scheduler lacks, or whose scheduler
+        cannot be read, with the reason.
         """
         own = getattr(pipe, "scheduler", None)
         if own is None:
-            raise TypeError(f"{type(pipe).__name__} has no scheduler to take the place of")
+            raise TypeError(f"{type(pipe).__name__} has no scheduler that could be replaced")
         check_demands(type(pipe), cls)
         config = {**own.config, "_class_name": type(own).__name__}
-        told = {"gives_data": True} if demands(type(pipe)).takes_data else {}
-        return cls.from_config(config, sampler=sampler, **told, **options)
+        data = {"gives_data": True} if demands(type(pipe)).takes_data else {}
+        return cls.from_config(config, sampler=sampler, **data, **options)
 
     @classmethod
     def from_config(
         cls, config: Any = None, return_unused_kwargs: bool = False, **options: Any
     ) -> Any:
-        """From the config of this class, or of a scheduler of diffusers', with its defaults."""
+        """A scheduler from the config of this class, or of a class of diffusers."""
         made = inspect.signature(cls.__init__).parameters
         known = {name: each.default for name, each in made.items() if name != "self"}
         config = translate(config, known)
@@ -171,12 +177,12 @@ class Scheduler(SchedulerViews, SchedulerMixin, ConfigMixin):
         scheduler.register_to_config(_use_default_values=sorted(usual))
         return answer
 
-    # ------------------------------------------------------------------ what the config means
+    # ------------------------------------------------------------------ the meaning of the config
 
     @property
     def notation(self) -> Notation:
-        """What the network predicts, on which path, told how."""
-        # Read anew when it changes: pipelines replace the config after construction too.
+        """The network's output, its path and its clock."""
+        # It is read again when it changes, because pipelines replace the config later, too.
         if self._read is None or self._read[0] is not self._internal_dict:
             self._read = (self._internal_dict, notations.read(self.config))
         return self._read[1]
@@ -201,14 +207,15 @@ class Scheduler(SchedulerViews, SchedulerMixin, ConfigMixin):
         """Lay out a run of `num_inference_steps` steps, or through given levels.
 
         num_inference_steps: a whole number >= 1, left out where levels are given.
-        device: where `timesteps` lie.
-        timesteps: what the network is to be told, exactly.
-        sigmas: flow times before the shift, or sigma / alpha; the final 0 may be left out. With
-            timesteps too, levels are the sigmas', and the network is told the timesteps.
-        mu: the shift's logarithm, where it depends on the resolution.
+        device: the device of `timesteps`.
+        timesteps: the timesteps that the network is to be told, exactly.
+        sigmas: flow times before the shift, or sigma / alpha; the final 0 may be left out. If
+            timesteps are given, too, the levels are those of the sigmas, and the network is told
+            the timesteps.
+        mu: the logarithm of the shift, where it depends on the resolution.
         original_inference_steps: the number of levels that a consistency model (LCM, TCD) was
-            taught at, of which the run takes some; by default the config's.
-        strength: of these, the share from the data on that is used, in (0, 1].
+            distilled at, of which the run takes some; by default the config's.
+        strength: the share of these levels, from the data on, that is used, in (0, 1].
         """
         for name, values in (("timesteps", timesteps), ("sigmas", sigmas)):
             if values is not None and num_inference_steps not in (None, len(values)):
@@ -228,24 +235,24 @@ class Scheduler(SchedulerViews, SchedulerMixin, ConfigMixin):
         places = spread(walk.steps_of_calls(), order, steps) if counted else range(plan.nfe)
         asked = [plan.levels[place].logsnr for place in places]
         if timesteps is not None and sigmas is not None:
-            told = interpolate(nodes, asked, timesteps)
+            times = interpolate(nodes, asked, timesteps)
         else:
             logsnrs = torch.tensor(asked, dtype=torch.float64)
-            told = notation.clock.read(logsnrs, notation.schedule).float()
-            if notation.path == "vp" and bool((told == told.round()).all()):
-                told = told.long()  # also for those who look things up with it
+            times = notation.clock.read(logsnrs, notation.schedule).float()
+            if notation.path == "vp" and bool((times == times.round()).all()):
+                times = times.long()  # some pipelines use them as indices
         with np.errstate(divide="ignore"):
             ratio = plan.sigma if notation.path == "flow" else plan.sigma / plan.alpha
         levels = torch.from_numpy(ratio[[*places, plan.nfe]]).float()
-        told = told.to(device or "cpu")
-        steps, eager = steps or plan.nfe, why_eager(self.config)
-        self._runs.enter(Run(walk, places, told, levels, steps, order, eager))
+        times = times.to(device or "cpu")
+        steps, eager = steps or plan.nfe, obstacles_to_compiling(self.config)
+        self._runs.enter(Run(walk, places, times, levels, steps, order, eager))
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """The number of the timestep with which the run will begin (image to image).
+        """Set the number of the timestep with which the run will begin (image to image).
 
-        ValueError where nothing is left to do, or where that timestep does not begin the step that
-        its number says.
+        ValueError if nothing is then left to do, or if that timestep does not begin the step of its
+        number.
         """
         run = self._runs.current
         if run is not None:
@@ -266,22 +273,22 @@ class Scheduler(SchedulerViews, SchedulerMixin, ConfigMixin):
         """The next latents, from the network's answer to `sample` at `timestep`.
 
         model_output: the network's answer, with the channels of its variance if it has some.
-        timestep: an element of `timesteps`, which is known by its place in memory, or a number that
-            equals one. The step that was taken last may be taken again, as for tiles; any other
-            that is not the next begins there without memory of earlier calls. A timestep that is
-            none of them begins a run between two, and is the next one in a run that has begun.
+        timestep: an element of `timesteps`, which is recognised by its place in memory, or a number
+            that equals one. The step that was taken last may be taken again, as for tiles; any
+            other that is not the next begins there without memory of earlier calls. A timestep that
+            is none of them begins a run between two, and is the next one in a run that has begun.
         sample: the latents that the network was shown.
-        eta: DDIM's, instead of the sampler's noise; 0 leaves the sampler's.
+        eta: DDIM's eta, in place of the sampler's noise; 0 keeps the sampler's.
         generator: a torch.Generator of the noise, or one for each sample.
-        variance_noise: the first noise of the step, instead of drawing it.
-        return_dict: whether to return a SchedulerOutput, or else a tuple (latents,), with the
-            predicted data too where the run is a single step, or the config says `gives_data`, as
-            `from_pipeline` has it for pipelines that take them.
-        use_clipped_model_output: ignored, for data are always clipped consistently.
-        prev_timestep: ignored, for the run knows where it goes; unCLIP's pipelines say it.
+        variance_noise: the first noise of the step, in place of a drawn one.
+        return_dict: whether to return a SchedulerOutput. Else it is a tuple (latents,), with the
+            predicted data if the run is a single step, or if the config has `gives_data`, which
+            `from_pipeline` sets for pipelines that take them.
+        use_clipped_model_output: is ignored, because data are always clipped consistently.
+        prev_timestep: is ignored, because the run knows its next level; unCLIP's pipelines pass it.
 
         Under torch.compile a graph serves all steps, of the run that was laid out last, from
-        set_begin_index on, one after the other; noise is torch's or variance_noise, eta and
+        set_begin_index on, one after the other; the noise is torch's or variance_noise, eta and
         generator are refused.
         """
         if torch.compiler.is_compiling():
@@ -291,8 +298,8 @@ class Scheduler(SchedulerViews, SchedulerMixin, ConfigMixin):
         run.arrive(timestep, eta)
         x_z, x_o = run.solution
         z, answer = _wide(sample), _wide(read_answer(self.config, x_z, x_o, model_output, sample))
-        told = return_dict or len(run.places) == 1 or self.config["gives_data"]
-        x = x_z * z + x_o * answer if told else None
+        wanted = return_dict or len(run.places) == 1 or self.config["gives_data"]
+        x = x_z * z + x_o * answer if wanted else None
 
         def noise() -> Tensor:
             return given.pop().to(z) if given else run.draw(self.config, z, generator)
@@ -300,7 +307,7 @@ class Scheduler(SchedulerViews, SchedulerMixin, ConfigMixin):
         given = [] if variance_noise is None else [variance_noise]
         state = run.advance(z, answer, noise)
         state = state if z is sample else state.to(sample.dtype)
-        if run.fresh:  # done: another step would begin the run anew
+        if run.fresh:  # the run is done: another step would begin it again
             self._runs.leave(run)
         if x is None:
             return (state,)
@@ -337,5 +344,5 @@ class Scheduler(SchedulerViews, SchedulerMixin, ConfigMixin):
 
 
 def _wide(value: Tensor) -> Tensor:
-    """In float32 at least."""
+    """The tensor in float32 at least."""
     return value if value.dtype.itemsize >= 4 else value.float()

@@ -1,4 +1,4 @@
-"""What pipelines and training scripts look at on a scheduler, besides the steps of a run."""
+"""The properties of a scheduler that pipelines and training scripts read, and forward diffusion."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class SchedulerViews:
 
     @property
     def timesteps(self: Any) -> Tensor:
-        """What the network is told, call by call; before a run, of the whole training range."""
+        """The timesteps of the calls; before a run, those of the whole training range."""
         run = self._runs.current
         return run.timesteps if run else training_levels(self.config, self.notation)[0]
 
@@ -35,34 +35,34 @@ class SchedulerViews:
 
     @property
     def sigmas(self: Any) -> Tensor:
-        """Of the calls and the result, on the CPU: flow times, or sigma / alpha."""
+        """The levels of the calls and of the result, on the CPU: flow times, or sigma / alpha."""
         run = self._runs.current
         return run.sigmas if run else training_levels(self.config, self.notation)[1]
 
     @property
     def num_inference_steps(self: Any) -> int | None:
-        """Steps of the run."""
+        """The steps of the run, None before a run."""
         run = self._runs.current
         return run.steps if run else None
 
     @property
     def order(self: Any) -> int:
-        """Timesteps per step as pipelines count: they ask for the timesteps of step i at i * order.
+        """The timesteps per step as pipelines count: those of step i begin at i * order.
 
-        Those that give timesteps or sigmas take each call for a step.
+        Pipelines that give timesteps or sigmas count each call as a step.
         """
         run = self._runs.current
         return run.order if run else self._sampler().nfe_per_step
 
     @property
     def begin_index(self: Any) -> int | None:
-        """The timestep with which the run begins, if that was said."""
+        """The timestep with which the run begins, if a pipeline has set it."""
         run = self._runs.current
         return run.begin if run else None
 
     @property
     def step_index(self: Any) -> int | None:
-        """The next timestep's number, None before the first step."""
+        """The number of the next timestep, None before the first step."""
         run = self._runs.current
         return run.index if run else None
 
@@ -70,7 +70,7 @@ class SchedulerViews:
 
     @property
     def init_noise_sigma(self: Any) -> float:
-        """What unit noise is multiplied by to begin with; 1 on flow paths, which start from it."""
+        """The factor of unit noise at the beginning; 1 on flow paths."""
         run = self._runs.current
         if run is None or self.notation.path == "flow":
             return self.notation.data_scale
@@ -78,23 +78,23 @@ class SchedulerViews:
         return float(plan.sigma[0] if pure else np.linalg.norm(plan.noise[0]))
 
     def scale_model_input(self: Any, sample: Tensor, timestep: Any = None) -> Tensor:
-        """What the network is shown: the latents, divided by sigma_data for EDM."""
+        """The network's input: the latents, divided by sigma_data for EDM."""
         scale = self.notation.data_scale
         return sample if scale == 1.0 else sample / scale
 
     @property
     def alphas_cumprod(self: Any) -> Tensor:
-        """alpha^2 / (alpha^2 + sigma^2) of the training timesteps 0 ... N - 1, float32."""
+        """alpha^2 / (alpha^2 + sigma^2) of the training timesteps 0 ... N - 1, in float32."""
         return kept_shares(self.config, self.notation)
 
     @property
     def alphas(self: Any) -> Tensor:
-        """alphas_cumprod[k] / alphas_cumprod[k - 1], float32."""
+        """The ratios alphas_cumprod[k] / alphas_cumprod[k - 1], float32."""
         return (1 - self.betas.double()).float()
 
     @property
     def betas(self: Any) -> Tensor:
-        """1 - alphas_cumprod[k] / alphas_cumprod[k - 1], float32."""
+        """The betas 1 - alphas_cumprod[k] / alphas_cumprod[k - 1], float32."""
         kept = self.alphas_cumprod.double()
         return (1 - kept / torch.cat([kept.new_ones(1), kept[:-1]])).float()
 
@@ -105,16 +105,16 @@ class SchedulerViews:
     # ------------------------------------------------------------------ forward diffusion
 
     def add_noise(self: Any, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """`alpha x + sigma n` at any real timesteps, one or one per sample."""
+        """The latents `alpha x + sigma n` at any real timesteps, one or one per sample."""
         alpha, sigma = coefficients(self.notation, timesteps, original_samples)
         return alpha * original_samples + sigma * noise
 
     def scale_noise(self: Any, sample: Tensor, timestep: Any, noise: Tensor) -> Tensor:
-        """`add_noise`, with the arguments as flow pipelines order them."""
+        """The same as `add_noise`, with the arguments in the order of flow pipelines."""
         return self.add_noise(sample, noise, timestep)
 
     def get_velocity(self: Any, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What a network of velocities predicts: u = n - x on flow paths, else v."""
+        """The target of a network of velocities: u = n - x on flow paths, else v."""
         if self.notation.path == "flow":
             return noise - sample
         alpha, sigma = coefficients(self.notation, timesteps, sample)
