@@ -30,6 +30,7 @@ from torch import Tensor
 
 from twosides.denoiser import BaseDenoiser, Denoises, as_denoiser
 from twosides.display.progress import Progress, teller
+from twosides.dynamics import require_score
 from twosides.ode.adaptive import Path
 from twosides.ode.divergence import Directions, Exact, Hutchinson, divergence_named, quadratic_forms
 from twosides.ode.integrate import Adaptive, State, integrate
@@ -290,6 +291,7 @@ def variational_bound(
     integral is estimated without bias from `points` network calls per sample, one in each of as
     many equal parts of the range; sample i's depend on (seed, indices[i]) only.
     """
+    require_score(as_denoiser(denoiser), "the variational bound")
     walked = schedule_named(schedule or as_denoiser(denoiser).schedule)
     low, high = walked.logsnr_min, walked.logsnr_max
     if not math.isfinite(high - low) or points < 1:
