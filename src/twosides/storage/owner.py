@@ -13,8 +13,9 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,14 @@ LOCK = ".lock"
 _PATIENCE = 10.0  # seconds for the winner of a folder to write one small file
 
 
-def claim(path: Path, identity: Mapping[str, Any], holds: str = "") -> bool:
+def claim(
+    path: Path, identity: Mapping[str, Any], holds: str = "", beside: Sequence[str] = ()
+) -> bool:
     """Write `identity` to the file `path`, or compare it with what is there; True if written.
 
     ValueError that names every difference if the folder is another run's; and, where it may
-    hold nothing but what it `holds`, "samples" say, if there are other files.
+    hold nothing but what it `holds`, "samples" say, if there are other files; those named `beside`,
+    patterns, may be there before.
 
     Of any number of processes that claim a folder at once, exactly one writes. Its text is written
     in full under a name of its own, and `os.link` gives it the final name: a link fails if the name
@@ -43,7 +47,8 @@ def claim(path: Path, identity: Mapping[str, Any], holds: str = "") -> bool:
     """
     folder, wanted = path.parent, json.loads(json.dumps(identity))
     # Listed first: other processes of the run may be writing the file now, before their work.
-    there = [found for found in folder.glob("*") if not found.name.startswith(".")]
+    names = [found.name for found in folder.glob("*") if not found.name.startswith(".")]
+    there = [name for name in names if not any(fnmatch(name, known) for known in beside)]
     if path.exists():
         _refuse_another(folder, read_json(path), wanted)
     elif folder.exists() and (not folder.is_dir() or (holds and there)):

@@ -13,6 +13,7 @@ from twosides.data.tasks import Task
 from twosides.denoiser import Denoiser
 from twosides.display.pictures import png
 from twosides.generation.samples import decoder, draw_classes
+from twosides.losses.couplings import Coupled
 from twosides.losses.recipes import Recipe, recipe_named
 from twosides.storage import models
 from twosides.storage.files import read_json
@@ -31,10 +32,12 @@ def train_task(
     time: str | None = None,
     trust_code: bool = False,
     validate: bool = False,
+    coupling: str = "independent",
     **settings: Any,
 ) -> Denoiser:
     """Train and return the averaged denoiser; `settings` are `Settings`' fields.
 
+    coupling: how noise and data are paired, a row of `losses.couplings.COUPLINGS`.
     validate: measure the error by noise level, too, on data of the task that are not trained on.
     """
     chosen = recipe_named(recipe)
@@ -49,16 +52,20 @@ def train_task(
     network = models.build_network(spec, trust_code=trust_code, seed=wanted.seed)
     # A recipe on the clock of time is told it in the units that suit the network's embedding.
     clock = time or (task.time if chosen.time == "t" else chosen.time)
+    denoiser = chosen.denoiser(network, time=clock, **_units(task, chosen))
+    objective = chosen.objective()
+    if coupling != "independent":
+        objective = Coupled.of(objective, coupling)
+        denoiser.coupling = coupling
     return fit(
-        network,
+        None,
         task.data,
-        chosen,
+        objective,
         folder,
         wanted,
         monitor=monitor_of(task, wanted, validate=validate),
+        denoiser=denoiser,
         about={"recipe": recipe, **named, **task.notes},
-        time=clock,
-        **_units(task, chosen),
     )
 
 
