@@ -40,7 +40,7 @@ TEACHER = Settings(
     checkpoint_every=10**6, picture_every=10**6, log_every=100,
 )  # fmt: skip
 # Some 15 CPU seconds of training on a quiet core, and a few for the teacher's runs.
-STUDENT = dataclasses.replace(TEACHER, steps=700)
+STUDENT = dataclasses.replace(TEACHER, steps=1500, batch=64)
 RUNS: dict[str, Any] = {"runs": 20_000, "sampler": "rk4", "steps": 12}
 STUDENTS = {
     name: Distillation(name, states=rule.states if rule.first == "stored" else "pairs", **RUNS)

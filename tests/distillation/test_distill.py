@@ -24,6 +24,13 @@ from twosides.training.fit import Settings, fit
 FLOW = ts.FlowMatching()
 
 
+@pytest.fixture(autouse=True)
+def _own_rng():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
     """A model with curved paths: random weights, which is as good an ODE as any."""

@@ -48,6 +48,11 @@ def convert(
         about: dict[str, Any] = {}
     else:
         source, about = load_model(model, trust_code=trust_code), models.read_notes(model)
+    if getattr(source, "stored_as", "") == "FlowMap":
+        raise ValueError(
+            f"{model} is a flow map, which any schedule samples as it is; another notation would "
+            "not be told where a step goes. Write it for diffusers with twosides export"
+        )
     target = schedule_named(schedule)
     statistics = {"data_mean": source.data_mean, "data_std": source.data_std}
     with one_sentence(f"{model} cannot be converted"):

@@ -34,6 +34,9 @@ from twosides.generation.workers import make_shards
 from twosides.naming import named
 from twosides.sampling.sample import sample
 from twosides.schedules import FlowMatching
+from twosides.storage import models
+from twosides.storage.files import MANIFEST
+from twosides.storage.reading import read_json
 from twosides.training.fit import Settings, fit
 
 _FLOW = FlowMatching()
@@ -168,7 +171,12 @@ def distill(
             place,
             settings or Settings(optimizer="adam", decay="linear"),
             denoiser=student.train(),
-            about={**what.about(), "shape": list(notes.shape), "classes": notes.classes},
+            about={
+                **what.about(),
+                "teacher": _weights(source),
+                "shape": list(notes.shape),
+                "classes": notes.classes,
+            },
             draw=_drawer(what, notes),
         )
         if rounds == 1:
@@ -176,6 +184,12 @@ def distill(
         # Guidance is in the student, and another round has other noise.
         source, again = place, {"guidance": 1.0, "seed": what.seed + 1}
         what = dataclasses.replace(what, rounds=rounds - 1, **again)
+
+
+def _weights(model: Path) -> str:
+    """The checksum of a model's weights, by which a run knows its teacher."""
+    folder = models.model_folder(model)
+    return read_json(folder / MANIFEST)[models.WEIGHTS]["sha256"]
 
 
 def _make(job: Job, devices: int | None, progress: bool) -> None:

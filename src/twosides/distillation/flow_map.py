@@ -33,7 +33,8 @@ class FlowMap(Denoiser):
     """A network that is told two levels, called as `network(z, time, second=s, **conditioning)`.
 
     time is that of z on the network's clock, and s the flow time `sigma / (alpha + sigma)` of the
-    level to go to, both of shape (B,). All else is as in `Denoiser`, which it is at `to = level`.
+    level to go to, both of shape (B,). All else is as in `Denoiser`, which it is at `to = level`;
+    guidance and `convert` make of it the denoiser of its ODE, which needs more steps.
 
         >>> import twosides as ts
         >>> from twosides.storage.networks import MLP
