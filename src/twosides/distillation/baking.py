@@ -62,11 +62,13 @@ def baked(
     z = torch.zeros(1, *shape, device=first.device, dtype=first.dtype)
 
     def ask(times: Tensor, seconds: Tensor | None) -> Callable[[int], Tensor]:
-        times = times.float().to(z.device)
-        if seconds is None:
-            return lambda k: network(z, times[k : k + 1], **conditioning)
-        seconds = seconds.float().to(z.device)
-        return lambda k: network(z, times[k : k + 1], second=seconds[k : k + 1], **conditioning)
+        here, there = times.float().to(z.device), None if seconds is None else seconds.float()
+
+        def call(k: int) -> Tensor:
+            second = None if there is None else there[k : k + 1].to(z.device)
+            return network(z, here[k : k + 1], second=second, **conditioning)
+
+        return call
 
     before, after = (c.read(logsnrs[:-1], flow_map.schedule) for c in (flow_map.clock, told))
     count = len(before)
