@@ -41,12 +41,13 @@ class Features(nn.Module):
         """width: of the layer."""
         super().__init__()
         self.register_buffer("frequencies", 2.0 ** torch.arange(8) * torch.pi / 2)
-        self.layer = nn.Sequential(nn.Linear(16, width), nn.SiLU())
+        self.layer = nn.Linear(16, width)
 
     def forward(self, time: Tensor) -> Tensor:
         """(B,) to (B, width)."""
         angles = time[:, None] * self.get_buffer("frequencies")
-        return self.layer(torch.cat([angles.sin(), angles.cos()], 1).to(self.layer[0].weight.dtype))
+        waves = torch.cat([angles.sin(), angles.cos()], 1)
+        return nn.functional.silu(self.layer(waves.to(self.layer.weight.dtype)))
 
 
 class SecondTime(nn.Module):
@@ -81,7 +82,8 @@ class SecondTime(nn.Module):
         self.network = network if isinstance(network, nn.Module) else build_network(dict(network))
         self.at, self.units = at, (float(units[0]), float(units[1]))
         self._second: Tensor | None = None
-        if at is None and not (found := dict(_embedders(self.network))):
+        found = dict(_embedders(self.network)) if at is None else {}
+        if at is None and not found:
             at = PLACES.get(type(self.network).__name__)
             if at is None:
                 raise ValueError(

@@ -83,7 +83,8 @@ class Coupled(Objective):
             if isinstance(seed, torch.Generator):
                 seed = int(torch.randint(2**62, (), generator=seed))
             generator = PerSample(seed, range(len(x)))
-        draw, drawn, pair = copy.copy(generator), generator.normal, COUPLINGS[self.coupling]
+        paired: Any = copy.copy(generator)
+        drawn, pair = generator.normal, COUPLINGS[self.coupling]
         data = as_denoiser(denoiser).standardise(x)
-        draw.normal = lambda *shape: pair(data, drawn(*shape))
-        return super().evaluate(denoiser, x, generator=draw, **conditioning)
+        paired.normal = lambda *how: pair(data, drawn(*how))
+        return super().evaluate(denoiser, x, generator=paired, **conditioning)
