@@ -6,9 +6,11 @@ from pathlib import Path
 
 import tyro
 
+from twosides.cli.training import Flat, Training
 from twosides.display.terminal import say
 
 Positional = tyro.conf.Positional
+TRAINING = Training(optimizer="adam", decay="linear")
 
 
 def distill(
@@ -25,21 +27,7 @@ def distill(
     teacher_sampler: str = "kab2c",
     teacher_steps: int = 16,
     rounds: int = 1,
-    steps: int = 2000,
-    batch: int = 64,
-    learning_rate: float = 1e-3,
-    sigma_rel: float = 0.1,
-    seed: int = 0,
-    minutes: float | None = None,
-    checkpoint_every: int = 200,
-    picture_every: int = 500,
-    precision: str = "32-true",
-    devices: str = "auto",
-    nodes: int = 1,
-    strategy: str = "auto",
-    accumulate: int = 1,
-    workers: int = 0,
-    trust_code: bool = False,
+    training: Flat = TRAINING,
 ) -> None:
     """Make a model of one to a few steps from a trained one; the same command continues.
 
@@ -58,27 +46,14 @@ def distill(
         teacher_sampler: of these runs; one without noise.
         teacher_steps: of these runs, a multiple of the steps that the student is for.
         rounds: of reflow: the student of one is the teacher of the next.
-        steps: optimizer steps.
-        batch: samples per step, over all devices and micro-batches.
-        learning_rate: the optimizer's, after the warm-up and before the linear decay.
-        sigma_rel: relative width of the weights' power-function average.
-        seed: of the runs, the order of the data, the noise and its levels.
-        minutes: stop training after so long.
-        checkpoint_every: steps between checkpoints.
-        picture_every: steps between pictures.
-        precision: Lightning's: 32-true, bf16-mixed, 16-mixed.
-        devices: processes on each machine, one for each GPU, or auto: what there is.
-        nodes: machines; each needs the command, by torchrun or SLURM.
-        strategy: ddp (a copy of the network per device), fsdp (shards of it), or auto.
-        accumulate: micro-batches per step and device, one after another.
-        workers: processes that read data, for each device.
-        trust_code: import the network's class from outside diffusers and twosides.
+        training: what is shared with train; --seed is that of the runs, too.
     """
     from twosides.data.named import task_named
     from twosides.distillation.distill import Distillation
     from twosides.distillation.distill import distill as distilled
     from twosides.distillation.objectives import objectives as known
     from twosides.naming import named
+    from twosides.training.optimizers import optimizer_named
     from twosides.training.run import is_first
     from twosides.training.settings import Settings
 
@@ -96,37 +71,26 @@ def distill(
         teacher_sampler,
         teacher_steps,
         rounds,
-        seed,
+        training.seed,
     )
     if data is not None and what.where != "data":
         raise ValueError(
             f"{objective} learns from {what.where} of the teacher and not from data; leave {data} "
             "out, or choose an objective of the map's own, such as --objective lagrangian"
         )
-    settings = Settings(
-        steps=steps,
-        batch=batch,
-        learning_rate=learning_rate,
-        sigma_rel=sigma_rel,
-        seed=seed,
-        minutes=minutes,
-        checkpoint_every=checkpoint_every,
-        picture_every=picture_every,
-        precision=precision,
-        devices=int(devices) if devices.isdigit() else devices,
-        nodes=nodes,
-        strategy=strategy,
-        accumulate=accumulate,
-        workers=workers,
-        optimizer="adam",
-        decay="linear",
-    )
+    options = training.settings(1e-3)
+    if options.pop("validate"):
+        raise ValueError(
+            "distillation measures no data that are held out; leave validate_every out"
+        )
+    trust_code = options.pop("trust_code")
+    options["optimizer"] = optimizer_named(options["optimizer"], trust_code=trust_code)
     task = None if data is None else task_named(data)
     distilled(
         model,
         out,
         what,
-        settings,
+        Settings(**options),
         data=None if task is None else task.data,
         trust_code=trust_code,
         progress=True,

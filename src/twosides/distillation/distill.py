@@ -37,7 +37,7 @@ from twosides.schedules import FlowMatching
 from twosides.storage import models
 from twosides.storage.files import MANIFEST
 from twosides.storage.reading import read_json
-from twosides.training.fit import Settings, fit
+from twosides.training.fit import Monitor, Settings, fit
 
 _FLOW = FlowMatching()
 
@@ -177,7 +177,7 @@ def distill(
                 "shape": list(notes.shape),
                 "classes": notes.classes,
             },
-            draw=_drawer(what, notes),
+            monitor=Monitor(draw=_drawer(what, notes)),
         )
         if rounds == 1:
             return student
