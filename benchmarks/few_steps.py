@@ -141,7 +141,7 @@ def minibatch(out: Path) -> None:
             model = ts.Denoiser(MLP(2, 128, 3))
         objective = Coupled.of(ts.recipes["flow-matching"].objective(), coupling)
         model.coupling = coupling
-        trained = fit(None, data, objective, out / f"ring-{coupling}", TEACHER, denoiser=model)
+        trained = fit(model, data, objective, out / f"ring-{coupling}", TEACHER)
         bent, cost = straightness(trained, z)
         x = ts.sample(trained, z.shape, sampler="rk4", steps=32, init=z)
         euler = ts.sample(trained, z.shape, steps=1, init=z)

@@ -220,7 +220,7 @@ def test_without_a_teacher_the_map_is_learned_from_data(tmp_path):
         student = FlowMap.from_denoiser(ts.Denoiser(MLP(width=32, depth=1)))
     objective = MapObjective(rule=dataclasses.replace(objectives["lagrangian"], diagonal=0.5))
     longer = dataclasses.replace(SETTINGS, steps=250)
-    trained = fit(None, data, objective, tmp_path, longer, denoiser=student)
+    trained = fit(student, data, objective, tmp_path, longer)
     x = ts.sample(trained, (2000, 2), steps=1, seed=1)
     assert float(x.std()) == pytest.approx(0.5, abs=0.1)
     assert float(x.std()) > 0.3, "u at pure noise is eps - mean, whose whole step ends at 0"

@@ -165,12 +165,11 @@ def distill(
         objective = MapObjective(rule=rule, teacher=guided, states=what.where, calls=what.calls)
         student = straightened(teacher) if rule.coupled else mapped(teacher, at)
         student = fit(
-            None,
+            student.train(),
             runs if runs is not None else dataset_of(data),
             objective,
             place,
             settings or Settings(optimizer="adam", decay="linear"),
-            denoiser=student.train(),
             about={
                 **what.about(),
                 "teacher": _weights(source),
@@ -206,9 +205,9 @@ def _make(job: Job, devices: int | None, progress: bool) -> None:
 def mapped(teacher: Denoiser, at: str | None = None) -> FlowMap:
     """The student of a teacher: its network, told a second time, in a notation that knows noise.
 
-    It is the teacher exactly where that has an answer at pure noise. A network of eps or of the
-    score has none; its weights are then the start of a network of u, which is no longer the
-    teacher, and is nearest to it of all that were tried.
+    It is the teacher exactly where that has an answer from pure noise to pure data. A network of
+    eps has none, and one of discrete levels is not told the ends; its weights are then the start
+    of a network of u, which is no longer the teacher.
     """
     return FlowMap.from_denoiser(_head(teacher), at)
 
@@ -221,14 +220,18 @@ def straightened(teacher: Denoiser) -> Denoiser:
 
 
 def _head(teacher: Denoiser) -> Denoiser:
-    level = _FLOW.level(torch.tensor(-torch.inf, dtype=torch.float64)).floats()
+    """The teacher, or its network as one of u where it has no answer or no time at the ends."""
+    ends = torch.tensor([-torch.inf, torch.inf], dtype=torch.float64)
     try:
-        teacher.output.solve(level)
+        teacher.output.solve(_FLOW.level(ends[0]).floats())
+        told = teacher.clock.read(ends, teacher.schedule)
+        if bool(told.isfinite().all()):
+            return teacher
     except ValueError:
-        statistics = {"data_mean": teacher.data_mean, "data_std": teacher.data_std}
-        clock = _flow_clock(teacher.clock)
-        return type(teacher)(teacher.network, "u", _FLOW, clock, **statistics)
-    return teacher
+        pass
+    statistics = {"data_mean": teacher.data_mean, "data_std": teacher.data_std}
+    clock = _flow_clock(teacher.clock)
+    return type(teacher)(teacher.network, "u", _FLOW, clock, **statistics)
 
 
 def _flow_clock(clock: Clock) -> Clock:

@@ -58,13 +58,12 @@ def train_task(
         objective = Coupled.of(objective, coupling)
         denoiser.coupling = coupling
     return fit(
-        None,
+        denoiser,
         task.data,
         objective,
         folder,
         wanted,
         monitor=monitor_of(task, wanted, validate=validate),
-        denoiser=denoiser,
         about={"recipe": recipe, **named, **task.notes},
     )
 
