@@ -11,6 +11,9 @@ from twosides import training as training
 from twosides.comparison import compare as compare
 from twosides.conversion import convert as convert
 from twosides.denoiser import Denoiser as Denoiser
+from twosides.distillation.distill import distill as distill
+from twosides.distillation.flow_map import FlowMap as FlowMap
+from twosides.distillation.objectives import objectives as objectives
 from twosides.generation.workers import sample_shards as sample_shards
 from twosides.losses.recipes import Recipe as Recipe
 from twosides.losses.recipes import recipes as recipes

@@ -15,6 +15,8 @@ flow matching's schedule, or whatever another program wants to be given.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -43,11 +45,12 @@ class Converted(nn.Module):
         output: str | Output,
         schedule: Schedule,
         time: str | Clock,
-        extend: bool = False,
+        extend: bool | Sequence[float] = False,
     ) -> None:
         """See `convert`."""
         super().__init__()
         self.denoiser = as_denoiser(denoiser)
+        self.coupling = self.denoiser.coupling
         self.schedule = schedule
         self.extend = extend
         self.output = output_named(output, schedule)
@@ -62,7 +65,8 @@ class Converted(nn.Module):
         logsnr = self.clock.logsnr(time.to(device, torch.float64), self.schedule)
         level = self.schedule.level(logsnr)
         if self.extend:
-            estimate = _extended(self.denoiser, z, level, **conditioning)
+            ends = (-math.inf, math.inf) if self.extend is True else self.extend
+            estimate = _extended(self.denoiser, z, level, ends, **conditioning)
         else:
             estimate = self.denoiser(z, level, **conditioning)
         return self.output.of(estimate.x, estimate.eps, level)
@@ -73,10 +77,14 @@ class Converted(nn.Module):
         return device_of(self.denoiser)
 
 
-def _extended(denoiser: BaseDenoiser, z: Tensor, level: Level, **conditioning: Any) -> Estimate:
+def _extended(
+    denoiser: BaseDenoiser, z: Tensor, level: Level, ends: Sequence[float], **conditioning: Any
+) -> Estimate:
     """(x, eps) at any level from what is known at the nearest one; see `convert`."""
     vp, v = FlowMatching().with_scaling("vp"), output_named("v", denoiser.schedule)
-    here, known = vp.level(level.logsnr), vp.level(_clamped(level.logsnr, denoiser.schedule))
+    logsnr = torch.as_tensor(level.logsnr, dtype=torch.float64)
+    known = vp.level(_clamped(logsnr, denoiser.schedule).clamp(*ends))
+    here = vp.level(logsnr)
     shown = along_batch(here.scale / level.scale, z) * z
     estimate = denoiser(shown, known, **conditioning)
     return v.estimate(shown, v.of(estimate.x, estimate.eps, known), here)
@@ -88,7 +96,7 @@ def convert(
     schedule: str | Schedule | None = None,
     time: str | Clock = "t",
     *,
-    extend: bool = False,
+    extend: bool | Sequence[float] = False,
 ) -> Converted:
     """The same function in another notation: an `nn.Module`, `network(z, time) -> output`.
 
@@ -102,5 +110,6 @@ def convert(
     This joins on continuously and stays finite up to pure noise and pure data, whatever the network
     predicts, and would be exact for normal data of unit variance. (An eps network that is clamped
     and read with the true alpha, x = (z - sigma eps) / alpha, has no limit at pure noise.)
+    `extend=(low, high)` also distrusts the network beyond these log-SNRs.
     """
     return Converted(denoiser, output, schedule_named(schedule or FlowMatching()), time, extend)

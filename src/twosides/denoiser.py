@@ -11,8 +11,6 @@ notation of the network. A `Denoiser` finds it in three steps:
        answers o.
     3. It solves o = a x + b eps and z' = alpha' x + sigma' eps for (x, eps).
 
-`twosides.conversion` goes the other way, from a denoiser to a network of any notation.
-
     >>> import torch
     >>> from twosides.schedules import Cosine
     >>> denoiser = Denoiser(lambda z, t: z * t.reshape(-1, 1), output="v", schedule=Cosine())
@@ -54,10 +52,7 @@ class Call(NamedTuple):
 
 @runtime_checkable
 class Denoises(Protocol):
-    """What a user may pass for a denoiser: anything with a schedule that is called as below.
-
-    Where it enters, `as_denoiser` makes a `BaseDenoiser` of it.
-    """
+    """What a user may pass for a denoiser; where it enters, `as_denoiser` adapts it."""
 
     schedule: Schedule
 
@@ -69,15 +64,17 @@ class Denoises(Protocol):
 class BaseDenoiser:
     """What networks, guidance and exact oracles have in common, so that nobody asks which it is.
 
-    A subclass has a `schedule`, on which it is sampled by default, and is called as
-    `(z, level, **conditioning)` with a level of any scaling. It need not have more: the defaults
-    here are right for whatever answers with the pair (x, eps) and knows no units but the data's.
+    A subclass has a `schedule`, on which it is sampled by default, and is called with a level of
+    any scaling. The defaults suit whatever answers with (x, eps) in the units of the data.
 
     output: the form in which `answer` answers, and whose error is trained.
+    coupling: how training paired noise and data. Only if "independent" is eps the score: see
+        `dynamics.require_score`.
     """
 
     schedule: Schedule
     output: Output = OUTPUTS["eps"]
+    coupling: str = "independent"
     __call__: Callable[..., Estimate]
 
     def standardise(self, data: Tensor) -> Tensor:
@@ -95,6 +92,10 @@ class BaseDenoiser:
         like: a tensor of the dtype and on the device of the states to come.
         """
         return [Call(level, 1.0, like, Solution(1.0, 0.0, 0.0, 1.0)) for level in levels]
+
+    def calls(self, plan: Any, like: Tensor) -> list[Call]:
+        """Those of a Plan; a flow map is also told where each step goes, and refuses some plans."""
+        return self.prepare(plan.levels[:-1], like)
 
     def ask(self, z: Tensor, call: Call, conditioning: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """The two tensors of a call from which `call.solution` makes (x, eps): here, these."""
@@ -116,8 +117,7 @@ class Denoiser(nn.Module, BaseDenoiser):
     for a network in float64). It answers `output` in z's shape, or an object with a `.sample` of
     that shape, as diffusers' models do.
 
-    Estimates are in the network's own units of data, `x = (data - data_mean) / data_std`. `sample`
-    and the training objective translate.
+    Estimates are of data in its own units, `(data - data_mean) / data_std`; `sample` translates.
     """
 
     def __init__(
@@ -146,6 +146,7 @@ class Denoiser(nn.Module, BaseDenoiser):
         self.schedule = schedule_named(schedule or FlowMatching())
         self.output = output_named(output, self.schedule)
         self.clock = clock_named(time)
+        self.coupling = getattr(network, "coupling", "independent")
         # Not buffers: `.to(bfloat16)` is for the network's weights.
         self.data_mean = torch.as_tensor(data_mean, dtype=torch.float64)
         self.data_std = torch.as_tensor(data_std, dtype=torch.float64)
@@ -225,10 +226,7 @@ class Denoiser(nn.Module, BaseDenoiser):
         )
 
     def time_dtype(self, state: torch.dtype) -> torch.dtype:
-        """The dtype in which the network is told the time, for a state of this dtype.
-
-        It is never bf16: 0.999 rounds to 1 there, and 500 of 1000 indices collide.
-        """
+        """The dtype in which the network is told the time; never bf16, where 0.999 rounds to 1."""
         double = (dtype_of(self.network) or state) == torch.float64
         return torch.float64 if double else torch.float32
 
@@ -239,7 +237,7 @@ class _Adapted(nn.Module, BaseDenoiser):
     def __init__(self, denoiser: Any) -> None:
         super().__init__()
         self.denoiser, self.schedule = denoiser, denoiser.schedule
-        for name in ("standardise", "unstandardise"):
+        for name in ("standardise", "unstandardise", "coupling"):
             if hasattr(denoiser, name):
                 setattr(self, name, getattr(denoiser, name))
 

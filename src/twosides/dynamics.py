@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from twosides.denoiser import BaseDenoiser
 from twosides.outputs import Estimate
 from twosides.schedules import Scalar, Schedule, along_batch
 from twosides.schedules.level import _float64
@@ -59,6 +60,16 @@ def g(schedule: Schedule, t: Scalar) -> Tensor:
 def score(estimate: Estimate, sigma: Scalar) -> Any:
     """The score of the noisy data, `grad log p(z) = -eps / sigma`."""
     return -estimate.eps / along_batch(sigma, estimate.eps)
+
+
+def require_score(denoiser: BaseDenoiser, use: str) -> None:
+    """ValueError that names the use unless eps is the score, `-sigma` times the gradient."""
+    if denoiser.coupling != "independent":
+        raise ValueError(
+            f"{use} needs the score, which this model's eps is not: training paired noise and data "
+            f"(coupling: {denoiser.coupling}), and then E[eps|z] is something else. Use a sampler "
+            "without noise, such as ddim, or a model with independent noise"
+        )
 
 
 def velocity(estimate: Estimate, schedule: Schedule, t: Scalar) -> Any:

@@ -55,7 +55,7 @@ class Guided(nn.Module, BaseDenoiser):
             raise ValueError(f"rescale is a fraction in [0, 1], got {rescale}")
         self.strong, self.weak = as_denoiser(strong), as_denoiser(weak)
         self.scale, self.interval, self.rescale = scale, interval, rescale
-        self.null, self.schedule = null, self.strong.schedule
+        self.null, self.schedule, self.coupling = null, self.strong.schedule, self.strong.coupling
 
     def forward(self, z: Tensor, level: Level, **conditioning: Any) -> Estimate:
         """The guided (x, eps)."""

@@ -18,6 +18,7 @@ from typing import Any
 import tyro
 
 from twosides.cli.data import data, encode_latents
+from twosides.cli.distillation import distill, objectives
 from twosides.cli.extras import missing
 from twosides.cli.knowledge import compare, demo, explore, recipes, samplers, verify
 from twosides.cli.models import convert, explain, export
@@ -30,6 +31,7 @@ ABOUT = "Train, sample, convert and compare diffusion and flow-matching models."
 COMMANDS = (
     train,
     finetune,
+    distill,
     sample,
     ema,
     evaluate,
@@ -39,6 +41,7 @@ COMMANDS = (
     explore,
     samplers,
     recipes,
+    objectives,
     convert,
     export,
     explain,

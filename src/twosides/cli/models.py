@@ -48,6 +48,11 @@ def convert(
         about: dict[str, Any] = {}
     else:
         source, about = load_model(model, trust_code=trust_code), models.read_notes(model)
+    if getattr(source, "stored_as", "") == "FlowMap":
+        raise ValueError(
+            f"{model} is a flow map, which any schedule samples as it is; another notation would "
+            "not be told where a step goes. Write it for diffusers with twosides export"
+        )
     target = schedule_named(schedule)
     statistics = {"data_mean": source.data_mean, "data_std": source.data_std}
     with one_sentence(f"{model} cannot be converted"):
@@ -62,6 +67,7 @@ def export(
     /,
     *,
     sampler: str | None = None,
+    steps: int | None = None,
     trust_code: bool = False,
 ) -> None:
     """Write a trained model as a diffusers pipeline, for those who load it with diffusers.
@@ -70,16 +76,23 @@ def export(
         model: a model's or a run's folder, over diffusers' UNet2DModel.
         out: the folder to write.
         sampler: run it with this one, by twosides; by default with diffusers' own of that path.
+        steps: of a flow map, which is then what the pipeline does in so many steps.
         trust_code: import the network's class from outside diffusers and twosides.
     """
     from twosides.generation.notes import load_model, one_sentence
     from twosides.integrations.diffusers import save_as_pipeline
     from twosides.storage import models
 
-    denoiser = load_model(model, trust_code=trust_code)
+    denoiser, readme = load_model(model, trust_code=trust_code), ""
     with one_sentence(f"{model} cannot be written as a pipeline"):
-        save_as_pipeline(denoiser, out, sampler)
+        if steps is not None or getattr(denoiser, "stored_as", "") == "FlowMap":
+            from twosides.distillation.export import exported
+
+            denoiser, readme = exported(denoiser, models.read_notes(model), steps, sampler)
+        save_as_pipeline(denoiser, out, sampler, readme=readme)
     say(f"{out}: a diffusers pipeline, DiffusionPipeline.from_pretrained({str(out)!r})")
+    if steps is not None:
+        say(f"it is to be run in {steps} steps, without guidance: num_inference_steps={steps}")
     if models.read_config(model).get("classes"):
         say("diffusers' own pipeline takes no class labels; load_denoiser of twosides does")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -113,7 +113,7 @@ def sample(
 
 
 def _shards(
-    model: Path, request: Request, out: Path, sizes: dict[str, int], trust_code: bool
+    model: Path, request: Request, out: Path, sizes: dict[str, Any], trust_code: bool
 ) -> Shards:
     """The samples of a model in a folder of shards."""
     from dataclasses import replace

@@ -79,6 +79,7 @@ def train(
     *,
     out: Path,
     recipe: str = "flow-matching",
+    coupling: str = "independent",
     network: Path | None = None,
     time: str | None = None,
     training: Flat = Training(),
@@ -91,13 +92,16 @@ def train(
         out: the run's folder (checkpoints, logs, samples, and at the end the model).
         recipe: flow-matching, v-cosine, edm, sd3, ...: see `twosides recipes`; also with +adaptive,
             +entropy-rate or +uncertainty, which follow the errors that are measured.
+        coupling: of noise and data in a batch: independent, or minibatch-ot for straighter paths,
+            which only samplers without noise follow.
         network: JSON file {"class": "diffusers.UNet2DModel" or "module:Class", "config": {...}}.
         time: how the network is told the level: t, 1000t, 1-t, index, c_noise, logsnr.
         training: what is shared with finetune.
     """
     from twosides.training.run import is_first, train_task
 
-    train_task(data, out, recipe, network_file=network, time=time, **training.settings(1e-3))
+    options = training.settings(1e-3)
+    train_task(data, out, recipe, network_file=network, time=time, coupling=coupling, **options)
     if is_first():
         print(f"{out / 'model'} is ready: twosides sample {out}")
 

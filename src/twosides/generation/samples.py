@@ -26,7 +26,7 @@ from twosides.guidance import classifier_free
 from twosides.naming import unknown
 from twosides.placement import device_of
 from twosides.sampling.named import plan, sampler_named
-from twosides.sampling.sample import sample
+from twosides.sampling.sample import Trajectory, sample
 from twosides.sampling.sampler import Sampler
 from twosides.schedules import Cosine, Schedule
 from twosides.storage.devices import device_named
@@ -238,6 +238,7 @@ def drawer(
     request: Request,
     *,
     text: TextConditioning | None = None,
+    kept: Callable[[Trajectory], Tensor] | None = None,
 ) -> Draw:
     """The function `draw(rows, tell=None)` that draws the samples of the numbers `rows`.
 
@@ -246,6 +247,7 @@ def drawer(
     denoiser, notes: the model.
     request: how to sample. Its labels, or else all classes, repeat over the numbers.
     text: what prompts tell the network.
+    kept: what is kept of a run, by default the samples.
 
     The plan, a table of the sampler's coefficients, is made once. ValueError for labels that the
     model does not know, and for guidance of a model that was not trained for it.
@@ -263,15 +265,17 @@ def drawer(
         if len(cycle):
             given["class_labels"] = cycle[torch.tensor(rows) % len(cycle)].to(device)
         with one_sentence(f"{notes.folder} cannot be sampled in its shape, {notes.shape}"):
-            return sample(
+            drawn = sample(
                 network,
                 (len(rows), *notes.shape),
                 sampler=table,
                 seed=request.seed,
                 indices=rows,
                 progress=tell or False,
+                trajectory=kept is not None,
                 **nested(given),
             )
+            return kept(drawn) if kept else drawn
 
     return draw
 

@@ -13,6 +13,7 @@ sums of several threads are rounded otherwise; use as many processes as cores.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import math
 import warnings
@@ -27,6 +28,7 @@ import torch
 from twosides.display.pictures import npy
 from twosides.generation.notes import load_model, read_notes
 from twosides.generation.request import Request
+from twosides.generation.runs import run_states, teacher_of
 from twosides.generation.samples import drawer, label_tensor
 from twosides.sampling.named import sampler_named
 from twosides.sampling.presets import samplers
@@ -49,6 +51,7 @@ class Job:
     batch: samples per network call; batches do not cross shards.
     shard: samples per file.
     trust_code: whether the network's class may be imported from outside diffusers and twosides.
+    states: whether the states on the way are kept, too, as `runs` says; None, not.
     """
 
     request: Request
@@ -57,6 +60,7 @@ class Job:
     batch: int = 256
     shard: int = 1000
     trust_code: bool = False
+    states: bool | None = None
 
     def __post_init__(self) -> None:
         """ValueError for sizes that make no sense, and for prompts."""
@@ -117,7 +121,8 @@ class Job:
             "device",
         )  # run.json has the kind of device by itself
         options = {name: value for name, value in options.items() if name not in left_out}
-        return {**options, "batch": self.batch, "shard": self.shard}
+        told = {} if self.states is None else {"states": self.states}
+        return {**options, "batch": self.batch, "shard": self.shard, **told}
 
 
 @dataclass(frozen=True)
@@ -227,7 +232,11 @@ def make(job: Job, numbers: Sequence[int], device: str, tell: Tell) -> None:
     if not numbers:
         return
     denoiser = load_model(job.model, trust_code=job.trust_code).to(device)
-    draw = drawer(denoiser, read_notes(job.model), job.request)
+    kept = None
+    if job.states:
+        denoiser = teacher_of(denoiser)
+        kept = functools.partial(run_states, steps=job.request.steps)
+    draw = drawer(denoiser, read_notes(job.model), job.request, kept=kept)
     with _one_thread() if device == "cpu" else _current(device):
         for number in numbers:
             rows, parts = job.rows(number), []

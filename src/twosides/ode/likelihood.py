@@ -30,6 +30,7 @@ from torch import Tensor
 
 from twosides.denoiser import BaseDenoiser, Denoises, as_denoiser
 from twosides.display.progress import Progress, teller
+from twosides.dynamics import require_score
 from twosides.ode.adaptive import Path
 from twosides.ode.divergence import Directions, Exact, Hutchinson, divergence_named, quadratic_forms
 from twosides.ode.integrate import Adaptive, State, integrate
@@ -325,6 +326,7 @@ def variational_bound(
     seed, indices: the noise and levels of sample i depend on (seed, indices[i]) only.
     conditioning: what else the network is told.
     """
+    require_score(as_denoiser(denoiser), "the variational bound")
     walked = schedule_named(schedule or as_denoiser(denoiser).schedule)
     low, high = walked.logsnr_min, walked.logsnr_max
     if not math.isfinite(high - low) or points < 1:

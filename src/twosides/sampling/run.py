@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from twosides.denoiser import BaseDenoiser, Call, as_denoiser
+from twosides.dynamics import require_score
 from twosides.outputs import Estimate
 from twosides.sampling.plan import Plan
 from twosides.schedules import Level
@@ -54,7 +55,9 @@ def lower(plan: Plan, denoiser: BaseDenoiser, dtype: torch.dtype, device: torch.
     The rows for a network act on (z_k, raw network output), one fused update per call; those for
     anything else that denoises act on its estimates (x_k, eps_k).
     """
-    calls = denoiser.prepare(plan.levels[:-1], torch.empty(0, dtype=dtype, device=device))
+    if plan.stochastic:
+        require_score(denoiser, "a sampler that injects noise")
+    calls = denoiser.calls(plan, torch.empty(0, dtype=dtype, device=device))
     noise, rows, last_use = 2 * plan.nfe, list[Row](), dict[int, int]()
     for number, row in enumerate(plan.rows):
         table = dict[int, float]()

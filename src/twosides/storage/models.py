@@ -36,6 +36,9 @@ from twosides.storage.tensors import load_tensors, open_tensors, save_tensors
 from twosides.storage.trust import import_object
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+# Denoisers of other rooms that are stored, by the name that they have in files (`stored_as`).
+MAX_COUPLING = 100  # characters
+DENOISERS = {"FlowMap": "twosides.distillation.flow_map:FlowMap"}
 
 
 def describe_network(network: Any) -> dict[str, Any]:
@@ -152,8 +155,10 @@ def describe_denoiser(denoiser: Any) -> dict[str, Any]:
     """A denoiser as JSON, without its weights."""
     if not isinstance(denoiser, Denoiser):
         raise TypeError(f"only a Denoiser can be written to a file, not {type(denoiser).__name__}")
-    schedule = denoiser.schedule
+    schedule, kind = denoiser.schedule, getattr(denoiser, "stored_as", None)
     return {
+        **({"kind": kind} if kind else {}),
+        **({} if denoiser.coupling == "independent" else {"coupling": denoiser.coupling}),
         "network": describe_network(denoiser.network),
         "output": describe_output(denoiser.output, schedule),
         "schedule": describe(schedule),
@@ -190,7 +195,22 @@ def _build_denoiser(
         torch.manual_seed(0)
         network = _build_network(config["network"], trust_code, known)
     schedule, time = _notation(config)
-    return Denoiser(network, restore_output(config["output"]), schedule, time, **statistics)
+    kind, coupling = _kind(config), config.get("coupling", "independent")
+    if not isinstance(coupling, str) or len(coupling) > MAX_COUPLING:
+        raise ValueError(f"the coupling in config.json is a few words, not {str(coupling)[:80]!r}")
+    made = kind(network, restore_output(config["output"]), schedule, time, **statistics)
+    made.coupling = coupling
+    return made
+
+
+def _kind(config: dict[str, Any]) -> type[Denoiser]:
+    """The class of a denoiser that is a description's "kind"."""
+    name = config.get("kind")
+    if name is None:
+        return Denoiser
+    if not isinstance(name, str) or name not in DENOISERS:
+        raise unknown("kind of denoiser in config.json", name, DENOISERS)
+    return import_object(DENOISERS[name], "denoiser", trust_code=True)  # a row of our own
 
 
 def _statistic(name: str, value: Any, shape: list[int] | None) -> Tensor:
@@ -311,7 +331,8 @@ def read_notes(folder: str | Path) -> dict[str, Any]:
     """The notes in config.json beside the notation: recipe, shape, classes, training, ..."""
     config = read_config(folder)
     notation = {"format", "version", "network", "output", "schedule", "time", "logsnr_range"}
-    return {k: v for k, v in config.items() if k not in notation | {"data_mean", "data_std"}}
+    notation |= {"data_mean", "data_std", "kind", "coupling"}
+    return {k: v for k, v in config.items() if k not in notation}
 
 
 def model_folder(folder: str | Path) -> Path:

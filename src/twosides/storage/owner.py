@@ -13,8 +13,9 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,16 @@ LOCK = ".lock"
 _PATIENCE = 10.0  # the seconds in which the process that has won a folder writes one small file
 
 
-def claim(path: Path, identity: Mapping[str, Any], holds: str = "") -> bool:
+def claim(
+    path: Path, identity: Mapping[str, Any], holds: str = "", beside: Sequence[str] = ()
+) -> bool:
     """Write `identity` to the file `path`, or compare it with the file; True if written.
 
     path: the JSON file.
     identity: the settings that define the run.
     holds: "samples", say, if the folder may have nothing but these. A ValueError then names other
         files.
+    beside: patterns of the names of files that may be there before, all the same.
 
     If the folder belongs to another run, a ValueError names every difference.
 
@@ -48,7 +52,8 @@ def claim(path: Path, identity: Mapping[str, Any], holds: str = "") -> bool:
     """
     folder, wanted = path.parent, json.loads(json.dumps(identity))
     # The files are listed first, because another process of the run may write `path` just now.
-    there = [found for found in folder.glob("*") if not found.name.startswith(".")]
+    names = [found.name for found in folder.glob("*") if not found.name.startswith(".")]
+    there = [name for name in names if not any(fnmatch(name, known) for known in beside)]
     if path.exists():
         _refuse_another(folder, read_json(path), wanted)
     elif folder.exists() and (not folder.is_dir() or (holds and there)):

@@ -116,7 +116,9 @@ class Recording(lightning.Callback):
         if step == self.seen:
             return
         if self.flops is None and self.journal.active:
-            self.flops = flops_per_sample(pl_module.denoiser, self.description, batch["batch"])
+            reads = getattr(pl_module.objective, "reads", ())
+            told = {name: value for name, value in batch["batch"].items() if name not in reads}
+            self.flops = flops_per_sample(pl_module.denoiser, self.description, told)
         self.seen = step
         logs, adapts = step % self.settings.log_every == 0, pl_module.bins is not None
         last = step >= self.settings.steps

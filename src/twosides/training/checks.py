@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,13 +14,14 @@ from twosides.denoiser import Denoiser
 from twosides.losses.objective import exact
 
 
-def check_data(denoiser: Denoiser, data: Data) -> None:
+def check_data(denoiser: Denoiser, data: Data, reads: Sequence[str] = ()) -> None:
     """Run the network once on two rows; ValueError that names what is missing or does not fit.
 
     denoiser: the denoiser to train.
     data: the data set, whose first row is taken twice.
+    reads: columns that the objective reads, and the network is not told.
     """
-    first = first_row(data)
+    first = {name: value for name, value in first_row(data).items() if name not in reads}
     batch = default_collate([first, first])
     x = exact(batch.pop("x"))
     required = required_conditioning(denoiser.network)

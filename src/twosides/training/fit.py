@@ -56,6 +56,7 @@ from twosides.training.rehearsal import Rehearsal, warn_of_classes
 from twosides.training.settings import Settings
 
 RUN = "run.json"
+BEFORE = ("runs", "before-*")  # what distillation puts into a run's folder before it trains
 _LAUNCHERS = {"TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "MASTER_ADDR", "LSB_JOBID", "KUBERNETES_PORT"}
 
 __all__ = ["Batches", "Module", "Monitor", "Settings", "Stream", "fit", "loss_curve"]
@@ -132,7 +133,10 @@ def fit(
         module = Module(denoiser, objective, settings, data, auxiliary)
         guard = Guard(settings)
         log = _log(folder, monitor.loggers, auxiliary, unseen)
-        checks: list[Callable[[Any], None]] = [lambda module: check_data(module.denoiser, data)]
+        reads = getattr(objective, "reads", ())
+        checks: list[Callable[[Any], None]] = [
+            lambda module: check_data(module.denoiser, data, reads)
+        ]
         around: list[lightning.Callback] = [*_snapshots(folder, settings), *callbacks]
         if unseen is not None:
             validating = _validating(unseen, folder, average, log)
@@ -214,7 +218,7 @@ def _claimed(folder: Path, identity: dict[str, Any]) -> bool:
     """Claim the folder. One whose run has trained nothing yet is free for a corrected command."""
     if (folder / RUN).is_file() and not _trained(folder):
         (folder / RUN).unlink()
-    return claim(folder / RUN, identity, holds="run")
+    return claim(folder / RUN, identity, holds="run", beside=BEFORE)
 
 
 def _trained(folder: Path) -> bool:

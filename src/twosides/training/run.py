@@ -13,6 +13,7 @@ from twosides.data.tasks import Task
 from twosides.denoiser import Denoiser
 from twosides.display.pictures import png
 from twosides.generation.samples import decoder, draw_classes
+from twosides.losses.couplings import Coupled
 from twosides.losses.recipes import Recipe, recipe_named
 from twosides.storage import models
 from twosides.storage.files import read_json
@@ -31,6 +32,7 @@ def train_task(
     time: str | None = None,
     trust_code: bool = False,
     validate: bool = False,
+    coupling: str = "independent",
     **settings: Any,
 ) -> Denoiser:
     """Train a network on a task by name, and return the averaged denoiser.
@@ -43,6 +45,7 @@ def train_task(
     trust_code: whether code may be imported by the paths that files name.
     validate: whether to measure the error by noise level on data of the task that are not trained
         on.
+    coupling: how noise and data are paired, a row of `losses.couplings.COUPLINGS`.
     settings: the fields of `Settings`.
     """
     chosen = recipe_named(recipe)
@@ -57,16 +60,19 @@ def train_task(
     network = models.build_network(spec, trust_code=trust_code, seed=wanted.seed)
     # Time is told in the units that suit the embedding of the task's network.
     clock = time or (task.time if chosen.time == "t" else chosen.time)
+    denoiser = chosen.denoiser(network, time=clock, **_units(task, chosen))
+    objective = chosen.objective()
+    if coupling != "independent":
+        objective = Coupled.of(objective, coupling)
+        denoiser.coupling = coupling
     return fit(
-        network,
+        denoiser,
         task.data,
-        chosen,
+        objective,
         folder,
         wanted,
         monitor=monitor_of(task, wanted, validate=validate),
         about={"recipe": recipe, **named, **task.notes},
-        time=clock,
-        **_units(task, chosen),
     )
 
 

@@ -56,12 +56,21 @@ def to_pipeline(denoiser: Denoiser, sampler: str | None = None) -> Any:
     return _of_diffusers("DDPMPipeline")(unet=network, scheduler=scheduler)
 
 
-def save_as_pipeline(denoiser: Denoiser, folder: str | Path, sampler: str | None = None) -> Path:
-    """Write `to_pipeline(denoiser, sampler)` as a new folder, complete or not at all."""
+def save_as_pipeline(
+    denoiser: Denoiser, folder: str | Path, sampler: str | None = None, *, readme: str = ""
+) -> Path:
+    """Write `to_pipeline(denoiser, sampler)` as a new folder, complete or not at all.
+
+    readme: the text of its README.md, for what the files themselves cannot say.
+    """
     pipe = to_pipeline(denoiser, sampler)
-    return _write_new(
-        folder, lambda target: pipe.save_pretrained(str(target), safe_serialization=True)
-    )
+
+    def write(target: Path) -> None:
+        pipe.save_pretrained(str(target), safe_serialization=True)
+        if readme:
+            (target / "README.md").write_text(readme, encoding="utf-8")
+
+    return _write_new(folder, write)
 
 
 def save_tuned(
@@ -129,7 +138,7 @@ def _own_scheduler(denoiser: Denoiser) -> Any:
     schedule, clock, output = denoiser.schedule, denoiser.clock, denoiser.output.name
     if isinstance(schedule, FlowMatching) and isinstance(clock, Time) and output == "u":
         count = int(clock.scale)
-        if count == clock.scale and count >= 2 and not clock.reversed:
+        if count == clock.scale and count >= 1 and not clock.reversed:
             return _of_diffusers("FlowMatchEulerDiscreteScheduler")(num_train_timesteps=count)
     if isinstance(schedule, Tabulated) and isinstance(clock, Index) and output in _WORDS:
         if clock.count == schedule.count and not clock.nearest:

@@ -1,0 +1,1 @@
+"""Models of few steps from a teacher: runs, flow maps, objectives, reflow, baking."""
