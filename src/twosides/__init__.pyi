@@ -18,6 +18,9 @@ from twosides.ode.adaptive import sample_adaptive as sample_adaptive
 from twosides.ode.inversion import decode as decode
 from twosides.ode.inversion import encode as encode
 from twosides.ode.likelihood import log_likelihood as log_likelihood
+from twosides.posteriors.exact import tilt as tilt
+from twosides.posteriors.measurement import Measurement as Measurement
+from twosides.posteriors.posterior import posterior as posterior
 from twosides.randomness import PerSample as PerSample
 from twosides.sampling import grids as grids
 from twosides.sampling import noise as noise

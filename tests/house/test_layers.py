@@ -12,7 +12,7 @@ ORDER = (
     {"outputs", "clocks"},
     {"denoiser", "conversion", "dynamics"},
     {"sampling", "guidance", "oracle"},
-    {"losses", "storage", "ode", "posterior"},
+    {"losses", "storage", "ode", "posteriors"},
     {"integrations", "comparison"},
     {"data", "generation"},
     {"training", "metrics", "tuning", "distillation"},
