@@ -229,9 +229,8 @@ class Denoiser(nn.Module, BaseDenoiser):
 
         It is never bf16: 0.999 rounds to 1 there, and 500 of 1000 indices collide.
         """
-        return (
-            torch.float64 if (dtype_of(self.network) or state) == torch.float64 else torch.float32
-        )
+        double = (dtype_of(self.network) or state) == torch.float64
+        return torch.float64 if double else torch.float32
 
 
 class Around(nn.Module, BaseDenoiser):
@@ -255,10 +254,7 @@ class Around(nn.Module, BaseDenoiser):
 
 
 def as_denoiser(thing: Any) -> BaseDenoiser:
-    """The thing itself if it derives from `BaseDenoiser`, else that around a user's own denoiser.
-
-    TypeError, with what to do, for what is no denoiser, such as a bare network.
-    """
+    """The thing as a `BaseDenoiser`; TypeError, with what to do, for what is no denoiser."""
     if not callable(thing):
         raise TypeError(f"a denoiser is called with (z, level), but got {type(thing).__name__}")
     if not isinstance(getattr(thing, "schedule", None), Schedule):
