@@ -21,6 +21,7 @@ from twosides.ode.likelihood import log_likelihood as log_likelihood
 from twosides.posteriors.exact import tilt as tilt
 from twosides.posteriors.measurement import Measurement as Measurement
 from twosides.posteriors.posterior import posterior as posterior
+from twosides.posteriors.steering import steer as steer
 from twosides.randomness import PerSample as PerSample
 from twosides.sampling import grids as grids
 from twosides.sampling import noise as noise

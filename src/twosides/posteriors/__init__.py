@@ -8,5 +8,8 @@ particles.
 from twosides.posteriors.exact import tilt
 from twosides.posteriors.measurement import Measurement
 from twosides.posteriors.posterior import METHODS, posterior, published_strength
+from twosides.posteriors.steering import Steered, steer
 
-__all__ = ["METHODS", "Measurement", "posterior", "published_strength", "tilt"]
+__all__ = [
+    "METHODS", "Measurement", "Steered", "posterior", "published_strength", "steer", "tilt",
+]  # fmt: skip
