@@ -31,6 +31,7 @@ TABLES = {"reports/claims.py"}  # one claim after another: as long as there are 
 PUBLIC_NAMES = 45
 CAPABILITIES = {  # names of what was added to a whole surface, each a page of its own
     "Measurement", "posterior", "steer", "tilt",  # docs/posteriors.md
+    "combined", "mixing",  # rules of guidance, more than two denoisers
 }  # fmt: skip
 READING_SET = 3500  # lines of the files that sample(..., "dpmpp-2m") runs through
 MEDIAN, P90, LONGEST = (4, 6), 22, 45
