@@ -21,7 +21,7 @@ from twosides.cli.data import data, encode_latents
 from twosides.cli.extras import missing
 from twosides.cli.knowledge import compare, demo, explore, recipes, samplers, verify
 from twosides.cli.models import convert, explain, export
-from twosides.cli.samples import evaluate, report, sample
+from twosides.cli.samples import evaluate, report, restore, sample
 from twosides.cli.training import ema, finetune, train
 from twosides.display.terminal import complaint
 
@@ -31,6 +31,7 @@ COMMANDS = (
     train,
     finetune,
     sample,
+    restore,
     ema,
     evaluate,
     report,

@@ -71,7 +71,7 @@ class Frame:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Pillow's limits are above these
-                image = _array(data) if data.startswith(NUMPY) else _opened(data)
+                image = _array(data) if data.startswith(NUMPY) else open_image(data)
                 return self._resized(_plain(image))
         except BadImage:
             raise
@@ -94,8 +94,11 @@ class Frame:
         return x.expand(self.shape).contiguous()
 
 
-def _opened(data: bytes) -> Image:
-    """The image with its header read and accepted, its orientation applied."""
+def open_image(data: bytes) -> Image:
+    """A Pillow image with its header read and accepted, its orientation applied.
+
+    `BadImage` with the reason.
+    """
     try:
         from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError as error:

@@ -314,7 +314,7 @@ def published_strength(plan: Plan, zeta: float) -> Callable[[Level], float]:
     for k, (level, row) in enumerate(zip(plan.levels, plan.rows[1:], strict=False)):
         ratio = level.alpha / level.sigma
         moved = row.get(("x", k), 0.0) - row.get(("eps", k), 0.0) * ratio
-        told[level.logsnr] = zeta * ratio / level.sigma / moved if moved else 0.0
+        told[max(level.logsnr, FLOOR)] = zeta * ratio / level.sigma / moved if moved else 0.0
 
     def strength(level: Level) -> float:
         if float(level.logsnr) not in told:
