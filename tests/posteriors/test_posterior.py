@@ -193,6 +193,34 @@ def test_a_physics_object_of_deepinv_is_a_measurement_as_it_is():
     assert torch.equal(got.x, want.x)
 
 
+def test_azula_solved_to_the_end_is_the_same():
+    """Test 6: azula's MMPS at the same state; at its default of one iteration it is another."""
+    guidance, denoise = (pytest.importorskip(f"azula.{name}") for name in ("guidance", "denoise"))
+    noise, linalg = (
+        pytest.importorskip(f"azula.{name}") for name in ("noise", "linalg.covariance")
+    )
+
+    class Exact(denoise.Denoiser):
+        schedule = noise.RectifiedSchedule()
+
+        def forward(self, x_t, t, **kwargs):
+            return denoise.DiracPosterior(mean=MIX(x_t, at(t)).x)
+
+    def at(t):
+        alpha, sigma = (float(value) for value in Exact.schedule(t))
+        return ts.schedules.Level(2 * math.log(alpha / sigma), alpha, sigma)
+
+    t = torch.tensor(0.4, dtype=FLOAT64)
+    z = MIX_TRUTH.sample(8, seed=0, level=at(t))
+    seen = MIX_SEEN.value, MIX_SEEN.operator
+    spread = linalg.IsotropicCovariance(float(MIX_SEEN.noise) ** 2)
+    solved = guidance.MMPSDenoiser(Exact(), *seen, spread, solver="cg", iterations=8)(z, t).mean
+    ours = ts.posterior(MIX, MIX_SEEN, **EXACT)(z, at(t)).x
+    assert torch.allclose(ours, solved, atol=1e-10)
+    one = guidance.MMPSDenoiser(Exact(), *seen, spread)(z, t).mean
+    assert float((one - ours).abs().max()) > 1e-3
+
+
 def test_the_published_strength_is_the_published_step():
     """zeta times the gradient of the residual's norm, taken from the state after a ddpm step."""
     plan, zeta = ts.plan("ddpm", ts.Cosine(-8, 8), 10), 0.3

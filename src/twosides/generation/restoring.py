@@ -61,6 +61,8 @@ def restore(
     trust_code: whether the network's class and the operator may be imported.
     """
     _accept(out)
+    if particles < 1:
+        raise ValueError(f"particles must be at least 1, got {particles}")
     notes = read_notes(folder)
     notes.refuse_captions()
     apply = operator_named(operator, notes.shape, trust_code=trust_code)
