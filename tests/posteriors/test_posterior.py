@@ -193,6 +193,7 @@ def test_a_physics_object_of_deepinv_is_a_measurement_as_it_is():
     assert torch.equal(got.x, want.x)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # in its own imports
 def test_azula_solved_to_the_end_is_the_same():
     """Test 6: azula's MMPS at the same state; at its default of one iteration it is another."""
     guidance, denoise = (pytest.importorskip(f"azula.{name}") for name in ("guidance", "denoise"))
