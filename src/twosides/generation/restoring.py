@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -100,12 +100,14 @@ def steer_model(
     _accept(out)
     notes = read_notes(folder)
     notes.refuse_captions()
-    function: Any = import_object(reward, "reward", trust_code=trust_code)
+    function = import_object(reward, "reward", trust_code=trust_code)
     if not callable(function):
         raise ValueError(f"{reward} is no function of samples")
     run = _Run(notes, request, load_model(folder, trust_code=trust_code), unlabelled=False)
     with bar("steering", run.plan.nfe) as run.tell:
-        drawn = steer(run.prior, run.shape, reward=function, **run.options(particles))
+        drawn = steer(
+            run.prior, run.shape, reward=cast("Operator", function), **run.options(particles)
+        )
     x = drawn.sample
     write_file(out, pictures.png(pictures.sheet(x)) if out.suffix == ".png" else pictures.npy(x))
     return x, f"{request}; {_words(drawn)}"
@@ -130,10 +132,10 @@ def operator_named(name: str, shape: tuple[int, ...], *, trust_code: bool = Fals
         return OPERATORS[kind](int(number) if number == int(number) else number)
     if ":" not in name:
         raise unknown("operator", name, ["inpaint:mask.png", *(f"{k}:4" for k in OPERATORS)])
-    made: Operator | None = import_object(name, "operator", trust_code=trust_code)
+    made = import_object(name, "operator", trust_code=trust_code)
     if not callable(made):
         raise ValueError(f"{name} is no function of a batch of samples")
-    return made
+    return cast("Operator", made)
 
 
 class _Run:
