@@ -1,6 +1,6 @@
 """Other ways to mix estimates than classifier-free guidance: rules, and more than two denoisers.
 
-A *rule* is a function of what a strong and a weak estimate say, o and w, and of the guidance scale
+A *guidance rule* is a function of what a strong and a weak estimate say, o and w, and of the scale
 s; guidance itself is `w + s (o - w)`. Unlike it, a rule depends on the output in which it acts, the
 one its paper has unless another is asked for: the same rule in u, for flow models, and in eps or v,
 for diffusion, is the same formula of other numbers. At scale 1 each gives the strong estimate.
@@ -42,7 +42,7 @@ Mix = Callable[[Tensor, Tensor, Tensor, Any], Tensor]
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule of guidance.
+    """A guidance rule.
 
     mix: a function of what classifier-free guidance, the strong and the weak estimate say in an
         output, and of the scale (a number, or one that fits the tensors), to what is said instead.
