@@ -3,6 +3,7 @@ from twosides import dynamics as dynamics
 from twosides import guidance as guidance
 from twosides import integrations as integrations
 from twosides import losses as losses
+from twosides import mixing as mixing
 from twosides import ode as ode
 from twosides import oracle as oracle
 from twosides import outputs as outputs
@@ -17,10 +18,15 @@ from twosides.distillation.objectives import objectives as objectives
 from twosides.generation.workers import sample_shards as sample_shards
 from twosides.losses.recipes import Recipe as Recipe
 from twosides.losses.recipes import recipes as recipes
+from twosides.mixing import combined as combined
 from twosides.ode.adaptive import sample_adaptive as sample_adaptive
 from twosides.ode.inversion import decode as decode
 from twosides.ode.inversion import encode as encode
 from twosides.ode.likelihood import log_likelihood as log_likelihood
+from twosides.posteriors.exact import tilt as tilt
+from twosides.posteriors.measurement import Measurement as Measurement
+from twosides.posteriors.posterior import posterior as posterior
+from twosides.posteriors.steering import steer as steer
 from twosides.randomness import PerSample as PerSample
 from twosides.sampling import grids as grids
 from twosides.sampling import noise as noise

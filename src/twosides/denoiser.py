@@ -231,29 +231,28 @@ class Denoiser(nn.Module, BaseDenoiser):
         return torch.float64 if double else torch.float32
 
 
-class _Adapted(nn.Module, BaseDenoiser):
-    """A user's own denoiser, which has a schedule and a call and derives from nothing here."""
+class Around(nn.Module, BaseDenoiser):
+    """A denoiser around another, with its schedule, device and units of the data."""
 
     def __init__(self, denoiser: Any) -> None:
+        """Whatever has a schedule and is called as `(z, level)`; it need not derive from ours."""
         super().__init__()
         self.denoiser, self.schedule = denoiser, denoiser.schedule
-        for name in ("standardise", "unstandardise", "coupling"):
-            if hasattr(denoiser, name):
-                setattr(self, name, getattr(denoiser, name))
+        for name in {"standardise", "unstandardise", "coupling"} & {*dir(denoiser)}:
+            setattr(self, name, getattr(denoiser, name))
 
     def forward(self, z: Tensor, level: Level, **conditioning: Any) -> Estimate:
+        """What the denoiser inside estimates."""
         return self.denoiser(z, level, **conditioning)
 
     @property
     def device(self) -> torch.device:
+        """The device on which the denoiser inside wants its input."""
         return device_of(self.denoiser)
 
 
 def as_denoiser(thing: Any) -> BaseDenoiser:
-    """The thing itself if it derives from `BaseDenoiser`, else that around a user's own denoiser.
-
-    TypeError, with what to do, for what is no denoiser, such as a bare network.
-    """
+    """The thing as a `BaseDenoiser`; TypeError, with what to do, for what is no denoiser."""
     if not callable(thing):
         raise TypeError(f"a denoiser is called with (z, level), but got {type(thing).__name__}")
     if not isinstance(getattr(thing, "schedule", None), Schedule):
@@ -261,4 +260,4 @@ def as_denoiser(thing: Any) -> BaseDenoiser:
             f"{type(thing).__name__} does not say what it predicts; wrap the network as "
             "Denoiser(network, output=..., schedule=..., time=...)"
         )
-    return thing if isinstance(thing, BaseDenoiser) else _Adapted(thing)
+    return thing if isinstance(thing, BaseDenoiser) else Around(thing)

@@ -20,46 +20,44 @@ and in Imagen's paper; Ho and Salimans' own w is this scale minus 1.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from twosides.conditioning import nullified
-from twosides.denoiser import BaseDenoiser, Denoises, as_denoiser
+from twosides.denoiser import Around, Denoises, as_denoiser
+from twosides.mixing import Rule, rescaled
 from twosides.outputs import Estimate
-from twosides.placement import device_of
 from twosides.schedules import Level, along_batch
 
 
-class Guided(nn.Module, BaseDenoiser):
-    """`weak + scale (strong - weak)` inside an interval of logsnr, `strong` outside."""
+class Guided(Around):
+    """`weak + scale (strong - weak)`, or another rule, in an interval of logsnr; else `strong`."""
 
     def __init__(
         self,
         strong: Denoises,
         weak: Denoises,
-        scale: float,
+        scale: float | Callable[[Level], Any],
         *,
         null: dict[str, Any],
         interval: tuple[float, float],
-        rescale: float,
+        rules: Sequence[Rule] = (),
     ) -> None:
         """See `classifier_free` and `autoguidance`."""
-        super().__init__()
-        if not math.isfinite(scale):
+        super().__init__(as_denoiser(strong))
+        if not callable(scale) and not math.isfinite(scale):
             raise ValueError(f"guidance scale must be a finite number, got {scale}")
         if not interval[0] <= interval[1]:
             raise ValueError(f"interval is (logsnr_low, logsnr_high), got {interval}")
-        if not 0 <= rescale <= 1:
-            raise ValueError(f"rescale is a fraction in [0, 1], got {rescale}")
-        self.strong, self.weak = as_denoiser(strong), as_denoiser(weak)
-        self.scale, self.interval, self.rescale = scale, interval, rescale
-        self.null, self.schedule, self.coupling = null, self.strong.schedule, self.strong.coupling
+        self.weak, self.null = as_denoiser(weak), null
+        self.scale, self.interval, self.rules = scale, interval, rules
 
     def forward(self, z: Tensor, level: Level, **conditioning: Any) -> Estimate:
         """The guided (x, eps)."""
-        strong = self.strong(z, level, **conditioning)
+        strong = self.denoiser(z, level, **conditioning)
         scale = self._scale(level, z)
         if isinstance(scale, float) and scale == 1.0:
             return strong
@@ -67,51 +65,33 @@ class Guided(nn.Module, BaseDenoiser):
         x = weak.x + scale * (strong.x - weak.x)
         eps = weak.eps + scale * (strong.eps - weak.eps)
         guided = Estimate(x, eps)
-        return self._rescaled(guided, strong.x, z, level) if self.rescale else guided
-
-    def standardise(self, data: Tensor) -> Tensor:
-        """The strong denoiser's."""
-        return self.strong.standardise(data)
-
-    def unstandardise(self, x: Tensor) -> Tensor:
-        """The strong denoiser's."""
-        return self.strong.unstandardise(x)
-
-    @property
-    def device(self) -> torch.device:
-        """The device on which the strong denoiser wants its input."""
-        return device_of(self.strong)
+        for rule in self.rules:
+            guided = rule.apply(guided, strong, weak, scale, level, self.schedule)
+        return guided
 
     def _scale(self, level: Level, z: Tensor) -> float | Tensor:
-        low, high = self.interval
+        scale, (low, high) = self.scale, self.interval
+        scale = scale(level) if callable(scale) else scale
         if isinstance(level.logsnr, Tensor) and level.logsnr.ndim:
             inside = (level.logsnr >= low) & (level.logsnr <= high)
-            return along_batch(torch.where(inside, self.scale, 1.0), z)
-        return self.scale if low <= float(level.logsnr) <= high else 1.0
-
-    def _rescaled(self, guided: Estimate, target: Tensor, z: Tensor, level: Level) -> Estimate:
-        """Each sample's x with part of its spread taken back, eps moved so that z stays."""
-        was, wanted = (x.reshape(len(x), -1).std(1, correction=0) for x in (guided.x, target))
-        ratio = torch.where(was > 0, wanted / was, 1.0)
-        change = along_batch(self.rescale * (ratio - 1), z) * guided.x
-        ratio = torch.as_tensor(level.alpha / level.sigma, dtype=torch.float64)
-        if ratio.device.type == "cpu" and not bool(torch.isfinite(ratio).all()):
-            raise ValueError("rescale moves x, and at sigma = 0 there is no eps to make up for it")
-        return Estimate(guided.x + change, guided.eps - along_batch(ratio, z) * change)
+            return along_batch(torch.where(inside, scale, 1.0), z)
+        return float(scale) if low <= float(level.logsnr) <= high else 1.0
 
 
 def classifier_free(
     denoiser: Denoises,
-    scale: float,
+    scale: float | Callable[[Level], Any],
     *,
     null: dict[str, Any],
     interval: tuple[float, float] = (-math.inf, math.inf),
     rescale: float = 0.0,
+    rule: Rule | None = None,
 ) -> Guided:
     """Classifier-free guidance [Ho & Salimans 2022]: `null + scale (conditional - null)`.
 
     denoiser: a model that was trained with part of its conditioning dropped.
-    scale: how far beyond the conditional estimate; 1 is that estimate, 0 the null one.
+    scale: how far beyond the conditional estimate; 1 is that estimate, 0 the null one. A number, or
+        a function of the level, such as `lambda level: 1 + 4 * level.sigma`.
     null: the names of the conditioning that is dropped, and the null values it was trained with:
         `null={"class_labels": 26}`. A number fills the tensor, one row is that of all samples.
     interval: the log-SNRs (low, high) between which the estimate is guided; outside, the null call
@@ -119,14 +99,18 @@ def classifier_free(
     rescale: in [0, 1], how far the standard deviation of each sample's x is brought back to the
         conditional one's [Lin+ 2023, eq. 15-16, applied to x, so that it does not depend on the
         schedule].
+    rule: another way to mix the two estimates, of `twosides.mixing`: `projected()`, `zero_star()`.
     """
-    return Guided(denoiser, denoiser, scale, null=null, interval=interval, rescale=rescale)
+    if not 0 <= rescale <= 1:
+        raise ValueError(f"rescale is a fraction in [0, 1], got {rescale}")
+    rules = [*([rule] if rule else []), *([rescaled(rescale)] if rescale else [])]
+    return Guided(denoiser, denoiser, scale, null=null, interval=interval, rules=rules)
 
 
 def autoguidance(
     denoiser: Denoises,
     weak: Denoises,
-    scale: float,
+    scale: float | Callable[[Level], Any],
     *,
     interval: tuple[float, float] = (-math.inf, math.inf),
 ) -> Guided:
@@ -136,9 +120,9 @@ def autoguidance(
     weak: a smaller or less trained one, in any notation, of data in the same units.
     scale, interval: as in `classifier_free`.
     """
-    guided = Guided(denoiser, weak, scale, null={}, interval=interval, rescale=0.0)
+    guided = Guided(denoiser, weak, scale, null={}, interval=interval)
     for probe in torch.tensor([0.0, 1.0], dtype=torch.float64):
-        ours, theirs = (each.standardise(probe) for each in (guided.strong, guided.weak))
+        ours, theirs = (each.standardise(probe) for each in (guided.denoiser, guided.weak))
         if not torch.equal(ours, theirs):
             raise ValueError(
                 "the two denoisers standardise data differently: their data_mean or data_std "

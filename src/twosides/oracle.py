@@ -118,6 +118,34 @@ class GaussianMixture(_Exact):
         """The exact posterior probabilities of the component that z comes from, at a level."""
         return torch.softmax(self._posterior(z, level)[3], 1)
 
+    def condition(self, A: Any, y: Any, noise: Any = 0.0) -> GaussianMixture:
+        """The exact posterior of x given y = A x + noise n with n ~ N(0, I): a mixture again.
+
+            w_k' ~ w_k N(y; A m_k, S_k),    S_k = A C_k A^T + noise^2,    G_k = C_k A^T S_k^-1
+            m_k' = m_k + G_k (y - A m_k),    C_k' = C_k - G_k S_k G_k^T
+
+        A: the measurement, (M, D).
+        y: what was measured, (M,).
+        noise: the standard deviation, a number or (M,), >= 0.
+
+        ValueError for sizes that do not fit, and for a measurement without noise of what the
+        mixture has no width in. `log_evidence` is the log-density of y.
+
+            >>> prior = GaussianMixture.gaussian([0.0, 0.0], [[1.0, 0.0], [0.0, 1.0]])
+            >>> prior.condition([[1.0, 0.0]], [2.0], noise=1.0).mean.round(decimals=6)
+            tensor([1., 0.], dtype=torch.float64)
+        """
+        gain, residual, logits, operator, variance = self._measured(A, y, noise)
+        means = self.means + (gain @ residual[..., None])[..., 0]
+        keep = torch.eye(self.means.shape[1], dtype=torch.float64) - gain @ operator
+        # In Joseph's form, a sum of squares, a covariance stays semi-definite when rounded.
+        covariances = keep @ self.covariances @ keep.mT + gain * variance @ gain.mT
+        return GaussianMixture(torch.softmax(logits, 0), means, (covariances + covariances.mT) / 2)
+
+    def log_evidence(self, A: Any, y: Any, noise: Any = 0.0) -> float:
+        """`log p(y)`, in nats, of a measurement y = A x + noise n; parameters as in `condition`."""
+        return float(torch.logsumexp(self._measured(A, y, noise)[2], 0))
+
     def sample(self, count: int, *, seed: int, level: Level | None = None) -> Tensor:
         """Exact samples (count, D) in float64: of the data, or of z if a level is given."""
         generator = torch.Generator().manual_seed(seed)
@@ -140,6 +168,32 @@ class GaussianMixture(_Exact):
         centred = self.means - self.mean
         within = torch.einsum("k,kij->ij", self.weights, self.covariances)
         return within + torch.einsum("k,ki,kj->ij", self.weights, centred, centred)
+
+    def _measured(
+        self, A: Any, y: Any, noise: Any
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Gains (K, D, M), residuals (K, M), log w_k p_k(y) (K,); A and the variance (M,)."""
+        operator, value = _float64(A), _float64(y)
+        if operator.shape != (*value.shape, self.means.shape[1]) or value.ndim != 1:
+            raise ValueError(
+                f"a measurement of this mixture is A (M, {self.means.shape[1]}) and y (M,), got "
+                f"{tuple(operator.shape)} and {tuple(value.shape)}"
+            )
+        variance = _float64(noise).expand(value.shape) ** 2
+        across = self.covariances @ operator.mT
+        factor, failed = torch.linalg.cholesky_ex(operator @ across + variance.diag())
+        if bool(failed.any()):
+            raise ValueError(
+                "y cannot be measured without noise: the mixture has no width in some of it; pass "
+                "noise > 0"
+            )
+        residual = value - self.means @ operator.mT
+        white = torch.linalg.solve_triangular(factor, residual[..., None], upper=False)[..., 0]
+        scale = (
+            factor.diagonal(dim1=1, dim2=2).log().sum(1) + len(value) * math.log(2 * math.pi) / 2
+        )
+        logits = self.weights.log() - 0.5 * (white**2).sum(1) - scale
+        return torch.cholesky_solve(across.mT, factor).mT, residual, logits, operator, variance
 
     def _posterior(self, z: Tensor, level: Level) -> tuple[Any, Any, Tensor, Tensor]:
         """alpha and sigma (B, 1, 1), z in each component's axes (B, K, D), log joint density (B,

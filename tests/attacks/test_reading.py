@@ -60,6 +60,7 @@ REASONS = {
     ("data/glyphs.py", "load"): BYTES,
     ("data/glyphs.py", "truetype"): OURS,
     ("data/decode.py", "open"): BYTES,
+    ("generation/restoring.py", "load"): BYTES,
     ("data/huggingface.py", "load_dataset"): CHECKED + "; or a name on the hub",
     ("data/huggingface.py", "load_from_disk"): CHECKED,
     ("integrations/diffusers/pipelines.py", "from_pretrained"): CHECKED,

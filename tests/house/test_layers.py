@@ -11,8 +11,8 @@ ORDER = (
     {"schedules"},
     {"outputs", "clocks"},
     {"denoiser", "conversion", "dynamics"},
-    {"sampling", "guidance", "oracle"},
-    {"losses", "storage", "ode", "posterior"},
+    {"sampling", "guidance", "mixing", "oracle"},
+    {"losses", "storage", "ode", "posteriors"},
     {"integrations", "comparison"},
     {"data", "generation"},
     {"training", "metrics", "tuning", "distillation"},
@@ -100,6 +100,6 @@ def test_the_top_level_is_what_a_model_is():
     folders = {path.name for path in ROOT.iterdir() if path.is_dir() and path.name[0] not in "_."}
     assert files == {
         "__init__", "__main__", "naming", "randomness", "conditioning", "outputs", "clocks",
-        "denoiser", "conversion", "placement", "guidance", "dynamics", "oracle", "comparison",
+        "denoiser", "conversion", "placement", "guidance", "mixing", "dynamics", "oracle", "comparison",
     }  # fmt: skip
     assert folders <= set().union(*ORDER)

@@ -1,9 +1,11 @@
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from twosides.oracle import Empirical, GaussianMixture
-from twosides.schedules import Cosine, FlowMatching
+from twosides.schedules import Cosine, FlowMatching, Level
 
 FLOAT64 = torch.float64
 
@@ -119,3 +121,28 @@ def test_covariances_of_low_rank():
     point = GaussianMixture([1.0], np.zeros((1, 2)), np.zeros((1, 2, 2)))
     with pytest.raises(ValueError, match="without width"):
         point(torch.zeros(1, 2, dtype=FLOAT64), FlowMatching().at(0.0))
+
+
+A, Y = torch.tensor([[1.0, 0.5, -0.3], [0.2, -1.0, 0.7]], dtype=FLOAT64), [0.25, -0.5]
+
+
+@pytest.mark.parametrize("noise", [0.3, [0.1, 0.7]])
+def test_the_posterior_is_bayes_rule(noise):
+    """log p(x) + log p(y | x) - log p(y) at random points, by densities that know no posterior."""
+    data, here = mixture(), Level(math.inf, 1.0, 0.0)
+    x = data.sample(50, seed=1)
+    std = torch.as_tensor(noise, dtype=FLOAT64).expand(2)
+    likelihood = torch.distributions.Normal(x @ A.T, std).log_prob(torch.tensor(Y)).sum(1)
+    want = data.log_prob(x, here) + likelihood - data.log_evidence(A, Y, noise)
+    got = data.condition(A, Y, noise).log_prob(x, here)
+    assert torch.allclose(got, want, rtol=1e-9, atol=1e-8)
+
+
+def test_a_measurement_without_noise_is_met():
+    drawn = mixture().condition(A, Y).sample(100, seed=0)
+    assert torch.allclose(drawn @ A.T, torch.tensor(Y, dtype=FLOAT64), atol=1e-6)
+    flat = GaussianMixture.gaussian([0.0, 0.0], [[1.0, 0.0], [0.0, 0.0]])
+    with pytest.raises(ValueError, match="without noise"):
+        flat.condition([[0.0, 1.0]], [0.5])
+    with pytest.raises(ValueError, match="got"):
+        flat.condition([[0.0, 1.0, 2.0]], [0.5], 0.1)

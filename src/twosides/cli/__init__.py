@@ -22,7 +22,7 @@ from twosides.cli.distillation import distill, objectives
 from twosides.cli.extras import missing
 from twosides.cli.knowledge import compare, demo, explore, recipes, samplers, verify
 from twosides.cli.models import convert, explain, export
-from twosides.cli.samples import evaluate, report, sample
+from twosides.cli.samples import evaluate, report, restore, sample
 from twosides.cli.training import ema, finetune, train
 from twosides.display.terminal import complaint
 
@@ -33,6 +33,7 @@ COMMANDS = (
     finetune,
     distill,
     sample,
+    restore,
     ema,
     evaluate,
     report,

@@ -37,6 +37,8 @@ def sample(
     batch: int | None = None,
     shard: int | None = None,
     pipeline: Annotated[Path | None, tyro.conf.arg(aliases=["--vae"])] = None,
+    reward: str | None = None,
+    particles: int = 16,
     trust_code: bool = False,
 ) -> None:
     """Draw samples from a trained model, or from a diffusers pipeline with any sampler.
@@ -68,7 +70,10 @@ def sample(
         pipeline: of a model of latents: the folder of a pipeline that decodes them and reads the
             prompt, by default that which encoded what was trained on. Samples in a .png are always
             decoded, those in a .npy only if this is given, and those in a folder are latents.
-        trust_code: import the network's class from outside diffusers and twosides.
+        reward: package.module:function from samples to numbers; draws are then of the model's
+            probability times exp(reward), by particles and a sampler with noise, such as ddpm.
+        particles: with --reward, how many for each sample.
+        trust_code: import the network's class, or the reward, from outside diffusers and twosides.
     """
     from twosides.generation.notes import measured_grid
     from twosides.generation.request import Request
@@ -98,6 +103,16 @@ def sample(
         count=count,
         device=device,
     )
+    if reward is not None:
+        from twosides.generation.restoring import steer_model
+
+        if piped or pipeline is not None or sizes:
+            raise ValueError("--reward is for a model's own samples in a .png or .npy file")
+        numbers, told = steer_model(
+            model, out, request, reward=reward, particles=particles, trust_code=trust_code
+        )
+        say(f"{out}: {tuple(numbers.shape)}, {told}")
+        return
     if piped:
         from twosides.generation.pipelines import sample_pipeline
 
@@ -110,6 +125,71 @@ def sample(
         say(f"{_shards(model, request, out, sizes, trust_code)}; {request}")
         return
     say(f"{out}: {tuple(numbers.shape)}, {request}")
+
+
+def restore(
+    model: Positional[Path],
+    damaged: Positional[Path],
+    /,
+    *,
+    operator: str,
+    noise: float = 0.05,
+    out: Path = Path("restored.png"),
+    method: str = "mmps",
+    particles: int = 1,
+    sampler: str = "ddpm",
+    steps: int = 50,
+    schedule: str | None = None,
+    count: int | None = None,
+    labels: str | None = None,
+    guidance: float | None = None,
+    seed: int = 0,
+    trust_code: bool = False,
+) -> None:
+    """Draw what a damaged picture may have been, from a model that has seen whole ones.
+
+    Args:
+        model: a model's or a run's folder.
+        damaged: the picture as the operator leaves it; a .npy for what is no picture.
+        operator: inpaint:mask.png (white is known), downsample:4, blur:2, crop:8 (the middle), or
+            package.module:function, which needs --trust-code.
+        noise: deviation of the noise in the picture, where black is -1 and white 1.
+        out: .png, the damaged picture first, or .npy.
+        method: mmps, pigdm, gaussian, diffpir or dps: see docs/posteriors.md.
+        particles: for each picture; more than 1 corrects the method, at as many times the cost.
+        sampler: ddpm, kab2c, ...: see `twosides samplers`; particles need one with noise.
+        steps: of the sampler.
+        schedule: where to sample, by default the model's own.
+        count: number of pictures, by default 4; each is another possibility.
+        labels: classes, if they are known, by default none.
+        guidance: classifier-free guidance scale towards the labels, by default 1, none.
+        seed: picture i depends on (seed, i) only.
+        trust_code: import the network's class, or the operator, from outside twosides.
+    """
+    from twosides.generation.request import Request
+    from twosides.generation.restoring import restore as run
+
+    request = Request.of(
+        sampler,
+        schedule=schedule,
+        steps=steps,
+        guidance=guidance,
+        labels=labels,
+        seed=seed,
+        count=count,
+    )
+    numbers, told = run(
+        model,
+        damaged,
+        out,
+        request,
+        operator=operator,
+        noise=noise,
+        method=method,
+        particles=particles,
+        trust_code=trust_code,
+    )
+    say(f"{out}: {tuple(numbers.shape)}, {told}")
 
 
 def _shards(

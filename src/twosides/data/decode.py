@@ -78,7 +78,7 @@ class Frame:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Pillow's limits are above these
-                image = _open_array(data) if data.startswith(NUMPY) else _open_image(data)
+                image = _open_array(data) if data.startswith(NUMPY) else open_image(data)
                 return self._resize(_to_plain(image))
         except BadImage:
             raise
@@ -101,8 +101,11 @@ class Frame:
         return x.expand(self.shape).contiguous()
 
 
-def _open_image(data: bytes) -> Image:
-    """The image with its header read and accepted, and its orientation applied."""
+def open_image(data: bytes) -> Image:
+    """The image with its header read and accepted, and its orientation applied.
+
+    `BadImage` says why an image is refused.
+    """
     try:
         from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError as error:

@@ -76,7 +76,8 @@ def sample(
     device: of the state, by default the network's.
     trajectory: whether to return a Trajectory instead of the samples.
     progress: True for a bar with the time left (needs `rich`), or a function (done, total).
-    edit: a function that may replace the state before each call (inpainting), see `run.run`.
+    edit: a function that may replace the state before each call, see `run.run`; inpainting by it is
+        approximate, docs/posteriors.md says by how much, and `posterior` better.
     conditioning: passed to the network as it is, tensors of B rows.
 
     Nothing is clamped. ValueError for impossible pairs, such as eps-prediction at zero SNR, and for

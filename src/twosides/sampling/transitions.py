@@ -133,7 +133,7 @@ def log_probs(
     without noise are not read. Differentiable in the denoiser's parameters; calls after the last
     noise are not made. For one step's graph at a time, iterate over `transitions`.
     """
-    noisy = np.flatnonzero(_deviations(plan))
+    noisy = np.flatnonzero(deviations_of(plan))
     return _stack(islice(transitions(denoiser, states, plan, conditioning), int(noisy.max())))
 
 
@@ -149,7 +149,7 @@ def transitions(
             f"a run of {plan.nfe} calls has {plan.nfe + 1} states, the first call's input and the "
             f"result included, got {len(states)}; pass those of a Rollout or a Trajectory"
         )
-    deviations = _deviations(plan)
+    deviations = deviations_of(plan)
 
     def recall(number: int, mean: Tensor) -> Tensor:
         return states[number] if deviations[number] else mean
@@ -167,7 +167,7 @@ def _chain(
     """A run in which `reach(number, mean)` makes each state after the first of its mean."""
     denoiser = as_denoiser(denoiser)
     execution = Execution(lower(plan, denoiser, first.dtype, first.device))
-    deviations, state = _deviations(plan), first
+    deviations, state = deviations_of(plan), first
     for number, call in enumerate(execution.program.calls, 1):
         execution.answer(*denoiser.ask(state, call, conditioning))
         mean, std = execution.mean(first), deviations[number]
@@ -176,7 +176,8 @@ def _chain(
         yield Transition(number, plan.levels[number], mean, std, state, log_prob)
 
 
-def _deviations(plan: Plan) -> list[float]:
+def deviations_of(plan: Plan) -> list[float]:
+    """The deviation of the noise that each row adds, 0 where none; ValueError if there is none."""
     noises = [
         {k: value for (kind, k), value in row.items() if kind == "noise" and value}
         for row in plan.rows

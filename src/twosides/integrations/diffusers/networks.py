@@ -174,8 +174,7 @@ class GuidedPipeline(Guided):
     def __init__(self, denoiser: PipelineDenoiser, scale: float, null: Conditioning) -> None:
         """See `load_denoiser`."""
         everywhere = (-float("inf"), float("inf"))
-        super().__init__(denoiser, denoiser, scale, null=null, interval=everywhere, rescale=0.0)
-        self.denoiser = denoiser
+        super().__init__(denoiser, denoiser, scale, null=null, interval=everywhere)
         self.train(denoiser.training)
 
     def forward(self, z: Tensor, level: Level, **conditioning: Any) -> Estimate:

@@ -1,0 +1,94 @@
+"""What can happen to pictures on their way to a file: four small operators, linear each.
+
+They are made for `twosides restore`; in Python any function of a batch will do, and deepinv's
+physics objects stand where these do.
+
+    >>> x = torch.arange(16.0).reshape(1, 1, 4, 4)
+    >>> downsample(2)(x)
+    tensor([[[[ 2.5000,  4.5000],
+              [10.5000, 12.5000]]]])
+    >>> crop(2)(x)
+    tensor([[[[ 5.,  6.],
+              [ 9., 10.]]]])
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Operator = Callable[[Tensor], Tensor]
+
+
+def inpaint(mask: Tensor) -> Operator:
+    """Pixels that are known, 0 in the place of the others.
+
+    mask: (H, W) or (C, H, W), 1 or True where a pixel is known.
+    """
+    known = mask.to(torch.float64)
+    if not bool((known == known.square()).all()) or not bool(known.any()):
+        raise ValueError(
+            "a mask is 1 where a pixel is known and 0 elsewhere, and knows one at least"
+        )
+    return lambda x: x * known.to(x)
+
+
+def downsample(factor: int) -> Operator:
+    """Means of squares of `factor` x `factor` pixels, which divides both sides."""
+    if factor < 2:
+        raise ValueError(f"downsample takes a whole number of at least 2, got {factor}")
+
+    def apply(x: Tensor) -> Tensor:
+        if x.shape[-1] % factor or x.shape[-2] % factor:
+            raise ValueError(
+                f"pictures of {x.shape[-2]} x {x.shape[-1]} pixels are not divided by {factor}"
+            )
+        return functional.avg_pool2d(x, factor)
+
+    return apply
+
+
+def blur(sigma: float) -> Operator:
+    """A Gaussian blur of `sigma` pixels; what lies beyond the border is as at the border."""
+    if not 0 < sigma < math.inf:
+        raise ValueError(f"blur takes a width in pixels, positive, got {sigma}")
+    reach = math.ceil(3 * sigma)
+    taps = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=torch.float64) / sigma) ** 2)
+    taps = taps / taps.sum()
+
+    def apply(x: Tensor) -> Tensor:
+        rows = x.flatten(0, 1)[:, None]
+        wide = functional.pad(rows, (reach, reach, reach, reach), mode="replicate")
+        tall = functional.conv2d(wide, taps.to(x)[None, None, :, None])
+        return functional.conv2d(tall, taps.to(x)[None, None, None, :]).view_as(x)
+
+    return apply
+
+
+def crop(size: int) -> Operator:
+    """The `size` x `size` pixels in the middle."""
+    if size < 1:
+        raise ValueError(f"crop takes a size in pixels, at least 1, got {size}")
+
+    def apply(x: Tensor) -> Tensor:
+        top, left = (x.shape[-2] - size) // 2, (x.shape[-1] - size) // 2
+        if min(top, left) < 0:
+            raise ValueError(
+                f"{size} x {size} pixels are not in a picture of {x.shape[-2]} x {x.shape[-1]}"
+            )
+        return x[..., top : top + size, left : left + size]
+
+    return apply
+
+
+# What stands after the colon, as a number; "inpaint" takes the name of a file, read elsewhere.
+OPERATORS: dict[str, Callable[[Any], Operator]] = {
+    "downsample": downsample,
+    "blur": blur,
+    "crop": crop,
+}
