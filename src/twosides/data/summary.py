@@ -17,6 +17,7 @@ from twosides.data.named import task_named
 from twosides.data.tasks import Task, is_stream
 from twosides.display.pictures import grid, png
 from twosides.display.progress import bar
+from twosides.losses.masks import MASK
 from twosides.storage.files import write_file
 
 SHOWN = 64  # the samples in the picture
@@ -24,7 +25,7 @@ FIRST = 1000  # the samples of a stream that are read
 
 
 def summary(name: str, out: Path | None = None, most: int | None = None) -> str:
-    """A description of the samples of a data set. mean and std are per channel.
+    """A description of the samples of a data set. mean and std are per channel, without padding.
 
     name: the name of a task.
     out: the .png file to write a picture of some samples to; None for no picture.
@@ -40,7 +41,7 @@ def summary(name: str, out: Path | None = None, most: int | None = None) -> str:
     moments, labels, shown = _Moments(), Counter[int](), list[Tensor]()
     with bar("reading", read) as tell:
         for number, sample in enumerate(_samples(task, count, read)):
-            moments.add(sample["x"])
+            moments.add(sample["x"], sample.get(MASK))
             if "class_labels" in sample:
                 labels[int(sample["class_labels"])] += 1
             if number * SHOWN // read >= len(shown):
@@ -71,17 +72,21 @@ def sheet(x: Tensor) -> Any:
 
 
 class _Moments:
-    """Sums per channel in float64, from which mean and standard deviation follow."""
+    """Weighted sums per channel in float64; padding, of weight 0, counts for nothing."""
 
     def __init__(self) -> None:
-        self.count, self.first, self.second = 0, torch.zeros(1), torch.zeros(1)
+        self.count, self.first, self.second = torch.zeros(1), torch.zeros(1), torch.zeros(1)
         self.low, self.high = float("inf"), -float("inf")
 
-    def add(self, x: Tensor) -> None:
-        rows = x.double().reshape(x.shape[0], -1)
-        self.count += rows.shape[1]
-        self.first, self.second = self.first + rows.sum(1), self.second + (rows**2).sum(1)
-        self.low, self.high = min(self.low, float(x.min())), max(self.high, float(x.max()))
+    def add(self, x: Tensor, mask: Tensor | None = None) -> None:
+        weight = (torch.ones(()) if mask is None else mask).double().expand(x.shape)
+        weight = weight.reshape(x.shape[0], -1)
+        rows = torch.where(weight > 0, x.double().reshape(x.shape[0], -1), 0.0)
+        used = rows[weight > 0]
+        self.count = self.count + weight.sum(1)
+        self.first = self.first + (weight * rows).sum(1)
+        self.second = self.second + (weight * rows**2).sum(1)
+        self.low, self.high = min(self.low, float(used.min())), max(self.high, float(used.max()))
 
     def lines(self) -> list[str]:
         mean = self.first / self.count

@@ -45,6 +45,9 @@ def is_stream(data: Any) -> TypeGuard[Stream]:
 class Task:
     """Data as dictionaries with "x", and what is needed to train on them.
 
+    What else a row has is told the network, but for "loss_mask", the weights of the elements in the
+    loss (`losses.masks`).
+
     data: a data set, or a `Stream` of endless data.
     shape: the shape of a sample.
     network: the description of a network for them, as `storage.models` reads it, or {}.

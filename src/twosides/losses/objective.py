@@ -23,6 +23,7 @@ from torch import Tensor
 from twosides.denoiser import BaseDenoiser, Denoises, as_denoiser
 from twosides.losses.densities import Density
 from twosides.losses.learned import LevelBins, Uncertainty
+from twosides.losses.masks import mean_square
 from twosides.losses.weightings import OutputMSE, Weighting
 from twosides.outputs import output_named
 from twosides.randomness import PerSample, Shared, fresh_seed
@@ -36,7 +37,7 @@ class Losses(NamedTuple):
 
     loss: the weighted loss of each sample.
     logsnr: the level at which it was measured, on the CPU.
-    error: the mean squared error of the network's output, over the elements of a sample.
+    error: the (masked) mean squared error of the network's output, over a sample's elements.
     eps_error: the mean squared error of eps.
     """
 
@@ -94,14 +95,18 @@ class Objective:
         x: Float[Tensor, " batch *event"],
         *,
         generator: Randomness = None,
+        loss_mask: Tensor | None = None,
         **conditioning: Any,
     ) -> Float[Tensor, " batch"]:
         """Per-sample losses, mean over the elements of a sample; take `.mean()` for the batch's.
 
         generator: a torch.Generator, or a PerSample whose noise and levels depend only on (seed,
         step, index); by default fresh noise. The global generator is never used.
+        loss_mask: weights of the elements, 0 for padding, see `losses.masks`; not for the network.
         """
-        return self.evaluate(denoiser, x, generator=generator, **conditioning).loss
+        return self.evaluate(
+            denoiser, x, generator=generator, loss_mask=loss_mask, **conditioning
+        ).loss
 
     def evaluate(
         self,
@@ -109,6 +114,7 @@ class Objective:
         x: Float[Tensor, " batch *event"],
         *,
         generator: Randomness = None,
+        loss_mask: Tensor | None = None,
         **conditioning: Any,
     ) -> Losses:
         """The losses with the levels they were measured at."""
@@ -123,7 +129,7 @@ class Objective:
         answer = denoiser.answer(level.mix(x, eps), level, **conditioning)
         target = denoiser.output.of(x, eps, level)
         log_kappa = denoiser.output.log_kappa(level)
-        error = ((answer - target) ** 2).reshape(len(x), -1).mean(1)
+        error = mean_square(answer - target, loss_mask)
         log_weight = self._log_weight(denoiser, level, log_kappa)
         to_loss, to_eps = torch.stack([log_weight, -log_kappa]).exp().to(error.device, error.dtype)
         return Losses(to_loss * error, logsnr, error, to_eps * error.detach())

@@ -27,6 +27,7 @@ from twosides.display.terminal import say
 from twosides.generation.notes import load_model, one_sentence, read_notes
 from twosides.generation.request import Request
 from twosides.generation.samples import decoder, sample_batches
+from twosides.losses.masks import MASK, mean_square
 from twosides.losses.recipes import Recipe, recipe_named
 from twosides.metrics.measures import METRICS, Measured
 from twosides.metrics.sources import COUNT, Yardstick, data_named
@@ -178,14 +179,14 @@ def eps_errors(denoiser: Denoiser, task: Task, seed: int, count: int = 256) -> l
     device = device_of(denoiser)
     rows = default_collate(task.rows(range(size)))
     batch = {name: value.to(device) for name, value in rows.items()}
-    x = denoiser.standardise(batch.pop("x"))
+    x, mask = denoiser.standardise(batch.pop("x")), batch.pop(MASK, None)
     eps = PerSample(seed, range(size)).normal(x.shape[1:], x.dtype, device)
     errors: list[float] = []
     for logsnr in LEVELS.tolist():
         try:
             level = denoiser.schedule.level(logsnr)
             estimate = denoiser(level.mix(x, eps), level, **batch)
-            errors.append(float(((estimate.eps - eps) ** 2).mean()))
+            errors.append(float(mean_square(estimate.eps - eps, mask).mean()))
         except ValueError:  # the level is outside of the model's range
             errors.append(float("nan"))
     return errors

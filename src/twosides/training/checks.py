@@ -11,6 +11,7 @@ from torch.utils.data import default_collate
 from twosides.conditioning import flat, moved
 from twosides.data.tasks import Data, first_row
 from twosides.denoiser import Denoiser
+from twosides.losses.masks import MASK, check_mask
 from twosides.losses.objective import exact
 
 
@@ -24,6 +25,8 @@ def check_data(denoiser: Denoiser, data: Data, reads: Sequence[str] = ()) -> Non
     first = {name: value for name, value in first_row(data).items() if name not in reads}
     batch = default_collate([first, first])
     x = exact(batch.pop("x"))
+    if MASK in batch:
+        check_mask(batch.pop(MASK), x.shape)
     required = required_conditioning(denoiser.network)
     missing = [name for name in required if name not in flat(batch)]
     if missing:

@@ -82,6 +82,7 @@ def fit(
         as they are.
     data: dictionaries, "x" and whatever the network takes as conditioning: a map-style dataset, a
         `Stream`, or whatever else `dataset_of` takes: arrays, tuples, loaders, endless datasets.
+        "loss_mask" of a row says which elements are trained, see `losses.masks`.
     auxiliary: `auxiliary(denoiser, batch, losses)` is a scalar that is added to the loss. If it is
         an nn.Module it is trained along; the model that is saved does not contain it.
     monitor: validation data, pictures on the way, more loggers.

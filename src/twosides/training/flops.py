@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from twosides.conditioning import moved
 from twosides.denoiser import Denoiser
+from twosides.losses.masks import MASK
 from twosides.storage import models
 
 
@@ -33,6 +34,7 @@ def flops_per_sample(
             own.requires_grad_(other.requires_grad)
         given = moved(batch, "meta")
         x = given.pop("x")
+        given.pop(MASK, None)
         time = torch.zeros(len(x), dtype=copy.time_dtype(x.dtype), device="meta")
         with FlopCounterMode(display=False) as counter:
             copy.predict(x, time, **given).sum().backward()

@@ -14,6 +14,7 @@ from twosides.denoiser import Denoiser
 from twosides.display.pictures import png
 from twosides.generation.samples import decoder, draw_classes
 from twosides.losses.couplings import Coupled
+from twosides.losses.masks import MASK
 from twosides.losses.recipes import Recipe, recipe_named
 from twosides.storage import models
 from twosides.storage.files import read_json
@@ -109,7 +110,7 @@ def monitor_of(task: Task, settings: Settings, *, validate: bool) -> Monitor:
 def _drawer(task: Task) -> Callable[[Denoiser], bytes] | None:
     """A function that draws a denoiser's samples as a PNG; None where they are no pictures."""
     # Pictures are drawn of classes, with no other conditioning.
-    others = {*task.null, *task.rows([0])[0]} - {"x", "class_labels"}
+    others = {*task.null, *task.rows([0])[0]} - {"x", "class_labels", MASK}
     if len(task.shape) != 3 or others or (task.shape[0] not in (1, 3) and not task.pipeline):
         return None
     try:
