@@ -66,7 +66,8 @@ class Hutchinson:
 
     def directions(self, like: Tensor) -> Directions:
         """The probes / sqrt(their number) for a batch like this, (n, B, ...) at a time."""
-        own = PerSample(self.seed, check_indices(self.indices, len(like)))
+        # A stream of its own: of the samples' noise of this seed, v would be the signs.
+        own = PerSample(self.seed, check_indices(self.indices, len(like)), stream=1)
         event = like.shape[1:]
         drawn = [own.normal(event, like.dtype, like.device).sign() for _ in range(self.probes)]
         vectors = torch.stack(drawn) / math.sqrt(self.probes)
@@ -85,12 +86,16 @@ def divergence_named(divergence: str | Exact | Hutchinson) -> Exact | Hutchinson
     return DIVERGENCES[divergence]()
 
 
-def quadratic_forms(u: Tensor, z: Tensor, vectors: Tensor) -> Tensor:
-    """`sum_n v_n . (du/dz) v_n` (B,), for vectors (n, B, ...) and a graph from z to u."""
+def quadratic_forms(u: Tensor, z: Tensor, vectors: Tensor, recorded: bool = False) -> Tensor:
+    """`sum_n v_n . (du/dz) v_n` (B,), for vectors (n, B, ...) and a graph from z to u.
+
+    recorded: whether gradients flow through the result.
+    """
+    kept = {"retain_graph": True, "create_graph": recorded}
     if len(vectors) == 1:
-        (slopes,) = torch.autograd.grad(u, z, vectors[0], retain_graph=True)
+        (slopes,) = torch.autograd.grad(u, z, vectors[0], **kept)
         return (vectors[0] * slopes).reshape(len(u), -1).sum(1)
-    (slopes,) = torch.autograd.grad(u, z, vectors, retain_graph=True, is_grads_batched=True)
+    (slopes,) = torch.autograd.grad(u, z, vectors, is_grads_batched=True, **kept)
     return (vectors * slopes).reshape(*vectors.shape[:2], -1).sum((0, 2))
 
 

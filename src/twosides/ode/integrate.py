@@ -119,12 +119,12 @@ class Adaptive:
         """The largest over tensors and samples of the rms of `change` in units of tolerance."""
         worst = []
         for part, a, b in zip(change, here, there, strict=True):
-            scaled = part / (self.atol + self.rtol * torch.maximum(a.abs(), b.abs()))
+            part, size = part.detach(), torch.maximum(a.detach().abs(), b.detach().abs())
+            scaled = part / (self.atol + self.rtol * size)
             worst.append(scaled.reshape(len(scaled), -1).square().mean(1).amax())
         return math.sqrt(float(torch.stack(worst).amax()))
 
 
-@torch.no_grad()
 def integrate(
     field: Field,
     y: State,
@@ -142,6 +142,7 @@ def integrate(
     adaptive: the method, the tolerances and the limit of calls.
     record: a function that is called with (eta, y) at each accepted node, the two ends included.
 
+    Gradients are recorded if the caller's mode says so; the sizes of the steps are constants then.
     RuntimeError where the step size vanishes, `max_calls` is reached or something is not finite.
     """
     if not 0 < abs(end - start) < math.inf:

@@ -119,7 +119,6 @@ class Likelihood(NamedTuple):
         return bits_per_dim(self.nats, self.dims, bins, width)
 
 
-@torch.no_grad()
 def log_likelihood(
     denoiser: Denoises,
     x: Tensor,
@@ -129,6 +128,7 @@ def log_likelihood(
     schedule: str | Schedule | None = None,
     divergence: str | Exact | Hutchinson = "exact",
     prior: Prior | None = None,
+    differentiable: bool = False,
     progress: bool | Progress = False,
     **conditioning: Any,
 ) -> Likelihood:
@@ -147,6 +147,9 @@ def log_likelihood(
     prior: a function that gives the log-density (B,) of (z, level) at the noise end. By default z
         is Gaussian there with variance alpha^2 + sigma^2, which is exact at zero SNR and else off
         by some alpha |x| / sigma nats.
+    differentiable: whether gradients flow from the densities to the parameters of the network, x
+        and the conditioning; the network is then differentiated twice, and all calls kept in
+        memory.
     progress: True for a progress bar, or a function that is called with (done, total) network
         calls; an adaptive solver has none.
     conditioning: what else the network is told.
@@ -155,18 +158,19 @@ def log_likelihood(
     `encode`, for those that cannot answer at an end of the grid.
     """
     walked = schedule_named(schedule or as_denoiser(denoiser).schedule)
-    x, stretch = standardise(denoiser, x), log_stretch(denoiser, x)
-    flow = _Flow(denoiser, walked, divergence_named(divergence).directions(x))
-    if sampler == "adaptive":
-        sampler = Adaptive()
-    if isinstance(sampler, Adaptive):
-        carried = _by_integration(flow, x, sampler, conditioning)
-    else:
-        table = plan(sampler, walked, steps, encode=True)
-        carried = _by_plan(flow, x, table, progress, conditioning)
-    z, volume, start, end = carried
-    scaled = x[0].numel() * math.log(start.alpha * end.scale / start.scale) + stretch
-    return Likelihood((prior or _gaussian)(z, end) + scaled + volume, z / spread(end))
+    with torch.set_grad_enabled(differentiable):
+        x, stretch = standardise(denoiser, x), log_stretch(denoiser, x)
+        flow = _Flow(denoiser, walked, divergence_named(divergence).directions(x))
+        if sampler == "adaptive":
+            sampler = Adaptive()
+        if isinstance(sampler, Adaptive):
+            carried = _by_integration(flow, x, sampler, conditioning)
+        else:
+            table = plan(sampler, walked, steps, encode=True)
+            carried = _by_plan(flow, x, table, progress, conditioning)
+        z, volume, start, end = carried
+        scaled = x[0].numel() * math.log(start.alpha * end.scale / start.scale) + stretch
+        return Likelihood((prior or _gaussian)(z, end) + scaled + volume, z / spread(end))
 
 
 def log_stretch(denoiser: Denoises, x: Tensor) -> float:
@@ -246,13 +250,15 @@ class _Flow(BaseDenoiser):
         self.divergences: list[Tensor] = []
 
     def __call__(self, z: Tensor, level: Level, **conditioning: Any) -> Estimate:
+        recorded = torch.is_grad_enabled()  # then gradients flow through the divergence, too
         with torch.enable_grad():
-            z = z.detach().requires_grad_()
+            z = z if recorded and z.requires_grad else z.detach().requires_grad_()
             x, eps = self._estimate(z, level, conditioning)
             u = eps - x
-            forms = (quadratic_forms(u, z, vectors) for vectors in self.directions(z))
-            self.divergences.append(level.scale * sum(forms, u.new_zeros(len(u))))
-        return Estimate(x.detach(), eps.detach())
+            forms = (quadratic_forms(u, z, vectors, recorded) for vectors in self.directions(z))
+            divergence = level.scale * sum(forms, u.new_zeros(len(u)))
+        self.divergences.append(divergence if recorded else divergence.detach())
+        return Estimate(x, eps) if recorded else Estimate(x.detach(), eps.detach())
 
     def _estimate(self, z: Tensor, level: Level, conditioning: dict[str, Any]) -> Estimate:
         (call,) = self.denoiser.prepare([level], z)

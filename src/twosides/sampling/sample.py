@@ -41,7 +41,6 @@ class Trajectory:
     predictions: list[Estimate] = field(default_factory=list)
 
 
-@torch.no_grad()
 def sample(
     denoiser: Denoises,
     shape: Sequence[SupportsIndex],
@@ -56,6 +55,7 @@ def sample(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
     trajectory: bool = False,
+    differentiable: bool = False,
     progress: bool | Progress = False,
     edit: Callable[[int, Tensor, Level], Tensor | None] | None = None,
     **conditioning: Any,
@@ -75,6 +75,8 @@ def sample(
     dtype: of the state; the network keeps its own.
     device: of the state, by default the network's.
     trajectory: whether to return a Trajectory instead of the samples.
+    differentiable: whether gradients flow from the samples to the parameters of the network, `init`
+        and the conditioning; all calls are then kept in memory. Otherwise nothing is recorded.
     progress: True for a bar with the time left (needs `rich`), or a function (done, total).
     edit: a function that may replace the state before each call, see `run.run`; inpainting by it is
         approximate, docs/posteriors.md says by how much, and `posterior` better.
@@ -88,15 +90,14 @@ def sample(
     whole = isinstance(sampler, Plan)
     table = sampler if whole else plan(sampler, schedule or denoiser.schedule, steps)
     # Where the noise comes from: sample i has numbers of its own, whatever the batch.
-    rows = check_indices(indices, sizes[0])
     seed = fresh_seed() if seed is None else seed
-    own = PerSample(seed, rows)
+    own = PerSample(seed, check_indices(indices, sizes[0]))
     if noise == "brownian":
-        noise = Brownian(table, seed, rows, sizes[1:], dtype=dtype, device=device)
+        noise = Brownian(table, seed, own.indices, sizes[1:], dtype=dtype, device=device)
     drawn = own.normal(sizes[1:], dtype, device)
     start = drawn if init is None else _check_init(init, sizes).to(device, dtype)
     record = Trajectory(table, start)
-    with teller(progress, table.nfe) as tell:
+    with teller(progress, table.nfe) as tell, torch.set_grad_enabled(differentiable):
         state = run(
             table,
             denoiser,
@@ -106,7 +107,7 @@ def sample(
             watch=_watcher(record if trajectory else None, tell, table.nfe),
             conditioning=conditioning,
         )
-    record.sample = to_data(denoiser, state, table.levels[-1])
+        record.sample = to_data(denoiser, state, table.levels[-1])
     record.states.append(state)
     record.levels.append(table.levels[-1])
     return record if trajectory else record.sample
