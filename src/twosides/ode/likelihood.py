@@ -160,7 +160,7 @@ def log_likelihood(
     walked = schedule_named(schedule or as_denoiser(denoiser).schedule)
     with torch.set_grad_enabled(differentiable):
         x, stretch = standardise(denoiser, x), log_stretch(denoiser, x)
-        flow = _Flow(denoiser, walked, divergence_named(divergence).directions(x))
+        flow = Flow(denoiser, walked, divergence_named(divergence).directions(x))
         if sampler == "adaptive":
             sampler = Adaptive()
         if isinstance(sampler, Adaptive):
@@ -170,7 +170,7 @@ def log_likelihood(
             carried = _by_plan(flow, x, table, progress, conditioning)
         z, volume, start, end = carried
         scaled = x[0].numel() * math.log(start.alpha * end.scale / start.scale) + stretch
-        return Likelihood((prior or _gaussian)(z, end) + scaled + volume, z / spread(end))
+        return Likelihood((prior or log_gaussian)(z, end) + scaled + volume, z / spread(end))
 
 
 def log_stretch(denoiser: Denoises, x: Tensor) -> float:
@@ -180,7 +180,7 @@ def log_stretch(denoiser: Denoises, x: Tensor) -> float:
     return float(slopes.log().sum())
 
 
-def _gaussian(z: Tensor, level: Level) -> Tensor:
+def log_gaussian(z: Tensor, level: Level) -> Tensor:
     """The log-density `log N(z; 0, alpha^2 + sigma^2)`."""
     flat = z.reshape(len(z), -1) / spread(level)
     constant = flat.shape[1] * (0.5 * math.log(2 * math.pi) + math.log(spread(level)))
@@ -202,7 +202,7 @@ class _Carried(NamedTuple):
 
 
 def _by_plan(
-    flow: _Flow,
+    flow: Flow,
     x: Tensor,
     table: Plan,
     progress: bool | Progress,
@@ -215,14 +215,11 @@ def _by_plan(
     shown = teller(progress, table.nfe, "likelihood")
     with shown as tell:
         z = run(table, flow, x, watch=watch, conditioning=conditioning)
-    start, end = table.levels[0], table.levels[-1]
-    shares = table.weights("u").predictions / end.scale
-    volume = combine(list(zip(flow.divergences, shares.tolist(), strict=True)))
-    return _Carried(z, volume, start, end)
+    return _Carried(z, flow.volume(table), table.levels[0], table.levels[-1])
 
 
 def _by_integration(
-    flow: _Flow, x: Tensor, adaptive: Adaptive, conditioning: dict[str, Any]
+    flow: Flow, x: Tensor, adaptive: Adaptive, conditioning: dict[str, Any]
 ) -> _Carried:
     path = Path.of("u", flow.schedule.at(0.0), flow.schedule.at(1.0))
     dims = x[0].numel()
@@ -241,15 +238,17 @@ def _by_integration(
 # ---------------------------------------------------------------------------- divergence
 
 
-class _Flow(BaseDenoiser):
+class Flow(BaseDenoiser):
     """A denoiser that keeps `c div_z u` (B,) of each call."""
 
     def __init__(self, denoiser: Denoises, schedule: Schedule, directions: Directions) -> None:
+        """Of a denoiser that is walked on a schedule, with the directions of a divergence."""
         self.denoiser, self.schedule = as_denoiser(denoiser), schedule
         self.directions = directions
         self.divergences: list[Tensor] = []
 
     def __call__(self, z: Tensor, level: Level, **conditioning: Any) -> Estimate:
+        """The estimate; `divergences` has one entry more."""
         recorded = torch.is_grad_enabled()  # then gradients flow through the divergence, too
         with torch.enable_grad():
             z = z if recorded and z.requires_grad else z.detach().requires_grad_()
@@ -259,6 +258,11 @@ class _Flow(BaseDenoiser):
             divergence = level.scale * sum(forms, u.new_zeros(len(u)))
         self.divergences.append(divergence if recorded else divergence.detach())
         return Estimate(x, eps) if recorded else Estimate(x.detach(), eps.detach())
+
+    def volume(self, table: Plan) -> Tensor:
+        """The integral of `c div_z u d eta` (B,) along a plan that has been run."""
+        shares = table.weights("u").predictions / table.levels[-1].scale
+        return combine(list(zip(self.divergences, shares.tolist(), strict=True)))
 
     def _estimate(self, z: Tensor, level: Level, conditioning: dict[str, Any]) -> Estimate:
         (call,) = self.denoiser.prepare([level], z)

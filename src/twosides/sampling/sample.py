@@ -95,7 +95,7 @@ def sample(
     if noise == "brownian":
         noise = Brownian(table, seed, own.indices, sizes[1:], dtype=dtype, device=device)
     drawn = own.normal(sizes[1:], dtype, device)
-    start = drawn if init is None else _check_init(init, sizes).to(device, dtype)
+    start = drawn if init is None else check_init(init, sizes).to(device, dtype)
     record = Trajectory(table, start)
     with teller(progress, table.nfe) as tell, torch.set_grad_enabled(differentiable):
         state = run(
@@ -152,7 +152,8 @@ def check_indices(indices: Sequence[int] | None, count: int) -> Sequence[int]:
     return rows
 
 
-def _check_init(init: Tensor, shape: tuple[int, ...]) -> Tensor:
+def check_init(init: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The initial noise; ValueError for another shape, or numbers that are not finite."""
     if tuple(init.shape) != shape:
         raise ValueError(f"init has shape {tuple(init.shape)}, but shape={shape} was asked")
     if init.device.type == "cpu" and not bool(torch.isfinite(init).all()):
