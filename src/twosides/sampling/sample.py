@@ -75,8 +75,7 @@ def sample(
     dtype: of the state; the network keeps its own.
     device: of the state, by default the network's.
     trajectory: whether to return a Trajectory instead of the samples.
-    differentiable: whether gradients flow from the samples to the parameters of the network, `init`
-        and the conditioning; all calls are then kept in memory. Otherwise nothing is recorded.
+    differentiable: whether gradients flow to parameters, `init` and conditioning; takes memory.
     progress: True for a bar with the time left (needs `rich`), or a function (done, total).
     edit: a function that may replace the state before each call, see `run.run`; inpainting by it is
         approximate, docs/posteriors.md says by how much, and `posterior` better.

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import importlib
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from twosides.integrations.kdiffusion import is_flow, sampler_function
-from twosides.sampling.grids import GRIDS, ThenData
+from twosides.sampling.grids import GRIDS, ComfyUI, ThenData
 from twosides.sampling.named import names
 from twosides.schedules import Betas, FlowMatching, Schedule
 
@@ -84,11 +85,13 @@ class TwosidesScheduler:
         """
         if denoise <= 0:
             return (torch.zeros(0),)
-        schedule = schedule_of(model.get_model_object("model_sampling"))
-        total = int(steps / denoise)
-        nodes = GRIDS[grid].logsnrs(schedule, total)
+        sampling = model.get_model_object("model_sampling")
+        schedule, total, chosen = schedule_of(sampling), int(steps / denoise), GRIDS[grid]
+        if isinstance(chosen, ComfyUI):
+            chosen = replace(chosen, count=len(getattr(sampling, "sigmas", range(1000))))
+        nodes = chosen.logsnrs(schedule, total)
         if nodes[-1] < math.inf:
-            nodes = ThenData(GRIDS[grid]).logsnrs(schedule, total)
+            nodes = ThenData(chosen).logsnrs(schedule, total)
         return (schedule.level(nodes).sigma[-(steps + 1) :].float(),)
 
 

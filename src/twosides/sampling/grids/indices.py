@@ -68,10 +68,8 @@ class Indices(Grid):
 
     def logsnrs(self, schedule: Schedule, steps: int) -> Tensor:
         """The levels of the indices, and the final one."""
-        discrete = schedule
-        while isinstance(discrete, schedules.ShiftedSchedule | schedules.Rescaled):
-            discrete = discrete.base
-        if not isinstance(discrete, Tabulated):
+        discrete = discrete_base(schedule)
+        if discrete is None:
             raise ValueError(
                 f"{schedule} has no indices; use UniformTime(), or sample on a discrete schedule "
                 "such as ScaledLinear()"
@@ -80,3 +78,10 @@ class Indices(Grid):
         t = torch.tensor([*picked, 0.0], dtype=torch.float64) / (discrete.count - 1)
         nodes = schedule.logsnr(t)
         return append_data(nodes[:-1]) if self.final == "data" else nodes
+
+
+def discrete_base(schedule: Schedule) -> Tabulated | None:
+    """The discrete model whose schedule this is, shifted or rescaled as it may be."""
+    while isinstance(schedule, schedules.ShiftedSchedule | schedules.Rescaled):
+        schedule = schedule.base
+    return schedule if isinstance(schedule, Tabulated) else None
