@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from twosides.clocks import Clock, _clamped, clock_named
 from twosides.denoiser import BaseDenoiser, Denoises, as_denoiser
 from twosides.outputs import Estimate, Output, output_named
-from twosides.placement import device_of
+from twosides.placement import check_floating, device_of
 from twosides.schedules import FlowMatching, Level, Scalar, Schedule, along_batch, schedule_named
 
 
@@ -60,6 +60,7 @@ class Converted(nn.Module):
         self, z: Float[Tensor, " batch *event"], time: Scalar, **conditioning: Any
     ) -> Float[Tensor, " batch *event"]:
         """The other notation's output at z (in its scaling) and time (on its clock)."""
+        check_floating(z.dtype, "z")
         time = torch.as_tensor(time)
         device = torch.device("cpu") if time.device.type == "mps" else time.device
         logsnr = self.clock.logsnr(time.to(device, torch.float64), self.schedule)

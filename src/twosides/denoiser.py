@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from twosides.clocks import Clock, clock_named
 from twosides.outputs import OUTPUTS, Estimate, Output, Solution, output_named
-from twosides.placement import device_of, dtype_of
+from twosides.placement import check_floating, device_of, dtype_of
 from twosides.schedules import FlowMatching, Level, Schedule, along_batch, schedule_named
 
 
@@ -161,6 +161,7 @@ class Denoiser(nn.Module, BaseDenoiser):
         """(x, eps) with `z = alpha x + sigma eps`, for a level of any scaling, scalar or (B,)."""
         if not isinstance(level, Level):
             raise TypeError(f"level is a Level, such as schedule.at(0.5), got {level!r}")
+        check_floating(z.dtype, "z")
         own = self.schedule.level(level.logsnr)
         scale = own.scale / level.scale
         output = self.answer(along_batch(scale, z) * z, own, **conditioning)

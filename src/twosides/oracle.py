@@ -225,6 +225,9 @@ class GaussianMixture(_Exact):
                 f"{tuple(self.weights.shape)}, {tuple(self.means.shape)}, "
                 f"{tuple(self.covariances.shape)}"
             )
+        parts = (self.weights, self.means, self.covariances)
+        if not all(bool(part.isfinite().all()) for part in parts):
+            raise ValueError("weights, means and covariances of a mixture are finite numbers")
         total = float(self.weights.sum())
         if not (bool((self.weights >= 0).all()) and abs(total - 1) < 1e-6):
             raise ValueError(f"weights must be probabilities, but they sum to {total}")

@@ -15,6 +15,12 @@ import torch
 from torch import nn
 
 
+def check_floating(dtype: torch.dtype, what: str) -> None:
+    """TypeError unless this is a dtype of real floats, in which alone there is noise."""
+    if not dtype.is_floating_point:
+        raise TypeError(f"{what} must be floating-point numbers, got {dtype}; pass .float() of it")
+
+
 def device_of(network: Any) -> torch.device:
     """The device on which a network, or a denoiser around one, wants its input.
 

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from twosides.placement import check_floating
+
 
 def fresh_seed() -> int:
     """A seed from the operating system."""
@@ -49,6 +51,7 @@ class PerSample:
         device: torch.device | str | None = None,
     ) -> Tensor:
         """Standard normal noise (number of indices, *event)."""
+        check_floating(dtype, "noise")
         exact = torch.float64 if dtype == torch.float64 else torch.float32
         noise = torch.empty((len(self._own), *event), dtype=exact)
         rows = noise.view(len(self._own), -1).numpy()

@@ -28,6 +28,7 @@ from twosides.denoiser import Denoises, as_denoiser
 from twosides.losses.densities import Density
 from twosides.losses.weightings import Weighting
 from twosides.naming import unknown
+from twosides.placement import check_floating
 from twosides.randomness import PerSample
 from twosides.sampling.grids import Entropic
 
@@ -369,6 +370,7 @@ def measure_entropic(
     schedule = denoiser.schedule
     ends = max(schedule.logsnr_min, -12.0), min(schedule.logsnr_max, 12.0)
     at = tuple(np.linspace(*ends, 49).tolist() if knots is None else knots)
+    check_floating(data.dtype, "data")
     x = denoiser.standardise(data)
     eps = PerSample(seed, range(len(x))).normal(x.shape[1:], x.dtype, x.device)
 

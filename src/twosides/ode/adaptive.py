@@ -36,6 +36,7 @@ from torch import Tensor
 from twosides.denoiser import Denoises, as_denoiser
 from twosides.ode.integrate import Adaptive, State, integrate
 from twosides.outputs import Output, output_named
+from twosides.placement import check_floating
 from twosides.randomness import PerSample, fresh_seed
 from twosides.sampling.frames import Frame, Variable, unit
 from twosides.schedules import FlowMatching, Level, Schedule, schedule_named
@@ -144,6 +145,7 @@ def solve(
 
     ValueError for frames that are singular between the levels, RuntimeError as for `integrate`.
     """
+    check_floating(z.dtype, "z")
     denoiser = as_denoiser(denoiser)
     path = Path.of(output, start, end)
 

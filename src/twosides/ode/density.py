@@ -24,9 +24,10 @@ from twosides.ode.inversion import spread
 from twosides.ode.likelihood import Flow, log_gaussian, log_stretch
 from twosides.placement import device_of
 from twosides.randomness import PerSample, fresh_seed
+from twosides.sampling.given import check_noise
 from twosides.sampling.named import plan
 from twosides.sampling.run import run
-from twosides.sampling.sample import check_init, check_shape, to_data
+from twosides.sampling.sample import check_shape, to_data
 from twosides.sampling.sampler import Sampler
 from twosides.schedules import Schedule, schedule_named
 
@@ -87,7 +88,7 @@ def sample_with_density(
     if init is None:
         start = own.normal(sizes[1:], torch.float32, device_of(denoiser))
     else:
-        start = check_init(init, sizes)
+        start = check_noise(init, sizes)
     flow = Flow(denoiser, walked, divergence_named(divergence).directions(start))
     with torch.set_grad_enabled(differentiable):
         z = run(table, flow, start, conditioning=conditioning)

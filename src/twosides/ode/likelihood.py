@@ -36,6 +36,7 @@ from twosides.ode.divergence import Directions, Exact, Hutchinson, divergence_na
 from twosides.ode.integrate import Adaptive, State, integrate
 from twosides.ode.inversion import spread, standardise
 from twosides.outputs import Estimate
+from twosides.placement import check_floating
 from twosides.randomness import PerSample
 from twosides.sampling.named import plan
 from twosides.sampling.plan import Plan
@@ -86,6 +87,7 @@ def dequantise(
     bins: the number of values.
     dtype: that of the result.
     """
+    check_floating(dtype, "points")
     whole = bins >= 1 and bool(((values >= 0) & (values < bins) & (values == values.floor())).all())
     if not whole:
         raise ValueError(f"values to dequantise are whole numbers 0 ... {bins - 1}")

@@ -18,6 +18,7 @@ from torch import Tensor
 from twosides.denoiser import BaseDenoiser, Call, as_denoiser
 from twosides.dynamics import require_score
 from twosides.outputs import Estimate
+from twosides.sampling.given import replaced
 from twosides.sampling.plan import Plan
 from twosides.schedules import Level
 
@@ -193,8 +194,7 @@ def run(
     for number, call in enumerate(program.calls):
         z = execution.state(noise, initial)
         if edit is not None:
-            edited = edit(number, z, call.level)
-            z = z if edited is None else edited
+            z = replaced(z, edit(number, z, call.level))
         pair = denoiser.ask(z, call, told)
         execution.answer(*pair)
         if watch is not None:

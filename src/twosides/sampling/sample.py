@@ -16,6 +16,7 @@ from twosides.outputs import Estimate
 from twosides.placement import device_of
 from twosides.randomness import PerSample, fresh_seed
 from twosides.sampling.brownian import Brownian
+from twosides.sampling.given import check_noise, injected
 from twosides.sampling.named import plan
 from twosides.sampling.plan import Plan
 from twosides.sampling.run import Visit, run
@@ -29,8 +30,7 @@ class Trajectory:
 
     plan: the plan that was run.
     sample: the samples, in the units of the data.
-    levels, states: one for each network call and one for the result; states are in the units of the
-        network.
+    levels, states: one for each network call and one for the result, in the network's units.
     predictions: the estimate of each call, in the units of the network.
     """
 
@@ -81,27 +81,25 @@ def sample(
         approximate, docs/posteriors.md says by how much, and `posterior` better.
     conditioning: passed to the network as it is, tensors of B rows.
 
-    Nothing is clamped. ValueError for impossible pairs, such as eps-prediction at zero SNR, and for
-    initial noise that is not finite.
+    Nothing is clamped. ValueError for impossible pairs (eps at zero SNR) and noise that is none.
     """
     denoiser, sizes = as_denoiser(denoiser), check_shape(shape)
     device = torch.device(device) if device is not None else device_of(denoiser)
     whole = isinstance(sampler, Plan)
     table = sampler if whole else plan(sampler, schedule or denoiser.schedule, steps)
-    # Where the noise comes from: sample i has numbers of its own, whatever the batch.
     seed = fresh_seed() if seed is None else seed
     own = PerSample(seed, check_indices(indices, sizes[0]))
     if noise == "brownian":
         noise = Brownian(table, seed, own.indices, sizes[1:], dtype=dtype, device=device)
     drawn = own.normal(sizes[1:], dtype, device)
-    start = drawn if init is None else check_init(init, sizes).to(device, dtype)
+    start = drawn if init is None else check_noise(init, sizes).to(device, dtype)
     record = Trajectory(table, start)
     with teller(progress, table.nfe) as tell, torch.set_grad_enabled(differentiable):
         state = run(
             table,
             denoiser,
             start,
-            noise or (lambda: own.normal(sizes[1:], dtype, device)),
+            injected(noise, start) if noise else (lambda: own.normal(sizes[1:], dtype, device)),
             edit=edit,
             watch=_watcher(record if trajectory else None, tell, table.nfe),
             conditioning=conditioning,
@@ -149,12 +147,3 @@ def check_indices(indices: Sequence[int] | None, count: int) -> Sequence[int]:
     if len(rows) != count:
         raise ValueError(f"{len(rows)} indices were given for {count} samples")
     return rows
-
-
-def check_init(init: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The initial noise; ValueError for another shape, or numbers that are not finite."""
-    if tuple(init.shape) != shape:
-        raise ValueError(f"init has shape {tuple(init.shape)}, but shape={shape} was asked")
-    if init.device.type == "cpu" and not bool(torch.isfinite(init).all()):
-        raise ValueError("init contains NaN or infinite values; it is noise of unit variance")
-    return init

@@ -90,7 +90,7 @@ REFUSED = {
     "CMStochasticIterativeScheduler": _CONSISTENT,
     "ConsistencyDecoderScheduler": _CONSISTENT,
     "FlowMapEulerDiscreteScheduler": _CONSISTENT,
-    "SCMScheduler": _CONSISTENT,
+    "SCMScheduler": "its timesteps are angles, set by words that only SANA-Sprint's pipeline has",
     "DDIMInverseScheduler": _BACKWARDS,
     "DPMSolverMultistepInverseScheduler": _BACKWARDS,
     "RePaintScheduler": "its step takes the picture to be repainted, too",
