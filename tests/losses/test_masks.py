@@ -10,14 +10,13 @@ from torch.utils.data import default_collate
 
 from twosides.data.padding import padded
 from twosides.data.summary import _Moments
-from twosides.data.tasks import Columns
 from twosides.denoiser import Denoiser
 from twosides.losses.masks import mean_square
 from twosides.losses.recipes import recipe_named, recipes
 from twosides.oracle import GaussianMixture
 from twosides.randomness import PerSample
 from twosides.schedules import FlowMatching
-from twosides.training.fit import Settings, fit, loss_curve
+from twosides.training.fit import Monitor, Settings, fit, loss_curve
 from twosides.training.module import Module
 
 LENGTHS = (3, 7, 1, 5)
@@ -195,7 +194,7 @@ def test_a_run_of_fit_does_not_see_the_padding(tmp_path):
     x, mask, attends = item([each.float() for each in SEQUENCES], 1e3)
     data = {"x": x, "loss_mask": mask, "attends": attends}
     settings = Settings(steps=2, batch=2, log_every=1, checkpoint_every=2, validate_every=2)
-    fit(Attention(), data, "sd3", tmp_path / "run", settings, validation=Columns(data))
+    fit(Attention(), data, "sd3", tmp_path / "run", settings, monitor=Monitor(validation=data))
     _, losses = loss_curve(tmp_path / "run")
     unseen = (tmp_path / "run/logs/validation.csv").read_text().splitlines()[1:]
     assert len(losses) == 2 and len(unseen) == 4

@@ -86,7 +86,9 @@ def test_networks_with_finite_ends():
 
 def test_random_probes_are_unbiased_and_belong_to_their_sample():
     x, exact = sample_with_density(RING, (512, 2), steps=12, seed=3)
-    same, nats = sample_with_density(RING, (512, 2), steps=12, seed=3, divergence=Hutchinson(seed=3))
+    same, nats = sample_with_density(
+        RING, (512, 2), steps=12, seed=3, divergence=Hutchinson(seed=3)
+    )
     assert torch.equal(x, same)
     off = nats - exact
     assert abs(float(off.mean())) < 4 * float(off.std()) / math.sqrt(512) + 1e-6
