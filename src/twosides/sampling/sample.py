@@ -72,8 +72,7 @@ def sample(
     init: noise of unit variance and this shape, instead of that of the seed.
     noise: a function that gives the injected noise, instead of that of the seed; or "brownian" for
         the path of the seed, which is the same for any number of steps (`sampling.brownian`).
-    dtype: of the state; the network keeps its own.
-    device: of the state, by default the network's.
+    dtype, device: of the state; the network keeps its own, and its device is the default.
     trajectory: whether to return a Trajectory instead of the samples.
     differentiable: whether gradients flow to parameters, `init` and conditioning; takes memory.
     progress: True for a bar with the time left (needs `rich`), or a function (done, total).
@@ -81,7 +80,7 @@ def sample(
         approximate, docs/posteriors.md says by how much, and `posterior` better.
     conditioning: passed to the network as it is, tensors of B rows.
 
-    Nothing is clamped. ValueError for impossible pairs (eps at zero SNR) and noise that is none.
+    Nothing is clamped. ValueError for impossible pairs (eps at zero SNR), TypeError for integers.
     """
     denoiser, sizes = as_denoiser(denoiser), check_shape(shape)
     device = torch.device(device) if device is not None else device_of(denoiser)
