@@ -70,9 +70,9 @@ class ForAzula(nn.Module):
 
     def schedule(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """The (alpha, sigma) at t, in t's dtype."""
-        level = self.levels.at(t.double())
+        level = self.levels.at(t)
         return level.alpha.to(t), level.sigma.to(t)
 
     def forward(self, z: Tensor, t: Tensor, **conditioning: Any) -> Posterior:
         """The mean of the data, given z at t, one time or one per sample."""
-        return Posterior(self.denoiser(z, self.levels.at(t.double()), **conditioning).x)
+        return Posterior(self.denoiser(z, self.levels.at(t), **conditioning).x)

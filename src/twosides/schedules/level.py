@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+WITHOUT_FLOAT64 = {"mps"}  # devices, by type: levels that are told there are computed on the CPU
 Scalar = Any  # a float or a float64 tensor: the formulas below use operators only
 
 
@@ -66,8 +67,10 @@ def along_batch(value: Scalar, like: Any) -> Any:
 
 
 def _float64(value: Any) -> Tensor:
+    """The value in float64, where it is, or on the CPU if its device has no float64."""
     if isinstance(value, Tensor):
-        return value.to(torch.float64)
+        device = "cpu" if value.device.type in WITHOUT_FLOAT64 else value.device
+        return value.to(device, torch.float64)
     return torch.as_tensor(value, dtype=torch.float64)
 
 
