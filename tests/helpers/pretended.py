@@ -5,6 +5,7 @@
 
 Tensors there say that their device is "meta", but hold numbers. An operation that would make one of
 float64 raises, and so does one that mixes them with tensors of the CPU, but for plain numbers.
+`torch.tensor(..., device=DEVICE)` alone makes one without numbers: make it here and move it there.
 """
 
 import contextlib

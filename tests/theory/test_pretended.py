@@ -81,7 +81,7 @@ def converted(model, device):
 
 
 def asked(model, device):
-    time = torch.tensor([0.2, 0.3, 0.5, 0.9], device=device)
+    time = torch.tensor([0.2, 0.3, 0.5, 0.9]).to(device)
     return model(X.to(device), SCHEDULE.at(time), class_labels=LABELS.to(device)).x
 
 
@@ -118,7 +118,7 @@ ENTRIES = {
     "a call": asked,
     "azula": lambda model, device: (
         ForAzula(model)(
-            X.to(device), torch.tensor(0.3, device=device), class_labels=LABELS.to(device)
+            X.to(device), torch.tensor(0.3).to(device), class_labels=LABELS.to(device)
         ).mean
     ),
     **{f"Scheduler {name}": stepped(name) for name in ("ddim", "kab2c-sde", "heun")},
