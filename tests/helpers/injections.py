@@ -31,7 +31,7 @@ from twosides.storage.networks import MLP
 from twosides.storage.tensors import load_tensors
 from twosides.training import guard
 from twosides.training.finite import not_finite
-from twosides.training.fit import fit
+from twosides.training.fit import Monitor, fit
 from twosides.training.settings import Settings
 
 DATA = GaussianMixture.ring(4, std=0.1).sample(40, seed=0).float()
@@ -142,7 +142,8 @@ def inject(seed, folder):
         return b"picture"
 
     def run(data, fault):
-        options = {"auxiliary": fault, "draw": draw, "callbacks": [fault], "validation": unseen}
+        monitor = Monitor(validation=unseen, draw=draw)
+        options = {"auxiliary": fault, "callbacks": [fault], "monitor": monitor}
         with contextlib.redirect_stderr(io.StringIO()):  # without the bar
             return fit(network(), Points(data), "flow-matching", folder, settings, **options)
 
