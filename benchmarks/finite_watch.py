@@ -53,7 +53,7 @@ class Loop:
 
 def main() -> None:
     """Print the ratio for each batch."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--batches", type=int, nargs="+", default=[16])
     options = parser.parse_args()

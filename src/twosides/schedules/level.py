@@ -67,10 +67,8 @@ def along_batch(value: Scalar, like: Any) -> Any:
 
 
 def _float64(value: Any) -> Tensor:
-    """The value in float64, where it is, or on the CPU if its device has no float64."""
-    if isinstance(value, Tensor):
-        device = "cpu" if value.device.type in WITHOUT_FLOAT64 else value.device
-        return value.to(device, torch.float64)
+    if isinstance(value, Tensor) and value.device.type in WITHOUT_FLOAT64:
+        value = value.cpu()
     return torch.as_tensor(value, dtype=torch.float64)
 
 

@@ -31,7 +31,7 @@ from twosides.sampling.noise.route import Leg
 from twosides.sampling.solvers.solver import Asks, Solver, hold, reach
 from twosides.schedules import Level
 
-RULES = ("exact", "midpoint", "halved", "published")
+RULES = ("exact", "midpoint", *(_HALVED := ("halved", "published")))
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Integral:
             moments = self._moments(count)
         if rule in ("midpoint", "published") and count == 2:
             moments[1] = 0.5 * moments[0]  # a line, read in the middle of the leg
-        if rule in ("halved", "published") and count == 3:
+        if rule in _HALVED and count == 3:
             moments[2] *= 0.5
         weights = np.linalg.solve(np.vander(places, increasing=True).T, moments)
         return weights.astype(np.float64)
@@ -204,11 +204,7 @@ class Adams(Solver):
         The second call is made at a state that Euler's step has reached, with an error of second
         order; its answer is never asked again, so that no run is of a higher order than 3.
         """
-        rough = (
-            self.rule in ("halved", "published")
-            or self.lower_order_final
-            or self.variable == "index"
-        )
+        rough = self.rule in _HALVED or self.lower_order_final or self.variable == "index"
         plain = not self.corrector and not self.corrected_start
         order = min(self.order + 1, self.corrector) if self.corrector else self.order
         return min(order, 2 if noisy or rough or plain else 3)
