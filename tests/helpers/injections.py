@@ -30,7 +30,7 @@ from twosides.storage.checkpoints import Checkpoints
 from twosides.storage.networks import MLP
 from twosides.storage.tensors import load_tensors
 from twosides.training import guard
-from twosides.training.finite import not_finite
+from twosides.training.finite import places_not_finite
 from twosides.training.fit import Monitor, fit
 from twosides.training.settings import Settings
 
@@ -90,7 +90,7 @@ class Fault(lightning.Callback):
 
 def files_not_finite(folder):
     """What of a run's folder holds NaN or infinities; levels of the noise may be infinite."""
-    bad = [path for path in folder.rglob("*.safetensors") if not_finite(load_tensors(path))]
+    bad = [path for path in folder.rglob("*.safetensors") if places_not_finite(load_tensors(path))]
     for path in folder.rglob("*.csv"):
         with path.open() as file:
             rows = list(csv.DictReader(file))
@@ -138,7 +138,7 @@ def inject(seed, folder):
         x[choice.randrange(len(x))] = value
 
     def draw(denoiser):
-        drawn.append(not not_finite(denoiser.state_dict()))
+        drawn.append(not places_not_finite(denoiser.state_dict()))
         return b"picture"
 
     def run(data, fault):
@@ -170,7 +170,7 @@ def inject(seed, folder):
     sound = Fault("", 0)
     result = run(DATA, sound)
     assert sound.began == kept, f"{named}: began at {sound.began}, not {kept}"
-    assert not not_finite(result.state_dict()) and not files_not_finite(folder), named
+    assert not places_not_finite(result.state_dict()) and not files_not_finite(folder), named
 
 
 def main():

@@ -41,7 +41,7 @@ def other_runs(folder, who):
 def same_run(folder, who):
     """One of two that do the same: the winner stays until both have said their word."""
     try:
-        with owner.held(folder, "run"):
+        with owner.hold(folder, "run"):
             owner.claim(folder / "run.json", {"who": "both"}, "run")
             (folder / f"log-{who}").touch()
             yield "w"

@@ -83,16 +83,16 @@ def test_without_locks_a_machine_keeps_to_itself_and_says_so(tmp_path, monkeypat
     other = tmp_path / ".at-work-elsewhere-12-34"
     other.touch()
     with pytest.warns(UserWarning, match=f"no locks.*{other} may be at work"):
-        with held(tmp_path, "run") as alone:
+        with hold(tmp_path, "run") as alone:
             assert not alone
             (note,) = tmp_path.glob(".at-work-here-*")
             with pytest.raises(ValueError, match="this process is at work"):
-                with held(tmp_path, "run"):
+                with hold(tmp_path, "run"):
                     pass
     assert not note.exists() and other.exists()
     parent = f"here-{os.getppid()}-{owner._began(os.getppid())}"
     (tmp_path / f".at-work-{parent}").touch()
     monkeypatch.setattr(owner, "_PATIENCE", 0.5)
     with pytest.raises(ValueError, match=f"at work now, in process {os.getppid()} on this mach"):
-        with held(tmp_path, "run"):
+        with hold(tmp_path, "run"):
             pass

@@ -79,8 +79,7 @@ class Integral:
             moments[1] = 0.5 * moments[0]  # a line, read in the middle of the leg
         if rule in _HALVED and count == 3:
             moments[2] *= 0.5
-        weights = np.linalg.solve(np.vander(places, increasing=True).T, moments)
-        return weights.astype(np.float64)
+        return np.linalg.solve(np.vander(places, increasing=True).T, moments).astype(np.float64)
 
     def within(self, limit: float, weights: Array) -> bool:
         """Whether these weights move the state by `limit` times its size at most.
