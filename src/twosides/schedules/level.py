@@ -67,9 +67,8 @@ def along_batch(value: Scalar, like: Any) -> Any:
 
 
 def _float64(value: Any) -> Tensor:
-    if isinstance(value, Tensor) and value.device.type in WITHOUT_FLOAT64:
-        value = value.cpu()
-    return torch.as_tensor(value, dtype=torch.float64)
+    narrow = isinstance(value, Tensor) and value.device.type in WITHOUT_FLOAT64
+    return torch.as_tensor(value.cpu() if narrow else value, dtype=torch.float64)
 
 
 class Scaling(abc.ABC):
