@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types tests web docs attacks torture bench clean
+.PHONY: demo test lint types tests web docs attacks torture injections races bench clean
 
 demo: $(VENV)/ready
 	$(BIN)/twosides demo
@@ -42,10 +42,20 @@ torture: $(VENV)/ready
 	for mode in one ddp fsdp; do \
 		OMP_NUM_THREADS=1 $(BIN)/python tests/helpers/torture.py --kills 200 --mode $$mode || exit 1; done
 
+# Two hundred trainings with a number that is not finite in one step; seven minutes.
+injections: $(VENV)/ready
+	OMP_NUM_THREADS=1 $(BIN)/python tests/helpers/injections.py --count 200
+
+# Five hundred times two processes that begin in one folder at once, as other runs and as the same,
+# with links and locks, without links, without locks; three minutes.
+races: $(VENV)/ready
+	OMP_NUM_THREADS=1 $(BIN)/python tests/helpers/races.py --count 500
+
 bench: $(VENV)/ready
 	$(BIN)/python benchmarks/step_overhead.py
 	$(BIN)/python benchmarks/scheduler_cost.py
 	$(BIN)/python benchmarks/brownian.py
+	$(BIN)/python benchmarks/finite_watch.py
 	$(BIN)/python benchmarks/quality_per_nfe.py --quick
 	$(BIN)/python benchmarks/loss_variance.py --quick
 	$(BIN)/python benchmarks/explorer.py

@@ -28,6 +28,7 @@ from twosides.denoiser import BaseDenoiser, Denoises, as_denoiser
 from twosides.outputs import Estimate, Output, output_named
 from twosides.placement import check_floating, device_of
 from twosides.schedules import FlowMatching, Level, Scalar, Schedule, along_batch, schedule_named
+from twosides.schedules.level import _float64
 
 
 class Converted(nn.Module):
@@ -61,9 +62,7 @@ class Converted(nn.Module):
     ) -> Float[Tensor, " batch *event"]:
         """The other notation's output at z (in its scaling) and time (on its clock)."""
         check_floating(z.dtype, "z")
-        time = torch.as_tensor(time)
-        device = torch.device("cpu") if time.device.type == "mps" else time.device
-        logsnr = self.clock.logsnr(time.to(device, torch.float64), self.schedule)
+        logsnr = self.clock.logsnr(_float64(time), self.schedule)
         level = self.schedule.level(logsnr)
         if self.extend:
             ends = (-math.inf, math.inf) if self.extend is True else self.extend

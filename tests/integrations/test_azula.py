@@ -1,5 +1,6 @@
 """The adapters to and from azula, by what azula's denoisers and samplers call."""
 
+import pickle
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -47,3 +48,35 @@ def test_a_denoiser_for_azulas_ddim():
     options = {"sampler": "ddim", "steps": 8, "init": init.double(), "dtype": torch.float64}
     got = sample(denoiser, (8, 2), **options)
     assert torch.allclose(got * theirs.schedule(times[-1])[0], x_t, atol=1e-9)
+
+
+class Scales:
+    """A schedule of azula's: a callable."""
+
+    def __call__(self, t):
+        return 1 - 0.999 * t, 0.001 + 0.999 * t
+
+
+class Casts(nn.Module):
+    """A denoiser of azula's around a network in bfloat16, which it casts for."""
+
+    schedule = Scales()
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Linear(2, 2, dtype=torch.bfloat16)
+
+    def forward(self, x_t, t):
+        return SimpleNamespace(mean=self.backbone(x_t.bfloat16()).to(x_t))
+
+
+def test_a_denoiser_of_azulas_is_held_with_its_weights():
+    """Listed, moved, sent to another process, and asked in the dtype of the state."""
+    with torch.random.fork_rng(devices=[]):
+        denoiser = from_azula(Casts())
+    assert {p.dtype for p in denoiser.parameters()} == {torch.bfloat16}
+    z, level = torch.ones(3, 2), denoiser.schedule.at(0.5)
+    estimate, sent = denoiser(z, level), pickle.loads(pickle.dumps(denoiser))
+    assert estimate.x.dtype == torch.float32
+    assert torch.equal(sent(z, level).x, estimate.x)
+    assert denoiser.to("meta")(z.to("meta"), level).x.device.type == "meta"

@@ -142,6 +142,31 @@ def k_dpmpp_2m(model, x, sigmas, draw):
     return x
 
 
+def k_dpmpp_3m_sde(model, x, sigmas, draw):
+    """Newton's polynomial through three calls, but with half of its quadratic term."""
+    calls = []  # latest first: -log sigma and the data
+    for here, there in pairwise(sigmas):
+        calls.insert(0, (-here.log(), model(x, here.expand(len(x)))))
+        (place, data), h = calls[0], (here / there).log()
+        if there == 0:
+            x = data
+            continue
+        phi_2 = 1 + (-2 * h).expm1() / (2 * h)
+        phi_3 = phi_2 / (2 * h) - 0.5
+        x = (-2 * h).exp() * x - (-2 * h).expm1() * data
+        if len(calls) > 1:
+            (last, before) = calls[1]
+            slope = (data - before) / (place - last)
+            if len(calls) > 2:
+                (first, oldest) = calls[2]
+                bend = (slope - (before - oldest) / (last - first)) / (place - first)
+                x = x - phi_3 * h**2 * bend
+                slope = slope + (place - last) * bend
+            x = x + phi_2 * h * slope
+        x = x + there * (-(-2 * h).expm1()).sqrt() * draw(here, there)
+    return x
+
+
 @pytest.mark.parametrize(
     ("name", "reference"),
     [
@@ -150,6 +175,7 @@ def k_dpmpp_2m(model, x, sigmas, draw):
         ("heun", k_heun),
         ("euler-a", k_euler_ancestral),
         ("dpmpp-2m", k_dpmpp_2m),
+        ("dpmpp-3m-sde", k_dpmpp_3m_sde),
     ],
 )
 @pytest.mark.parametrize("part", [slice(None), slice(2, 7)], ids=["whole", "middle"])

@@ -1,7 +1,4 @@
-"""A folder is one run's: claimed by exactly one, worked in by one process at a time.
-
-RACES=500 pytest tests/storage/test_folders.py         more of them
-"""
+"""A folder is one run's: claimed by exactly one, worked in by one process at a time."""
 
 import os
 import subprocess
@@ -11,63 +8,19 @@ import time
 
 import pytest
 
+import races
+from races import PLACES
 from twosides.storage import owner
 from twosides.storage.files import read_json
 from twosides.storage.owner import LOCK, claim, hold
 
-RACES = int(os.environ.get("RACES", 100))
-RACE = """
-import os, sys
-from pathlib import Path
-from twosides.storage import owner
 
-def refuse(*_):
-    raise OSError(1, "no links here")
-
-if sys.argv[3] == "no links":
-    owner.os.link = refuse
-
-def race(folder):
-    # Two processes wait for the end of a pipe and start together.
-    read, write = os.pipe()
-    said, say = os.pipe()
-    for who in "ab":
-        if os.fork() == 0:
-            os.close(write)
-            os.read(read, 1)
-            try:
-                word = b"w" if owner.claim(folder / "run.json", {"who": who}, "run") else b"c"
-                (folder / f"log-{who}").touch()
-            except ValueError as error:
-                word = b"r" if "another run: it has who" in str(error) else b"?"
-            os.write(say, word + who.encode())
-            os._exit(0)
-    os.close(read), os.close(write), os.close(say)
-    for _ in "ab":
-        os.wait()
-    words = os.read(said, 10).decode()
-    os.close(said)
-    return words
-
-for number in range(int(sys.argv[2])):
-    folder = Path(sys.argv[1]) / str(number)
-    folder.mkdir()
-    words = race(folder)
-    winner = words[words.index("w") + 1]
-    text = (folder / "run.json").read_text()
-    left = sorted(path.name for path in folder.iterdir())
-    assert sorted(words[::2]) == ["r", "w"], words
-    assert f'"{winner}"' in text and left == [f"log-{winner}", "run.json"], (words, left)
-print("no pair was mixed")
-"""
-
-
-@pytest.mark.parametrize("links", ["links", "no links"])
-def test_two_runs_started_together_in_one_folder(tmp_path, links):
-    """Exactly one of each pair wins, and the other is refused by name."""
-    command = [sys.executable, "-c", RACE, str(tmp_path), str(RACES), links]
+@pytest.mark.parametrize("place", PLACES)
+def test_two_runs_started_together_in_one_folder(tmp_path, place):
+    """Exactly one of each pair wins; in a process of its own, which has no threads to fork."""
+    command = [sys.executable, races.__file__, "--count", "20", "--place", place]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.stdout == "no pair was mixed\n", done.stderr
+    assert done.stdout == f"{place}: 20 pairs of each kind, none was mixed\n", done.stderr
 
 
 def test_the_same_run_goes_on_and_another_is_refused(tmp_path):
@@ -119,3 +72,27 @@ def test_the_same_run_started_twice_is_refused_while_the_first_lives(tmp_path):
                 pass
     assert time.monotonic() - began < 5
     assert [path.name for path in tmp_path.iterdir()] == [LOCK]
+
+
+def test_without_locks_a_machine_keeps_to_itself_and_says_so(tmp_path, monkeypatch):
+    """A note of a process that is gone, or was another one of the same number, is no obstacle."""
+    monkeypatch.setattr(owner.fcntl, "lockf", races.refuse)
+    monkeypatch.setattr(owner.socket, "gethostname", lambda: "here")
+    for stale in (f"here-{os.getpid()}-1", "here-999999999-1"):
+        (tmp_path / f".at-work-{stale}").touch()
+    other = tmp_path / ".at-work-elsewhere-12-34"
+    other.touch()
+    with pytest.warns(UserWarning, match=f"no locks.*{other} may be at work"):
+        with hold(tmp_path, "run") as alone:
+            assert not alone
+            (note,) = tmp_path.glob(".at-work-here-*")
+            with pytest.raises(ValueError, match="this process is at work"):
+                with hold(tmp_path, "run"):
+                    pass
+    assert not note.exists() and other.exists()
+    parent = f"here-{os.getppid()}-{owner._began(os.getppid())}"
+    (tmp_path / f".at-work-{parent}").touch()
+    monkeypatch.setattr(owner, "_PATIENCE", 0.5)
+    with pytest.raises(ValueError, match=f"at work now, in process {os.getppid()} on this mach"):
+        with hold(tmp_path, "run"):
+            pass

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+import races
 from twosides.data.tasks import Points, Task, dataset_of
 from twosides.oracle import GaussianMixture
-from twosides.storage import models
+from twosides.storage import models, owner
 from twosides.storage.networks import MLP
 from twosides.storage.tensors import load_tensors
 from twosides.training.fit import Monitor, fit
@@ -108,12 +109,23 @@ def test_nanogpt_325_a_config_that_builds_another_network(tmp_path, kind):
 
 
 def test_a_folder_in_which_nothing_was_trained_is_free(tmp_path):
-    """As a kill before the first checkpoint leaves it."""
+    """As a kill before the first line of the log leaves it: to a corrected command and to itself."""
     train(network(), tmp_path / "run")
     before = (tmp_path / "run/run.json").read_bytes()
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other/run.json").write_bytes(before)
-    train(network(classes=2), tmp_path / "other")
+    for name, classes in (("same", 0), ("other", 2)):
+        (tmp_path / name / "logs").mkdir(parents=True)
+        (tmp_path / name / "run.json").write_bytes(before)
+        train(network(classes=classes), tmp_path / name)
+
+
+def test_where_nothing_locks_another_run_is_never_taken_for_one_that_trained_nothing(
+    tmp_path, monkeypatch
+):
+    """It may be the one that begins at this moment, on another machine."""
+    monkeypatch.setattr(owner.fcntl, "lockf", races.refuse)
+    owner.claim(tmp_path / "run.json", {"denoiser": "another"}, "run")
+    with pytest.warns(UserWarning, match="no locks"), pytest.raises(ValueError, match="another"):
+        train(network(), tmp_path)
 
 
 def test_a_class_that_nobody_can_import_is_saved_with_a_warning(tmp_path):

@@ -147,7 +147,7 @@ samplers: Table[Sampler] = Table(
             Adams(3, "x", "logsnr"),
             f"k-diffusion; {_DPMPP}; published: half of the quadratic term",
             Eta(1.0),
-            rule="published",
+            rule="halved",
         ),
         "sa-solver": _with_published(
             Adams(3, "x", "logsnr", 3), "Xue+ 2023, arXiv 2309.05019", Tau(_middle)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+WITHOUT_FLOAT64 = {"mps"}  # devices, by type: levels that are told there are computed on the CPU
 Scalar = Any  # a float or a float64 tensor: the formulas below use operators only
 
 
@@ -66,9 +67,8 @@ def along_batch(value: Scalar, like: Any) -> Any:
 
 
 def _float64(value: Any) -> Tensor:
-    if isinstance(value, Tensor):
-        return value.to(torch.float64)
-    return torch.as_tensor(value, dtype=torch.float64)
+    narrow = isinstance(value, Tensor) and value.device.type in WITHOUT_FLOAT64
+    return torch.as_tensor(value.cpu() if narrow else value, dtype=torch.float64)
 
 
 class Scaling(abc.ABC):

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import sys
 import time
 import uuid
+import warnings
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ if sys.platform != "win32":
     import fcntl
 
 LOCK = ".lock"
+_NOTE = ".at-work-"
 _PATIENCE = 10.0  # the seconds in which the process that has won a folder writes one small file
 
 
@@ -50,7 +53,7 @@ def claim(
     without links (FAT, some network drives) a folder stands for the right to write: `mkdir` fails
     in the same way.
     """
-    folder, wanted = path.parent, json.loads(json.dumps(identity))
+    folder, wanted = path.parent, json.loads(text_of(identity))
     # The files are listed first, because another process of the run may write `path` just now.
     names = [found.name for found in folder.glob("*") if not found.name.startswith(".")]
     there = [name for name in names if not any(fnmatch(name, known) for known in beside)]
@@ -58,11 +61,16 @@ def claim(
         _refuse_another(folder, read_json(path), wanted)
     elif folder.exists() and (not folder.is_dir() or (holds and there)):
         raise ValueError(f"{folder} exists and holds no {holds or 'run'}; choose a new folder")
-    elif _create(path, json.dumps(wanted, indent=1).encode()):
+    elif _create(path, text_of(identity)):
         return True
     else:
         _refuse_another(folder, read_json(path), wanted)
     return False
+
+
+def text_of(identity: Mapping[str, Any]) -> bytes:
+    """What `claim` writes."""
+    return json.dumps(identity, indent=1).encode()
 
 
 def _create(path: Path, data: bytes) -> bool:
@@ -118,7 +126,7 @@ _HELD: set[Path] = set()
 
 
 @contextmanager
-def hold(folder: Path, what: str) -> Generator[None, None, None]:
+def hold(folder: Path, what: str) -> Generator[bool, None, None]:
     """Lock a folder for this process; ValueError that names another process at work there.
 
     folder: the folder, which is made if it is missing.
@@ -129,35 +137,100 @@ def hold(folder: Path, what: str) -> Generator[None, None, None]:
     inherited by processes that are forked to read data, which outlive a killed parent by seconds,
     and network file systems support it. It does not lock a process against itself, which `_HELD`
     does.
+
+    On a file system without locks processes leave notes (`_hold_by_note`), and False is yielded:
+    then only the processes of one machine are kept apart.
     """
     lock = folder.absolute() / LOCK
     if lock in _HELD:
         raise ValueError(f"this process is at work in {folder} already; wait for its {what}")
     if sys.platform == "win32":
-        yield
+        yield True
         return
     folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+    handle, locked = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666), True
     _HELD.add(lock)
-    try:
+    with ExitStack() as stack:
+        stack.callback(os.close, handle)
+        stack.callback(_HELD.discard, lock)
         try:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
-            raise ValueError(
-                f"the {what} in {folder} is at work now, in {_holder(handle)}; wait for it, or end "
-                "it and start again"
-            ) from None
-        except OSError:  # on a file system without locks the user has to take care
-            pass
+            raise ValueError(_at_work(folder, what, _holder(handle))) from None
+        except OSError:
+            locked = False
+            stack.enter_context(_hold_by_note(folder.absolute(), what))
         os.ftruncate(handle, 0)
         os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
-        yield
-    finally:
-        _HELD.discard(lock)
-        os.close(handle)
+        yield locked
 
 
 def _holder(handle: int) -> str:
     """The process that has the lock, by the text of its file."""
     os.lseek(handle, 0, os.SEEK_SET)
     return os.read(handle, 200).decode(errors="replace") or "another process"
+
+
+def _at_work(folder: Path, what: str, who: str) -> str:
+    return (
+        f"the {what} in {folder} is at work now, in {who}; wait for it, or end it and start again"
+    )
+
+
+@contextmanager
+def _hold_by_note(folder: Path, what: str) -> Generator[None, None, None]:
+    """Work in a folder while no other process of this machine does, without a lock.
+
+    Each process first writes a note under a name of its own, and then looks for those of others:
+    of two that come together at least one sees the other's. Who sees the note of a process that
+    lives gives way, but where its own name is the first in the alphabet it waits a while for the
+    other to do so, so that one of them stays. Notes of processes that have died are removed. Of
+    processes on other machines nobody knows whether they live: a warning names them.
+    """
+    host = re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname())
+    own = folder / f"{_NOTE}{host}-{os.getpid()}-{_began(os.getpid())}"
+    own.touch()
+    try:
+        end = time.monotonic() + _PATIENCE / 10
+        while others := [note for note in folder.glob(f"{_NOTE}{host}-*") if _lives(note, own)]:
+            if min(others) < own or time.monotonic() > end:
+                who = f"process {others[0].name.split('-')[-2]} on this machine"
+                raise ValueError(_at_work(folder, what, who))
+            time.sleep(0.01)
+        notes = [note for note in folder.glob(f"{_NOTE}*") if note != own]
+        elsewhere = f"; {', '.join(map(str, notes))} may be at work on another" if notes else ""
+        warnings.warn(
+            f"the file system of {folder} has no locks: nothing keeps a second machine from this "
+            f"{what}{elsewhere}. Start it on one machine only",
+            stacklevel=4,
+        )
+        yield
+    finally:
+        own.unlink(missing_ok=True)
+
+
+def _lives(note: Path, own: Path) -> bool:
+    """Whether another process that left a note here lives; if not, the note is removed."""
+    if note == own:
+        return False
+    _, process, began = note.name.rsplit("-", 2)
+    if _began(int(process)) == began:
+        return True
+    note.unlink(missing_ok=True)
+    return False
+
+
+def _began(process: int) -> str:
+    """When a process of this machine began, "0" where that is unknown; "" if it does not live."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return ""
+    except PermissionError:  # somebody else's, which lives
+        pass
+    try:
+        # The 22nd field; the second is the program's name in parentheses, with any characters.
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return "0"
+    return "" if fields[0] == "Z" else fields[19]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from twosides.storage import models
 from twosides.storage.files import write_file
 from twosides.storage.tensors import whole
 from twosides.training.ema import PowerEMA, first_names
+from twosides.training.finite import require_finite
 from twosides.training.flops import flops_per_sample
 from twosides.training.log import Log
 from twosides.training.settings import Settings
@@ -68,13 +69,26 @@ class Averaging(lightning.Callback):
         """Keep the average and its counter until training starts."""
         self.restored = state_dict
 
+    @contextlib.contextmanager
+    def substitute(self, denoiser: Denoiser) -> Iterator[None]:
+        """Put the average in the place of the weights; ValueError for one that is not finite."""
+        self._require_finite()
+        with self.ema.substitute(denoiser):
+            yield
+
+    def _require_finite(self) -> None:
+        # Loss and gradient were finite, but not what the optimizer or a callback made of them.
+        require_finite(self.ema.weights, f"the average of step {self.ema.steps}")
+
     def copy_average(self, *, first: bool = True) -> Denoiser | None:
         """A copy of the denoiser with the average's weights, for the first process only.
 
         All processes have to call this, because sharded weights are gathered, one at a time.
+        ValueError for an average that is not finite.
 
         first: whether this is the first process; the others get None.
         """
+        self._require_finite()
         state: dict[str, Tensor] = {}
         first_name = first_names(self.denoiser)
         for name, value in self.denoiser.state_dict().items():

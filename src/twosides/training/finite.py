@@ -2,18 +2,19 @@
 
 There are three, and none makes the host wait for the device in a step:
 
-1. Each step, two numbers are examined on the device: the largest loss of the step's micro-batches,
-and the norm of the whole gradient, which is not finite as soon as one element is not. The first
-step at which one was not finite is kept there, in a tensor of two integers (`FirstStep`).
+1. Each step, two numbers are examined on the device: the loss of the step's micro-batches, the
+largest without its sign, and the norm of the whole gradient, which is not finite as soon as one
+element is not. The first step at which one was not finite is kept there, in a tensor of two
+integers (`FirstStep`).
 2. This tensor is read where the host waits for the device anyway, at a line of the log, and before
 anything is written; on the CPU, where nobody waits, after every step.
-3. Before a checkpoint, a snapshot or the model is written, all of its tensors are checked
-(`require_finite`): weights, moments and averages. An average that has taken in a weight that is not
-finite stays not finite, which is why the weights need not be checked at every step.
+3. Before a checkpoint, a snapshot or the model is written, and before the average is drawn or
+measured, all of its tensors are checked (`require_finite`): weights, moments and averages. An
+average that has taken in a weight that is not finite stays not finite, which is why the weights
+need not be checked at every step.
 
-The average in memory is thus only ever written, drawn or measured when all steps that it has taken
-in are known to be finite. Training ends with a message that names the step and the reason; the
-files that were written before stay, and the same command continues from there.
+Training ends with a message that names the step and the reason; the files that were written before
+stay, and the same command continues from there.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class FirstStep:
         losses: the losses of its micro-batches.
         norm: the norm of its gradient; None where infinite gradients are expected.
         """
-        loss = torch.stack([loss.detach().float() for loss in losses]).amax()
+        loss = torch.stack([loss.detach().float() for loss in losses]).abs().amax()
         norm = torch.zeros_like(loss) if norm is None else local(norm).detach().float()
         bad = ~torch.stack([loss, norm.to(loss.device)]).isfinite()
         self.steps = self.steps.where(~bad | (self.steps < NEVER), step)

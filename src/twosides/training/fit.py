@@ -40,8 +40,8 @@ from twosides.losses.objective import Objective, Staged
 from twosides.losses.recipes import Recipe, recipe_named
 from twosides.storage import models, parts
 from twosides.storage.checkpoints import Checkpoints
-from twosides.storage.files import CorruptFolder
-from twosides.storage.owner import claim, hold
+from twosides.storage.files import CorruptFolder, write_file
+from twosides.storage.owner import claim, hold, text_of
 from twosides.training.batches import Batches
 from twosides.training.callbacks import Averaging, Recording, Watching
 from twosides.training.checkpoint_io import SaveCheckpoints, TreeCheckpointIO
@@ -124,8 +124,8 @@ def fit(
         identity = {"denoiser": average.description, "settings": settings.identity()}
         identity["about"] = dict(about or {})
         if is_first():
-            stack.enter_context(hold(folder, "run"))
-            stack.enter_context(_given_up(folder, _claimed(folder, identity)))
+            alone = stack.enter_context(hold(folder, "run"))
+            stack.enter_context(_given_up(folder, _claimed(folder, identity, alone)))
         try:
             if _finished(folder, settings.steps):
                 return models.load(folder, like=denoiser)
@@ -215,11 +215,18 @@ def _unused(module: Module) -> Iterator[None]:
         raise module.unused_parameters() or error from error
 
 
-def _claimed(folder: Path, identity: dict[str, Any]) -> bool:
-    """Claim the folder. One whose run has trained nothing yet is free for a corrected command."""
-    if (folder / RUN).is_file() and not _trained(folder):
-        (folder / RUN).unlink()
-    return claim(folder / RUN, identity, holds="run", beside=BEFORE)
+def _claimed(folder: Path, identity: dict[str, Any], alone: bool) -> bool:
+    """Claim the folder. One whose run has trained nothing yet is free for a corrected command.
+
+    alone: whether no other process can be about to train there.
+    """
+    try:
+        return claim(folder / RUN, identity, holds="run", beside=BEFORE)
+    except ValueError:
+        if not alone or not (folder / RUN).is_file() or _trained(folder):
+            raise
+    write_file(folder / RUN, text_of(identity))
+    return True
 
 
 def _trained(folder: Path) -> bool:

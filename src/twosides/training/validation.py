@@ -78,7 +78,7 @@ class Validating(lightning.Callback):
             return
         self.seen = step
         context = trainer.precision_plugin.forward_context
-        with self.average.ema.substitute(pl_module.denoiser), torch.no_grad(), context():
+        with self.average.substitute(pl_module.denoiser), torch.no_grad(), context():
             errors, losses = self.measure(pl_module, trainer.global_rank, trainer.world_size)
         if not trainer.is_global_zero:
             return

@@ -10,6 +10,7 @@ from torch import Tensor
 from twosides.integrations.diffusers.levels import shift_of
 from twosides.integrations.diffusers.notation import Config, Notation
 from twosides.schedules import Tabulated, along_batch
+from twosides.schedules.level import _float64
 
 
 def training_levels(config: Config, notation: Notation) -> tuple[Tensor, Tensor]:
@@ -53,7 +54,7 @@ def coefficients(notation: Notation, timesteps: Any, like: Tensor) -> tuple[Tens
             "there is no timestep to add noise at: a strength of less than one step leaves nothing "
             "to do; raise it, or take more steps"
         )
-    given = given.to("cpu" if given.device.type == "mps" else given.device, torch.float64)
-    level = notation.latents.level(notation.clock.logsnr(given, notation.schedule))
+    logsnr = notation.clock.logsnr(_float64(given), notation.schedule)
+    level = notation.latents.level(logsnr)
     alpha, sigma = (along_batch(v.to(like.device, like.dtype), like) for v in level[1:])
     return alpha, sigma

@@ -31,7 +31,7 @@ from twosides.sampling.noise.route import Leg
 from twosides.sampling.solvers.solver import Asks, Solver, hold, reach
 from twosides.schedules import Level
 
-RULES = ("exact", "midpoint", "published")
+RULES = ("exact", "midpoint", *(_HALVED := ("halved", "published")))
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,11 @@ class Integral:
         count = len(places)
         with np.errstate(over="ignore", invalid="ignore"):  # `within` refuses what is not finite
             moments = self._moments(count)
-        if rule != "exact" and count == 2:
+        if rule in ("midpoint", "published") and count == 2:
             moments[1] = 0.5 * moments[0]  # a line, read in the middle of the leg
-        if rule == "published" and count == 3:
+        if rule in _HALVED and count == 3:
             moments[2] *= 0.5
-        weights = np.linalg.solve(np.vander(places, increasing=True).T, moments)
-        return weights.astype(np.float64)
+        return np.linalg.solve(np.vander(places, increasing=True).T, moments).astype(np.float64)
 
     def within(self, limit: float, weights: Array) -> bool:
         """Whether these weights move the state by `limit` times its size at most.
@@ -158,8 +157,8 @@ class Adams(Solver):
     corrector: the number of calls through which each leg is done again once its end has been asked:
         the new call and those before it; 0 for never. This costs no call [Zhao+ 2023].
     rule: how a line through two calls is integrated, "exact" or read in the "midpoint" of the leg
-        (DPM-Solver++, UniPC bh2). "published" also halves the quadratic term, as the published
-        DPM-Solver++(3M) does by mistake: its order is then 2.
+        (DPM-Solver++, UniPC bh2). "halved" is exact but for half of the quadratic term, a mistake
+        of k-diffusion's 3M SDE, and "published", of DPM-Solver++(3M), both: of order 2.
     lower_order_final: use no more calls than legs remain.
     corrected_start: correct the first leg, which is Euler's for want of earlier calls, once the
         next call is known. Without that it limits the whole run to order 2, and at few steps it is
@@ -204,7 +203,7 @@ class Adams(Solver):
         The second call is made at a state that Euler's step has reached, with an error of second
         order; its answer is never asked again, so that no run is of a higher order than 3.
         """
-        rough = self.rule == "published" or self.lower_order_final or self.variable == "index"
+        rough = self.rule in _HALVED or self.lower_order_final or self.variable == "index"
         plain = not self.corrector and not self.corrected_start
         order = min(self.order + 1, self.corrector) if self.corrector else self.order
         return min(order, 2 if noisy or rough or plain else 3)
