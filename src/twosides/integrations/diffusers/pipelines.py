@@ -24,9 +24,9 @@ from twosides.storage.devices import device_named
 def load_pipeline(folder: Path, *, network: nn.Module | bool = True, device: str = "auto") -> Any:
     """A pipeline from safetensors, on the device of this name. No code of it is run.
 
-    folder: the pipeline's.
-    network: True for the pipeline's own, False for none, which leaves what is around it, the VAE
-        and the text encoder; or another network in its place.
+    folder: the pipeline's folder.
+    network: True for its own network, another network to use in its place, or False for the parts
+        around it alone: the VAE, the text encoders.
     device: "auto", the accelerator if there is one and else the CPU, or a name, see
         `storage.devices.device_named`.
     """
