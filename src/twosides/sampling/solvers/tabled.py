@@ -65,11 +65,11 @@ class Tabled(Solver):
         for row, level, size in zip(plan.rows[1:], plan.levels[1:], sizes[1:], strict=True):
             _check_constants(plan, row, level, size)
             newest = len(rows)
-            lags = sorted({newest - k for _, k in row if k < newest})
-            rows.append(
-                tuple((lag, *(row.get((part, newest - lag), 0.0) / size for part in ("x", "eps")))
-                      for lag in lags)
-            )  # fmt: skip
+            row_of = list[tuple[int, float, float]]()
+            for call in sorted({k for _, k in row if k < newest}, reverse=True):
+                x, eps = (row.get((part, call), 0.0) / size for part in ("x", "eps"))
+                row_of.append((newest - call, x, eps))
+            rows.append(tuple(row_of))
         return cls(tuple(plan.logsnr.tolist()), tuple(rows))
 
     def __post_init__(self) -> None:
