@@ -1,14 +1,14 @@
 """What tuning gains: tuned samplers beside the best of all untuned ones, chosen in hindsight.
 
     median, rms    of |x - x*| / rms |x*| over test noises that no search has seen, x* the exact end
-    ratio          tuned to untuned, where "untuned" is the least of each measure that any of 90 pairs
-                   of preset and grid has on these very test noises: a choice nobody could have made
+    ratio          tuned to untuned, where "untuned" is the least of each measure that any of 90
+                   pairs of preset and grid has on these very test noises, which nobody could know
     below          the share of samples below the data's 5 % density quantile; 0.05 is ideal
 
-All start from unit noise. Problems: ring8 (2-D) and spec64 (64-D, exact mixtures), and with --glyphs
-the network of `twosides demo`, guided and not.
+All start from unit noise. Problems: ring8 (2-D) and spec64 (64-D, exact mixtures), and with
+--glyphs the network of `twosides demo`, guided and not.
 
-    python benchmarks/tuning.py                       prints the tables, in about a quarter of an hour
+    python benchmarks/tuning.py                       prints the tables, in minutes
     python benchmarks/tuning.py --out docs            and writes them into docs/tuning.md
     python benchmarks/tuning.py --quick               ring8 only
     python benchmarks/tuning.py --glyphs runs/demo/cosine

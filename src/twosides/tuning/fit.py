@@ -1,8 +1,9 @@
 """The fit: Levenberg-Marquardt with differences, by forward passes alone.
 
-The residual of a noise is the vector `(x - x*) / size`, so that a few noises are many equations. The
-robust loss rho is fitted by weights that are taken anew in each iteration, 1 / (1 + e^2 / delta^2)
-of a noise. With the parameters counted in their scales, and J the residuals' derivatives,
+The residual of a noise is the vector `(x - x*) / size`, so that a few noises are many equations.
+The robust loss rho is fitted by weights that are taken anew in each iteration,
+1 / (1 + e^2 / delta^2) of a noise. With the parameters counted in their scales, and J the
+derivatives of the residuals,
 
     (J' W J + lam diag) step = -J' W r
 

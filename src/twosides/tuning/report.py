@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from twosides.metrics.distances import sliced_wasserstein
 from twosides.sampling.plan import Plan
@@ -129,11 +130,13 @@ class Tuned:
     sampler: to be used anywhere, `sample(denoiser, shape, sampler=tuned.sampler, steps=steps)`.
     plan: the same as a table on the denoiser's own schedule.
     report: what was done, and how far it is from the teacher; print it.
+    shown: for eyes, samples of the same noises by the teacher, the best preset and the result.
     """
 
     sampler: Sampler
     plan: Plan
     report: Report
+    shown: dict[str, Tensor] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> None:
         """Write a .json file, whose path is then a name of the sampler everywhere."""

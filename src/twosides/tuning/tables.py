@@ -2,8 +2,8 @@
 
 A *table* lists the log-SNRs at which the network is asked, and of each call the weights of
 differences to earlier estimates, in units of the state's size (`solvers.Tabled`). A *family* makes
-tables of a few parameters theta. Three are fitted one after the other, each from the best of the one
-before:
+tables of a few parameters theta. Three are fitted one after the other, each from the best of the
+one before:
 
     low     4          kappa, the shift, and the two exponents of a law of times
     e       3 n - 1    the levels, kappa of each step, and the gain of each correction
@@ -13,8 +13,8 @@ All start where the network's range starts and end at the data. Levels are count
 a flow time that is 1 and 0 at the ends of that range (`Range`), so that none can leave it; where a
 schedule reaches from pure noise to data, this is the log-SNR itself.
 
-Functions take a batch of theta, (q, p), and return a batch of tables: the tables of one Jacobian run
-as one batch.
+Functions take a batch of theta, (q, p), and return a batch of tables: those of one Jacobian run as
+one batch.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def levels_of(where: Range, theta: Array) -> Array:
 
 
 def theta_of(where: Range, logsnr: Array) -> Array:
-    """The inverse of `levels_of`, for the levels of one table; of levels that are too close, near."""
+    """The inverse of `levels_of` for one table's levels; those that are too close move apart."""
     warped = where.warped(logsnr[1:-1])
     return np.concatenate([warped[:1], np.log(np.maximum(np.diff(warped), 0.02))])
 

@@ -1,8 +1,8 @@
 """The teacher: where the trajectories of some noises end, by many calls, checked and kept on disk.
 
 It is the rule that was best at 32 to 128 calls on the exact problems of the benchmarks, kab3c on
-Beta(0.7, 1) in u: with 64 calls it is nearer to the truth than Runge-Kutta's with 128. It runs on the
-very denoiser that is tuned, guidance and conditioning included. How far it has converged is
+Beta(0.7, 1) in u: with 64 calls it is nearer to the truth than Runge-Kutta's with 128. It runs on
+the very denoiser that is tuned, guidance and conditioning included. How far it has converged is
 measured, by a run with half as many calls.
 
 With a folder, finished blocks of runs are files there, named by what was asked: the noises, the
@@ -43,24 +43,30 @@ class Teacher:
     """Ends of trajectories, from noises of a seed.
 
     network: what runs, and counts.
+    schedule: where the runs start and end.
     event: the shape of a sample.
     seed: of the noises.
-    dtype, device: of the states.
-    cache: a folder, or None.
+    like: has the dtype and the device of the states.
     """
 
     def __init__(
         self,
         network: Network,
+        schedule: Schedule,
         event: tuple[int, ...],
         seed: int,
         like: Tensor,
-        cache: Path | None = None,
     ) -> None:
-        """`like` has the dtype and the device of the states."""
-        self.network, self.event, self.seed, self.like = network, event, seed, like
+        """Nothing is kept on disk before `keep` says where."""
+        self.network, self.schedule, self.event = network, schedule, event
+        self.seed, self.like = seed, like
+        self.cache: Path | None = None
+        self.key = ""
+
+    def keep(self, cache: Path | None) -> None:
+        """Keep finished blocks of runs in a folder, and take those that are there."""
         self.cache = cache
-        self.key = fingerprint(network, event, like) if cache else ""
+        self.key = self._fingerprint() if cache is not None else ""
 
     def noise(self, numbers: range) -> Tensor:
         """The noises of these numbers."""
@@ -97,13 +103,13 @@ class Teacher:
     @torch.no_grad()
     def _block(self, numbers: range, calls: int) -> Tensor:
         named = f"{self.key}-{self.seed}-{calls}-{numbers.start}-{numbers.stop}"
-        path = self.cache / f"teacher-{named}.safetensors" if self.cache else None
+        path = self.cache / f"teacher-{named}.safetensors" if self.cache is not None else None
         if path is not None and path.exists():
             try:
                 return load_tensors(path)["ends"].to(self.like)
             except (CorruptFolder, KeyError):
                 path.unlink()
-        plan = teacher_plan(self.network.denoiser.schedule, calls)
+        plan = teacher_plan(self.schedule, calls)
         told = self.network.told(torch.tensor(list(numbers)))
         ends = run(plan, self.network.denoiser, self.noise(numbers), conditioning=told)
         self.network.account.add(len(numbers) * plan.nfe)
@@ -112,19 +118,15 @@ class Teacher:
             save_tensors(path, {"ends": ends.cpu()})
         return ends
 
-
-@torch.no_grad()
-def fingerprint(network: Network, event: tuple[int, ...], like: Tensor) -> str:
-    """A name for what a denoiser answers, guidance and conditioning included."""
-    probe = PerSample(0, range(1), STREAM).normal(event, like.dtype, like.device)
-    digest = hashlib.sha256(repr((event, network.denoiser.schedule, like.dtype)).encode())
-    for row in range(min(network.rows, 4)):
-        ends = run(
-            teacher_plan(network.denoiser.schedule, 3),
-            network.denoiser,
-            probe,
-            conditioning=network.told(torch.tensor([row])),
-        )
-        network.account.add(3)
-        digest.update(ends.double().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    @torch.no_grad()
+    def _fingerprint(self) -> str:
+        """A name for what the denoiser answers, guidance and conditioning included."""
+        probe = PerSample(0, range(1), STREAM).normal(self.event, self.like.dtype, self.like.device)
+        digest = hashlib.sha256(repr((self.event, self.schedule, self.like.dtype)).encode())
+        plan = teacher_plan(self.schedule, 3)
+        for row in range(min(self.network.rows, 4)):
+            told = self.network.told(torch.tensor([row]))
+            ends = run(plan, self.network.denoiser, probe, conditioning=told)
+            self.network.account.add(plan.nfe)
+            digest.update(ends.double().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
