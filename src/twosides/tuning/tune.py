@@ -5,8 +5,9 @@
     low, e, full   three families of tables, fitted one after the other (`tables`, `fit`)
     proof      on noises that nothing was fitted to or chosen by
 
-The fits need forward passes only. Endpoint fits through the network, with a table of coefficients
-and levels as the result, are those of BNS [Shaul+ 2024], S4S [Frankel+ 2025] and GS [2025]; the families, the method and the proof are this library's.
+The fits need forward passes only. That a table of coefficients and levels is fitted to the ends of
+a teacher's runs is the idea of BNS [Shaul+ 2024], S4S [Frankel+ 2025] and GS [2025]; the families,
+the method and the proof are this library's.
 """
 
 from __future__ import annotations
