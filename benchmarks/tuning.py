@@ -5,8 +5,8 @@
                    pairs of preset and grid has on these very test noises, which nobody could know
     below          the share of samples below the data's 5 % density quantile; 0.05 is ideal
 
-All start from unit noise. Problems: ring8 (2-D) and spec64 (64-D, exact mixtures), and with
---glyphs the network of `twosides demo`, guided and not.
+All start from unit noise. Problems: ring8 (2-D) and spec64 (64-D), exact mixtures, a small
+network that is trained here, and with --glyphs the network of `twosides demo`, guided and not.
 
     python benchmarks/tuning.py                       prints the tables, in minutes
     python benchmarks/tuning.py --out docs            and writes them into docs/tuning.md
@@ -72,6 +72,28 @@ def mixture(name: str, dimensions: int) -> Problem:
     data = made.sample(20_000, seed=9)  # pyright: ignore
     quantile = float(made.log_prob(data, CLEAN).quantile(0.05))  # pyright: ignore
     return _problem(name, made, noise, {}, quantile, calls=200)
+
+
+def learned() -> Problem:
+    """A network of 2-D data, trained here for some seconds with the flow-matching loss."""
+    from twosides.storage.networks import MLP
+
+    torch.manual_seed(0)
+    data = ts.oracle.GaussianMixture.ring(8, std=0.1).sample(20_000, seed=3).float()
+    made = ts.Denoiser(MLP())
+    objective, generator = ts.recipes["flow-matching"].objective(), torch.Generator().manual_seed(0)
+    optimizer = torch.optim.Adam(made.parameters(), 2e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 4000)
+    for _ in range(4000):
+        x = data[torch.randint(len(data), (256,), generator=generator)]
+        loss = objective(made, x, generator=generator).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    made.eval()
+    noise = PerSample(SEED, range(TEST)).normal((2,))
+    return _problem("learned (2-D)", made, noise, {}, None, calls=200)
 
 
 def glyphs(folder: Path, guidance: float) -> Problem:
@@ -153,20 +175,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--glyphs", type=Path)
-    parser.add_argument("--noises", type=int, default=32)
+    parser.add_argument("--noises", type=int, default=16)
     parser.add_argument("--budget", default="normal")
     parser.add_argument("--steps", type=int, nargs="+", default=BUDGETS)
-    parser.add_argument("--only", nargs="*")
     options = parser.parse_args()
     torch.set_num_threads(1)
     problems = [mixture("ring8", 2)]
-    problems += [] if options.quick else [mixture("spec64", 64)]
+    problems += [] if options.quick else [mixture("spec64", 64), learned()]
     if options.glyphs:
         problems += [glyphs(options.glyphs, scale) for scale in (1.0, 3.0)]
     lines = [list(HEAD)]
     for problem in problems:
-        if options.only and problem.name.split(",")[0] not in options.only:
-            continue
         for steps in options.steps:
             for line in rows(problem, steps, options.noises, options.budget):
                 print(" | ".join(line), flush=True)

@@ -17,7 +17,7 @@ def tune(
     *,
     steps: tuple[int, ...] = (8,),
     out: Path = Path("tuned"),
-    n: int = 32,
+    n: int = 16,
     budget: str = "normal",
     guidance: float = 1.0,
     labels: str | None = None,

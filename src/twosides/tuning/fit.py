@@ -32,8 +32,7 @@ ENOUGH = 2e-3  # of the loss, by which an iteration must lower it
 TRIES = 6
 DIFFERENCES = {torch.float64: 1e-4, torch.float32: 2e-3}  # by the network's dtype
 COARSE = 3e-2  # of any other, such as bfloat16
-AGREE = 0.3  # how far slopes of steps h and 2 h may differ
-DOUBLINGS = 12
+AGREE = 0.3  # how far slopes of a step and of a coarse one may differ
 
 
 @dataclass
@@ -138,18 +137,22 @@ def difference_of(dtype: torch.dtype | None) -> float:
 
 def checked_difference(
     family: Family, network: Network, noises: Noises, difference: float
-) -> float | None:
-    """A step at which slopes can be trusted: the one given, doubled until they can; None if never.
+) -> float:
+    """A step at which slopes can be trusted: the one given, or the first of its doubles that can.
 
-    Slopes with h and 2 h along a direction of all parameters must agree within 30 %. Where h is
-    below what the network rounds to, they do not, and a fit would stand still without a word.
+    Where a step is below what the network rounds to, its answers stand still, and a fit would stop
+    without a word. Slopes along a direction of all parameters must therefore agree, within 30 %,
+    with those of a coarse step, 3e-2, at which any network moves. That is what is returned at last.
     """
+    if difference >= COARSE:
+        return difference
     direction = family.scale * np.resize([1.0, -0.6, 0.4], len(family.scale))
-    for _ in range(DOUBLINGS + 1):
-        steps = np.array([0.0, difference, 2 * difference])[:, None]
-        gaps = noises.gaps(network, family.tables(family.start + steps * direction))
-        once, twice = (gaps[1] - gaps[0]) / difference, (gaps[2] - gaps[0]) / (2 * difference)
-        if float((once - twice).norm()) <= AGREE * float(twice.norm()):
-            return difference
-        difference *= 2
-    return None
+    doubled = difference * 2.0 ** np.arange(math.ceil(math.log2(COARSE / difference)))
+    steps = np.array([0.0, *doubled, COARSE])
+    gaps = noises.gaps(network, family.tables(family.start + steps[:, None] * direction))
+    slopes = [(gap - gaps[0]) / step for gap, step in zip(gaps[1:], steps[1:], strict=True)]
+    last = slopes[-1]
+    for step, slope in zip(doubled.tolist(), slopes, strict=False):
+        if float((slope - last).norm()) <= AGREE * float(last.norm()):
+            return step
+    return COARSE

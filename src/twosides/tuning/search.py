@@ -22,7 +22,7 @@ from twosides.schedules import Cosine, Schedule
 from twosides.tuning import tables as families
 from twosides.tuning.candidates import Candidate, candidates, rank
 from twosides.tuning.effort import Effort, effort_of
-from twosides.tuning.fit import Fitted, checked_difference, difference_of, fit, losses
+from twosides.tuning.fit import TRIES, Fitted, checked_difference, difference_of, fit, losses
 from twosides.tuning.report import Measure, Report, Stage, Tuned
 from twosides.tuning.tables import Family, Range, Tables
 from twosides.tuning.teacher import Teacher
@@ -32,6 +32,8 @@ VALID_FROM, HELD_FROM = 1 << 20, 1 << 21  # numbers of the noises of the other t
 FEW = 8  # noises below which the result is said to hang on them
 FINE = 1e-3  # a median error below which nothing can be gained: less than 8 bits can show
 RESAMPLED, SHOWN = 2000, 8
+TAUGHT = 6  # times as many calls as are tuned, at least, does the teacher make
+PAID = 10  # iterations, that a fit should have
 STARTS = tuple(
     (math.log(kappa), math.log(shift), *(math.log(a),) * 2)
     for shift in (0.4, 1.0, 0.15, 2.5)
@@ -48,8 +50,6 @@ class Search:
         self.network, self.effort, self.report, self.count = network, effort, report, count
         self.account, self.mark = network.account, 0
         self.like = _like(network.denoiser)
-        self.schedule = _askable(network, report, self.like)
-        self.where = Range.of(self.schedule)
 
     @classmethod
     def of(
@@ -90,6 +90,8 @@ class Search:
         self.training = [module for module in _modules(self.network.denoiser) if module.training]
         for module in self.training:
             module.training = False
+        self.schedule = _askable(self.network, self.report, self.like)
+        self.where = Range.of(self.schedule)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -103,7 +105,6 @@ class Search:
         train, valid, held = self.taught(cache)
         ranked = self.ranked(valid.first(16) if self.effort.starts < 16 else valid)
         best = ranked[0]
-        self.steady(best, held)
         self.report.before = Measure.of(self.network, held, best.table)
         if self.report.before.median < FINE:
             self.report.why = (
@@ -152,11 +153,13 @@ class Search:
             range(VALID_FROM, VALID_FROM + max(effort.valid, self.count // 2)),
             range(HELD_FROM, HELD_FROM + max(effort.held, self.count // 2)),
         )
-        train = teacher.noises(sets[0], effort.teacher)
+        calls = first = max(effort.teacher, TAUGHT * self.report.steps)
+        error, reached = math.inf, math.inf
+        train = teacher.noises(sets[0], calls)
         best = candidates(self.schedule, self.report.steps, few=True)
-        calls, error, reached = effort.teacher, math.inf, math.inf
+        self.steady(best[0], train)
         for _ in range(3):
-            train = teacher.noises(sets[0], calls) if calls > effort.teacher else train
+            train = teacher.noises(sets[0], calls) if calls > first else train
             error = teacher.error(train, calls)
             reached = min(
                 float(train.first(16).errors(network, each.table)[0].median()) for each in best[:3]
@@ -166,7 +169,7 @@ class Search:
                 break
             calls *= 2
         self.report.teacher_calls, self.report.teacher_error = calls, error
-        if error > 0.5 * reached and error > FINE:
+        if error > 0.25 * reached and error > FINE:
             raise ValueError(
                 f"the teacher does not converge: with {calls} calls it is still {error:.2g} of the "
                 f"data's size from itself with half of them, where presets of {self.report.steps} "
@@ -226,7 +229,10 @@ class Search:
         return best
 
     def _fit(self, family: Family, train: Noises, valid: Noises, difference: float) -> Fitted:
-        found = fit(family, self.network, train, valid, difference=difference)
+        """Fit on as many of the noises as the account can pay for some iterations."""
+        each = (len(family.start) + 1 + TRIES) * self.report.steps * PAID
+        some = train.first(max(FEW, self.account.left // each))
+        found = fit(family, self.network, some, valid, difference=difference)
         self.spent(
             family.name,
             parameters=len(family.start),
@@ -250,11 +256,6 @@ class Search:
             chosen.append((float(found[least]), rule, family.moved(starts[least])))
         chosen.sort(key=lambda each: each[0])
         step = checked_difference(chosen[0][2], self.network, train.first(4), difference)
-        if step is None:
-            raise ValueError(
-                "slopes of this network cannot be measured: doubling the step of the differences "
-                f"from {difference:g} on, two steps never agree. Its answers are too rough"
-            )
         if step != difference:
             self.report.notes.append(
                 f"differences of {difference:g} drown in the network's rounding; {step:g} were used"
@@ -323,7 +324,8 @@ def _like(denoiser: Any) -> Tensor:
 def _askable(network: Network, report: Report, like: Tensor) -> Schedule:
     """The denoiser's schedule, or cosine(-12, 12) where it cannot be asked at pure noise."""
     schedule = network.denoiser.schedule
-    z, first = like.new_zeros((1, *report.shape)), schedule.level(schedule.logsnr_min)
+    z, least = like.new_zeros((1, *report.shape)), torch.tensor([schedule.logsnr_min]).double()
+    first = schedule.with_scaling("vp").level(least)
     try:
         network.denoiser(z, first, **network.told(torch.zeros(1, dtype=torch.long)))
     except ValueError as error:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,7 +30,7 @@ from twosides.sampling.frames import Array, unit
 from twosides.sampling.solvers import Tabled
 from twosides.schedules import Schedule
 
-FAR = 60.0  # a log-SNR that is data to any float
+FAR = 40.0  # a log-SNR that is data to any float
 NOISIEST = -14.0  # of levels that are moved
 LAGS = 2  # whose weights are free in the last family
 
@@ -47,11 +47,12 @@ class Range(NamedTuple):
         return cls(float(schedule.logsnr_min), float(schedule.logsnr_max))
 
     def inside(self, warped: Array) -> Array:
-        """The log-SNRs of warped ones, which may be any number."""
+        """The log-SNRs of warped ones, (..., n), which may be any numbers that rise."""
+        warped = np.minimum(warped, FAR + 0.02 * np.arange(warped.shape[-1]))  # none come twice
         if self.low == -math.inf and self.high == math.inf:
-            return np.clip(warped, None, FAR)
+            return warped
         data, noise = _time(self.high), _time(self.low)
-        return _logsnr(data + (noise - data) * _time(np.clip(warped, None, FAR)))
+        return _logsnr(data + (noise - data) * _time(warped))
 
     def warped(self, logsnr: Array) -> Array:
         """The inverse; ends are moved in to finite places."""
@@ -61,13 +62,13 @@ class Range(NamedTuple):
             return np.clip(_logsnr(part), NOISIEST, FAR)
 
 
-def _time(logsnr: Array | float) -> Array:
+def _time(logsnr: Any) -> Any:
     """Flow time, `sigma / (alpha + sigma)`."""
     alpha, sigma = unit(logsnr)
     return sigma / (alpha + sigma)
 
 
-def _logsnr(time: Array) -> Array:
+def _logsnr(time: Any) -> Any:
     with np.errstate(divide="ignore"):
         return 2 * (np.log1p(-time) - np.log(time))
 
@@ -153,7 +154,7 @@ def law(where: Range, steps: int, shift: Array, a: Array, b: Array) -> Array:
     q = 1 - np.arange(steps)[None] / steps
     y = (1 - (1 - q) ** (1 / b[:, None])) ** (1 / a[:, None])
     t = shift[:, None] * y / (1 + (shift[:, None] - 1) * y)
-    return _ended(where, where.inside(_logsnr(np.clip(t, 1e-12, 1.0))))
+    return _ended(where, where.inside(_logsnr(np.clip(t, 1e-12, 1 - 1e-6))))
 
 
 def _ended(where: Range, logsnr: Array) -> Array:
@@ -198,10 +199,7 @@ def adams(logsnr: Array, kappa: Array, rule: Rule, gain: Array | None = None) ->
         eta = [sigma[:, level] / c(k, level) for level in (step, step + 1, *calls)]
         length = eta[1] - eta[0]
         places = (np.stack(eta[2:], 1) - eta[0][:, None]) / length[:, None]
-        powers = np.arange(len(calls))
-        vandermonde = places[:, None, :] ** powers[None, :, None]
-        moments = np.broadcast_to(1 / (powers + 1), (count, len(calls)))[..., None]
-        return (c(k, step + 1) * length)[:, None] * np.linalg.solve(vandermonde, moments)[..., 0]
+        return (c(k, step + 1) * length)[:, None] * _lagrange(places)
 
     def add(i: int, calls: list[int], k: Array, weights: Array) -> None:
         for call, weight in zip(calls, weights.T, strict=True):
@@ -209,7 +207,7 @@ def adams(logsnr: Array, kappa: Array, rule: Rule, gain: Array | None = None) ->
                 x[:, i, call] -= k * weight
                 eps[:, i, call] += weight
 
-    for i in range(steps):
+    def step(i: int) -> None:
         k = kappa[:, i]
         last = rule.lower_final and i == steps - 1
         calls = [i - lag for lag in range(1 if last else min(rule.order, i + 1))]
@@ -217,14 +215,31 @@ def adams(logsnr: Array, kappa: Array, rule: Rule, gain: Array | None = None) ->
         used = min(rule.order, i)
         through = min(rule.corrector, used + 1) if rule.corrector else 2 * (used == 1 < rule.order)
         if i == 0 or through < 2:
-            continue
+            return
         k, before = kappa[:, i - 1], [i - 1 - lag for lag in range(used)]
         corrected = [i, *before[: through - 1]]
         kept = c(kappa[:, i], i + 1) / c(kappa[:, i], i)
         kept = kept * (1.0 if gain is None else gain[:, i - 1])
         add(i, corrected, k, integral(k, corrected, i - 1) * kept[:, None])
         add(i, before, k, -integral(k, before, i - 1) * kept[:, None])
+
+    with np.errstate(all="ignore"):  # a table that is not finite has an infinite loss
+        for number in range(steps):
+            step(number)
     return Tables(logsnr, x, eps)
+
+
+def _lagrange(places: Array) -> Array:
+    """The integrals over [0, 1] of Lagrange's polynomials through places, (q, m)."""
+    weights = np.empty_like(places)
+    for k in range(places.shape[1]):
+        powers = np.ones((len(places), 1))  # coefficients of 1, s, s^2, ...
+        for j in range(places.shape[1]):
+            if j != k:
+                up, down = (np.pad(powers, ((0, 0), side)) for side in ((1, 0), (0, 1)))
+                powers = (up - places[:, j : j + 1] * down) / (places[:, k] - places[:, j])[:, None]
+        weights[:, k] = (powers / np.arange(1, powers.shape[1] + 1)).sum(1)
+    return weights
 
 
 # ---------------------------------------------------------------------------- the three families

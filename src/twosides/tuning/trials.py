@@ -120,7 +120,7 @@ class Network:
             for part, end, found in ((tables.x, alpha, xs), (tables.eps, sigma, epses)):
                 weights = part[:, i, : i + 1].copy()
                 weights[:, i] = end[:, i + 1] - weights[:, :i].sum(1)
-                for k in np.flatnonzero(np.abs(weights).max(0) > 0):
+                for k in np.flatnonzero((weights != 0).any(0)):
                     z = z + along_batch(column(weights[:, k]), z) * found[k]
         return z
 
