@@ -270,7 +270,7 @@ def test_networks_that_cannot_be_tuned_are_told():
             alpha, sigma = (ts.schedules.along_batch(v, z) for v in level[1:])
             time = torch.as_tensor(sigma / (alpha + sigma))
             jump = torch.sign(torch.sin(3e5 * time))
-            return ts.outputs.Estimate(x + 3.0 * sigma * jump, eps - 3.0 * alpha * jump)
+            return ts.outputs.Estimate(x + 10 * sigma * jump, eps - 10 * alpha * jump)
 
     class Broken(Dropout):
         def __call__(self, z, level):

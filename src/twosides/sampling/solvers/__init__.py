@@ -2,10 +2,11 @@
 
 `solver` says what a solver is and walks a route, `euler` has the methods of Euler, `multistep` uses
 past calls, `runge_kutta` calls inside the leg, `invertible` has the rules that run backwards
-exactly, and `tabled` takes the coefficients of any rule as rows. A new solver is a class in one of
-them and a row of the table here.
+exactly, `tabled` takes the coefficients of any rule as rows, and `automatic` chooses by the number
+of steps. A new solver is a class in one of them and a row of the table here.
 """
 
+from twosides.sampling.solvers.automatic import Automatic
 from twosides.sampling.solvers.euler import Euler, EulerMaruyama
 from twosides.sampling.solvers.invertible import BDIA, Leapfrog
 from twosides.sampling.solvers.multistep import Adams, Integral
@@ -14,8 +15,8 @@ from twosides.sampling.solvers.solver import DDIM, Asks, Solver, hold, walk
 from twosides.sampling.solvers.tabled import Tabled
 
 __all__ = [
-    "BDIA", "DDIM", "SOLVERS", "TABLEAUS", "Adams", "Asks", "Euler", "EulerMaruyama", "Integral",
-    "Leapfrog", "RungeKutta", "Solver", "Tableau", "Tabled", "hold", "walk",
+    "BDIA", "DDIM", "SOLVERS", "TABLEAUS", "Adams", "Asks", "Automatic", "Euler", "EulerMaruyama",
+    "Integral", "Leapfrog", "RungeKutta", "Solver", "Tableau", "Tabled", "hold", "walk",
 ]  # fmt: skip
 
 SOLVERS: dict[str, type[Solver]] = {
@@ -27,4 +28,5 @@ SOLVERS: dict[str, type[Solver]] = {
     "bdia": BDIA,
     "euler-maruyama": EulerMaruyama,
     "tabled": Tabled,
+    "automatic": Automatic,
 }
