@@ -29,8 +29,12 @@ def test_it_is_the_rule_for_so_many_steps(schedule):
     grid = Beta(0.7, 1.0, variable="u")
     for steps in (1, 2, 7):
         assert same(plan("auto", schedule, steps), Sampler(grid, SHORT).plan(schedule, steps))
+    # The data are far from where Stable Diffusion's schedule ends: its last step is a long one.
+    end = PLAIN if isinstance(schedule, ScaledLinear) else FINAL
     for steps in (8, 20):
-        assert same(plan("auto", schedule, steps), Sampler(grid, FINAL).plan(schedule, steps))
+        short = steps == 8 and isinstance(schedule, ScaledLinear)
+        wanted = Sampler(grid, FINAL if short else end).plan(schedule, steps)
+        assert same(plan("auto", schedule, steps), wanted)
 
 
 def test_on_even_steps_the_last_one_is_of_full_order():

@@ -39,8 +39,8 @@ def tune(
         model: a model's or a run's folder, or a pipeline's (only safetensors are read).
         steps: numbers of network calls: 4 6 8.
         out: the folder for the samplers, report.html, and the teacher's runs, from which the same
-            command goes on if it was interrupted; by default MODEL/tuned, in which the sampler
-            "auto" finds them.
+            command goes on if it was interrupted; by default MODEL-tuned, beside the
+            model's, in which the sampler "auto" finds them.
         n: noises to fit.
         budget: fast (10,000 network evaluations), normal (100,000), thorough (1,000,000), or their
             number; under guidance a pair counts as one.
@@ -53,7 +53,7 @@ def tune(
         check: instead, prove this tuned file anew for the model, its guidance and prompts.
         trust_code: import the network's class from outside diffusers and twosides.
     """
-    from twosides.generation.automatic import TUNED
+    from twosides.generation.automatic import tuned_folder
     from twosides.reports.tuning import write_page
     from twosides.sampling.named import sampler_named
     from twosides.tuning.sources import Wish, source_of
@@ -70,7 +70,7 @@ def tune(
         report = checked(sampler, source.denoiser, shape, **options, **source.conditioning)
         say(f"{check}: {'still proven' if report.accepted else 'not proven'}\n{report}")
         return
-    found, out = [], out or model / TUNED
+    found, out = [], out or tuned_folder(model)
     for calls in steps:
         result = tuned(
             source.denoiser,

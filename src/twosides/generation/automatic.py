@@ -1,4 +1,4 @@
-"""The sampler "auto" of a model's folder: its tuned file for this number of steps, or the rule."""
+"""The sampler "auto" of a model: its tuned file for this number of steps, or the rule."""
 
 from __future__ import annotations
 
@@ -8,13 +8,21 @@ from twosides.display.terminal import say
 from twosides.generation.request import Request
 from twosides.sampling.sampler import Sampler
 
-TUNED = "tuned"  # the folder within a model's, in which `twosides tune` writes
+
+def tuned_folder(folder: Path) -> Path:
+    """Where `twosides tune` writes: beside a model's folder, whose files are sealed.
+
+    >>> tuned_folder(Path("runs/letters")).name
+    'letters-tuned'
+    """
+    folder = folder.absolute()
+    return folder.with_name(f"{folder.name}-tuned")
 
 
 def sampler_for(folder: Path, request: Request) -> str | Sampler:
-    """The sampler of a request; for "auto", that of the folder if it has one, which is said."""
+    """The sampler of a request; for "auto", the model's tuned one if there is one. It is said."""
     if request.sampler != "auto":
         return request.sampler
-    own = folder / TUNED / f"{request.steps}.json"
+    own = tuned_folder(folder) / f"{request.steps}.json"
     say(f"auto: {own if own.is_file() else 'kappa-shift Adams by the number of steps'}")
     return str(own) if own.is_file() else "auto"
