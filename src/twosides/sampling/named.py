@@ -12,23 +12,19 @@ from pathlib import Path
 from typing import Any, SupportsIndex
 
 from twosides.naming import named, split_call, unknown
-from twosides.sampling.grids import GRIDS, Beta, Grid
+from twosides.sampling.grids import GRIDS, Grid
 from twosides.sampling.noise import STOCHASTICITIES, Stochasticity
 from twosides.sampling.plan import Plan
-from twosides.sampling.presets import FAMILIES, samplers
+from twosides.sampling.presets import AUTO, FAMILIES, samplers
 from twosides.sampling.sampler import Sampler
-from twosides.sampling.solvers import Automatic
 from twosides.schedules import Schedule, schedule_named
 
 PUBLISHED = "-published"
-# A rule, and no preset: it stands in no table of what papers have named.
-AUTO = Sampler(Beta(0.7, 1.0, variable="u"), Automatic(), paper="twosides: by the steps alone")
 
 
 def names() -> list[str]:
-    """All names of presets, those of published forms included."""
-    others = [name + PUBLISHED for name, preset in samplers.items() if preset.published]
-    return [*samplers, *others, "auto"]
+    """All names of presets, those of published forms included, and "auto"."""
+    return [*samplers, *(n + PUBLISHED for n, made in samplers.items() if made.published), "auto"]
 
 
 def sampler_named(
@@ -40,8 +36,7 @@ def sampler_named(
 
     sampler: a preset, "dpmpp-2m"; with numbers if it takes some, "kab2(0.5, 3)"; with "-published"
         for the form that its authors' code has, known errors included, where that differs,
-        "unipc-published"; "auto", the rule of `solvers.Automatic`; or the path
-        of a JSON file of a sampler (`storage.plans`).
+        "unipc-published"; "auto", see `solvers.Automatic`; or the path of a sampler's file.
     noise: in place of its own: a row of STOCHASTICITIES, with numbers if wanted, "churn(0.3)".
     grid: in place of its own: a row of GRIDS, with numbers if wanted, "karras(5)".
 
@@ -77,10 +72,10 @@ def _preset(text: str) -> Sampler:
                 "sampler for any is wanted, name a preset or a file of a sampler"
             )
         return found
-    if text == "auto":
-        return AUTO
     name, numbers = split_call(text)
     name, published = name.removesuffix(PUBLISHED), name.endswith(PUBLISHED)
+    if text == "auto":
+        return AUTO
     if name not in samplers:
         raise unknown("sampler", name, samplers)
     if numbers and name not in FAMILIES:
