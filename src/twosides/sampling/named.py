@@ -1,8 +1,7 @@
 """What a name of a sampler may be: the one place where names become samplers, and plans.
 
-A name is a preset, "dpmpp-2m", with numbers if it takes some, "kab2(0.5, 3)", or the published form
-of one, "unipc-published"; or "auto", a rule that goes by the number of steps; or the path of a JSON
-file of a sampler, or where a plan is wanted of a plan.
+A name is a preset, "dpmpp-2m", with numbers if it takes some, "kab2(0.5, 3)", or a published form,
+"unipc-published"; or "auto"; or the path of a JSON file of a sampler, or of a plan if one is due.
 """
 
 from __future__ import annotations
