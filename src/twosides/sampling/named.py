@@ -33,9 +33,8 @@ def sampler_named(
 ) -> Sampler:
     """The sampler of a name, or the Sampler itself; with other noise or another grid if wanted.
 
-    sampler: a preset, "dpmpp-2m"; with numbers if it takes some, "kab2(0.5, 3)"; with "-published"
-        for the form that its authors' code has, known errors included, where that differs,
-        "unipc-published"; "auto", see `solvers.Automatic`; or the path of a sampler's file.
+    sampler: a preset, "dpmpp-2m"; with numbers if it takes some, "kab2(0.5, 3)"; "unipc-published",
+        its authors' code, known errors included; "auto", see `solvers.Automatic`; a sampler's file.
     noise: in place of its own: a row of STOCHASTICITIES, with numbers if wanted, "churn(0.3)".
     grid: in place of its own: a row of GRIDS, with numbers if wanted, "karras(5)".
 

@@ -82,10 +82,10 @@ def _texts(notes: Notes, wish: Wish) -> tuple[Rows, Mapping[str, Any]]:
     """What prompts tell a model that was trained on captions."""
     if not notes.captioned:
         raise ValueError("this model takes no prompts: it was not trained on captions")
-    from twosides.integrations.diffusers.encoders import found
+    from twosides.integrations.diffusers.encoders import find_pipeline
     from twosides.integrations.diffusers.texts import Texts
 
-    pipeline = found(notes.pipeline, "texts")
+    pipeline = find_pipeline(notes.pipeline, "texts")
     texts = Texts(pipeline, int(notes.pipeline["size"]))
     return _joined(_needed(wish), texts), texts.null
 
