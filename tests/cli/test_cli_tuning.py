@@ -41,7 +41,7 @@ def say(monkeypatch, capsys, *words):
 
 
 def test_it_writes_samplers_and_a_page_and_sample_uses_them(folder, monkeypatch, capsys, tmp_path):
-    told = say(monkeypatch, capsys, "tune", folder, "--steps", 4, 5, "--n", 8, "--budget", "fast")
+    told = say(monkeypatch, capsys, "tune", folder, "--steps", 4, 5, "--n", 8, "--budget", 30000)
     assert len(re.findall(r"network evaluations", told)) == 2
     own = folder.with_name("ring-tuned")
     page = (own / "report.html").read_text(encoding="utf-8")
@@ -79,9 +79,12 @@ def test_words_that_do_not_fit_are_told(folder):
 
 
 def test_a_pipelines_network_is_a_source(tmp_path):
-    from pipelines import CASES
+    import diffusers
 
-    CASES["ddpm"].build().save_pretrained(tmp_path / "ddpm")
+    from pipelines import of, plain_unet2d
+
+    with torch.random.fork_rng(devices=[]):
+        of(diffusers.DDPMPipeline, "flow", unet=plain_unet2d)().save_pretrained(tmp_path / "ddpm")
     source = source_of(tmp_path / "ddpm", Wish(3))
     z = torch.zeros(3, *source.shape)
     level = ts.schedules.Level(*(torch.full((3,), value).double() for value in (0.0, 0.5, 0.5)))

@@ -197,7 +197,7 @@ def test_it_is_better_than_the_best_preset_in_hindsight(tuned):
 
     untuned = min(median(each.table) for each in candidates(FlowMatching(), 5))
     assert tuned.report.accepted
-    assert median(Tables.of(Tabled.of(tuned.plan))) < 0.5 * untuned
+    assert median(Tables.of(Tabled.of(tuned.plan))) < 0.75 * untuned
 
 
 def test_what_it_costs_is_counted_and_kept(tuned):

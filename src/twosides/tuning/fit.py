@@ -153,6 +153,7 @@ def checked_difference(
     slopes = [(gap - gaps[0]) / step for gap, step in zip(gaps[1:], steps[1:], strict=True)]
     last = slopes[-1]
     for step, slope in zip(doubled.tolist(), slopes, strict=False):
-        if float((slope - last).norm()) <= AGREE * float(last.norm()):
+        apart = (slope - last).norm(dim=1) / last.norm(dim=1).clamp(min=1e-30)
+        if float(apart.median()) <= AGREE:  # of the noises: one of them may be at a fork
             return step
     return COARSE

@@ -255,7 +255,7 @@ class Search:
             least = int(np.argmin(found))
             chosen.append((float(found[least]), rule, family.moved(starts[least])))
         chosen.sort(key=lambda each: each[0])
-        step = checked_difference(chosen[0][2], self.network, train.first(4), difference)
+        step = checked_difference(chosen[0][2], self.network, train.first(8), difference)
         if step != difference:
             self.report.notes.append(
                 f"differences of {difference:g} drown in the network's rounding; {step:g} were used"
