@@ -52,5 +52,6 @@ from twosides.schedules import Schedule as Schedule
 from twosides.schedules import VPLinear as VPLinear
 from twosides.storage.models import load as load
 from twosides.storage.models import save as save
+from twosides.tuning.tune import tune as tune
 
 __version__: str

@@ -32,6 +32,7 @@ PUBLIC_NAMES = 45
 CAPABILITIES = {  # names of what was added to a whole surface, each a page of its own
     "Measurement", "posterior", "steer", "tilt",  # docs/posteriors.md
     "FlowMap", "distill", "objectives",  # docs/fewsteps.md
+    "tune",  # docs/tuning.md
     "combined", "mixing",  # rules of guidance, more than two denoisers
 }  # fmt: skip
 READING_SET = 3500  # lines of the files that sample(..., "dpmpp-2m") runs through

@@ -1,4 +1,4 @@
-"""The command line: `twosides train | finetune | sample | samplers | recipes | convert | ...`.
+"""The command line: `twosides train | finetune | sample | tune | samplers | recipes | ...`.
 
 A command is a function of this package: its signature is the options and its docstring the
 help. Nothing heavy is imported before one runs, so that `--help` answers at once.
@@ -24,6 +24,7 @@ from twosides.cli.knowledge import compare, demo, explore, recipes, samplers, ve
 from twosides.cli.models import convert, explain, export
 from twosides.cli.samples import evaluate, report, restore, sample
 from twosides.cli.training import ema, finetune, train
+from twosides.cli.tuning import tune
 from twosides.display.terminal import complaint
 
 ABOUT = "Train, sample, convert and compare diffusion and flow-matching models."
@@ -34,6 +35,7 @@ COMMANDS = (
     distill,
     sample,
     restore,
+    tune,
     ema,
     evaluate,
     report,

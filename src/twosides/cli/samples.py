@@ -48,7 +48,9 @@ def sample(
         out: .png for a picture, .npy for the numbers, or a folder: of a model for any number of
             samples in .npy files, which the same command continues; of a pipeline for PNGs.
         sampler: ddim, dpmpp-2m, unipc, kab2c, ddpm, ...: see `twosides samplers`; unipc-published,
-            ... for one as its authors' code has it, known errors included.
+            ... for one as its authors' code has it, known errors included; "auto" for what
+            was tuned for the model and these steps, or else is good at so many; or a sampler's
+            .json file.
         steps: of the sampler.
         schedule: where to sample, by default the model's own: cosine, "cosine(-15, 15)", ...
         noise: other noise for the sampler: "churn(0.3)", "eta(1)", "ddim-eta(0.5)", deterministic.

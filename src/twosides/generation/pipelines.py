@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from twosides.display import pictures
+from twosides.generation.automatic import sampler_for
 from twosides.generation.notes import one_sentence
 from twosides.generation.request import Request
 from twosides.integrations.diffusers.pipelines import inputs, load_pipeline
@@ -33,7 +34,8 @@ def sample_pipeline(folder: str | Path, request: Request, out: Path) -> Tensor:
     if request.schedule is not None:
         raise ValueError("a pipeline is sampled on its own schedule; leave schedule out")
     pipe = load_pipeline(Path(folder), device=request.device)
-    pipe.scheduler = Scheduler.from_pipeline(pipe, request.sampler, seed=request.seed)
+    sampler = sampler_for(Path(folder), request)
+    pipe.scheduler = Scheduler.from_pipeline(pipe, sampler, seed=request.seed)
     given = inputs(
         pipe,
         request.count or 1,

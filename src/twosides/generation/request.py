@@ -116,7 +116,7 @@ class Request:
     def to_json(self) -> dict[str, Any]:
         """For a file or another process: a preset as its name, all else by classes and numbers."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        known = isinstance(self.sampler, str) and self.sampler in samplers
+        known = isinstance(self.sampler, str) and self.sampler in (*samplers, "auto")
         sampler = self.sampler if known else parts.describe(sampler_named(self.sampler))
         return {**values, "sampler": sampler, "schedule": parts.describe(self.schedule)}
 

@@ -20,6 +20,7 @@ from twosides.denoiser import Denoiser, Denoises
 from twosides.display import pictures
 from twosides.display.pictures import npy, sheet
 from twosides.display.progress import bar
+from twosides.generation.automatic import sampler_for
 from twosides.generation.notes import Notes, load_model, one_sentence, read_notes
 from twosides.generation.request import Request
 from twosides.guidance import classifier_free
@@ -252,7 +253,7 @@ def drawer(
     The plan, a table of the sampler's coefficients, is made once. ValueError for labels that the
     model does not know, and for guidance of a model that was not trained for it.
     """
-    sampler = sampler_named(request.sampler)
+    sampler = sampler_named(sampler_for(notes.folder, request))
     where = request.schedule or schedule_to_start_on(denoiser, sampler, request.steps)
     table = plan(sampler, where or denoiser.schedule, request.steps)
     network = guide(denoiser, request.scale, notes.null if text is None else text.null)

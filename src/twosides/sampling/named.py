@@ -1,8 +1,7 @@
 """What a name of a sampler may be: the one place where names become samplers, and plans.
 
-A name is a preset, "dpmpp-2m", with numbers if it takes some, "kab2(0.5, 3)", or the published form
-of one, "unipc-published"; or the path of a JSON file of a sampler, or where a plan is wanted of a
-plan.
+A name is a preset, "dpmpp-2m", with numbers if it takes some, "kab2(0.5, 3)", or a published form,
+"unipc-published"; or "auto"; or the path of a JSON file of a sampler, or of a plan if one is due.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from twosides.naming import named, split_call, unknown
 from twosides.sampling.grids import GRIDS, Grid
 from twosides.sampling.noise import STOCHASTICITIES, Stochasticity
 from twosides.sampling.plan import Plan
-from twosides.sampling.presets import FAMILIES, samplers
+from twosides.sampling.presets import AUTO, FAMILIES, samplers
 from twosides.sampling.sampler import Sampler
 from twosides.schedules import Schedule, schedule_named
 
@@ -23,9 +22,8 @@ PUBLISHED = "-published"
 
 
 def names() -> list[str]:
-    """All names of presets, those of published forms included."""
-    others = [name + PUBLISHED for name, preset in samplers.items() if preset.published]
-    return [*samplers, *others]
+    """All names of presets, those of published forms included, and "auto"."""
+    return [*samplers, *(n + PUBLISHED for n, made in samplers.items() if made.published), "auto"]
 
 
 def sampler_named(
@@ -35,9 +33,8 @@ def sampler_named(
 ) -> Sampler:
     """The sampler of a name, or the Sampler itself; with other noise or another grid if wanted.
 
-    sampler: a preset, "dpmpp-2m"; with numbers if it takes some, "kab2(0.5, 3)"; with "-published"
-        for the form that its authors' code has, known errors included, where that differs,
-        "unipc-published"; or the path of a JSON file of a sampler (`storage.plans`).
+    sampler: a preset, "dpmpp-2m"; with numbers if it takes some, "kab2(0.5, 3)"; "unipc-published",
+        its authors' code, known errors included; "auto", see `solvers.Automatic`; a sampler's file.
     noise: in place of its own: a row of STOCHASTICITIES, with numbers if wanted, "churn(0.3)".
     grid: in place of its own: a row of GRIDS, with numbers if wanted, "karras(5)".
 
@@ -75,6 +72,8 @@ def _preset(text: str) -> Sampler:
         return found
     name, numbers = split_call(text)
     name, published = name.removesuffix(PUBLISHED), name.endswith(PUBLISHED)
+    if text == "auto":
+        return AUTO
     if name not in samplers:
         raise unknown("sampler", name, samplers)
     if numbers and name not in FAMILIES:

@@ -141,12 +141,14 @@ def from_npz(path: str | Path) -> Plan:
         raise ValueError(f"{path} is not a twosides plan: {error!r}") from error
 
 
-def save_sampler(path: str | Path, sampler: Sampler) -> None:
+def save_sampler(path: str | Path, sampler: Sampler, **notes: Any) -> None:
     """Write a sampler to a JSON file, whose path is then a name of the sampler everywhere.
+
+    notes: what else the file says, such as how it was tuned; readers of samplers pass over it.
 
     TypeError for samplers that have functions, which are code.
     """
-    content = {"format": "twosides.sampler", "version": 1, "sampler": describe(sampler)}
+    content = {"format": "twosides.sampler", "version": 1, "sampler": describe(sampler), **notes}
     write_file(Path(path), json.dumps(content, indent=1, allow_nan=False).encode())
 
 

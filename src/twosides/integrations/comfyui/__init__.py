@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from twosides.integrations.kdiffusion import is_flow, sampler_function
-from twosides.sampling.grids import GRIDS, ComfyUI, ThenData
-from twosides.sampling.named import names
+from twosides.sampling.grids import GRIDS, ComfyUI, Given, ThenData
+from twosides.sampling.named import names, sampler_named
 from twosides.schedules import Betas, FlowMatching, Schedule
 
 
@@ -95,6 +95,40 @@ class TwosidesScheduler:
         return (schedule.level(nodes).sigma[-(steps + 1) :].float(),)
 
 
+class TwosidesTuned:
+    """SAMPLER and SIGMAS of one file, a sampler that `twosides tune` has found.
+
+    Its levels are those it was tuned on, so that both come from one node and cannot be paired
+    wrongly. The file is JSON, and reading it runs nothing.
+
+    file: its path.
+    """
+
+    RETURN_TYPES = ("SAMPLER", "SIGMAS")
+    FUNCTION = "tuned"
+    CATEGORY = "sampling/custom_sampling/samplers"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        """The node's inputs, in ComfyUI's notation."""
+        return {"required": {"model": ("MODEL",), "file": ("STRING", {"default": "8.json"})}}
+
+    def tuned(self, model: Any, file: str) -> tuple[Any, Tensor]:
+        """(KSAMPLER, sigmas), the sigmas float32 (steps + 1,).
+
+        ValueError for a file of anything else, or of a sampler that lists no levels of its own.
+        """
+        made = sampler_named(file if file.endswith(".json") else f"{file}.json")
+        if not isinstance(made.grid, Given):
+            raise ValueError(
+                f"{file} lists no levels; use its sampler's name, and a Scheduler node"
+            )
+        schedule = schedule_of(model.get_model_object("model_sampling"))
+        nodes = torch.tensor(made.grid.values, dtype=torch.float64)
+        sampler = importlib.import_module("comfy.samplers").KSAMPLER(sampler_function(made), {}, {})
+        return sampler, schedule.level(nodes).sigma.float()
+
+
 def schedule_of(sampling: Any) -> Schedule:
     """The schedule of a model, from ComfyUI's object of its noise levels.
 
@@ -109,8 +143,13 @@ def schedule_of(sampling: Any) -> Schedule:
     return Betas(tuple(betas.tolist())).with_scaling("ve")
 
 
-NODE_CLASS_MAPPINGS = {"TwosidesSampler": TwosidesSampler, "TwosidesScheduler": TwosidesScheduler}
+NODE_CLASS_MAPPINGS = {
+    "TwosidesSampler": TwosidesSampler,
+    "TwosidesScheduler": TwosidesScheduler,
+    "TwosidesTuned": TwosidesTuned,
+}
 NODE_DISPLAY_NAME_MAPPINGS = {
     "TwosidesSampler": "Sampler (twosides)",
+    "TwosidesTuned": "Tuned sampler (twosides)",
     "TwosidesScheduler": "Scheduler (twosides)",
 }

@@ -8,6 +8,7 @@ run goes through, from noise to data.
 from __future__ import annotations
 
 import math
+import warnings
 from itertools import pairwise
 from typing import Any
 
@@ -28,7 +29,7 @@ from twosides.integrations.diffusers.notation import (
 )
 from twosides.naming import unknown
 from twosides.sampling.frames import Array
-from twosides.sampling.grids import GRIDS, Grid, Indices
+from twosides.sampling.grids import GRIDS, Given, Grid, Indices
 from twosides.sampling.grids.beta import beta_quantiles
 from twosides.sampling.sampler import Sampler
 from twosides.schedules import FlowMatching, Schedule, Tabulated
@@ -54,7 +55,8 @@ def choose_nodes(
     timesteps, sigmas, mu: see `Scheduler.set_timesteps`.
     """
     name = config["grid"]
-    whole = not isinstance(config["sampler"], str) or sampler.solver.even
+    listed = isinstance(sampler.grid, Given)  # of a file: its solver may have no other levels
+    whole = not isinstance(config["sampler"], str) or sampler.solver.even or listed
     own = GRIDS[name] if name not in (None, "sampler") else None
     if own is None and (name or whole):
         own = sampler.grid
@@ -63,6 +65,8 @@ def choose_nodes(
     if sigmas is not None and not (own and _are_even(sigmas)):
         return _check_nodes(from_sigmas(config, notation, sigmas, mu))
     count = steps if sigmas is None else len(sigmas)
+    if isinstance(own, Given):
+        return _listed(config, own, count, mu)
     if own is None:
         return _check_nodes(native_nodes(config, notation, count, mu))
     clock = notation.latents
@@ -73,6 +77,22 @@ def choose_nodes(
 def steps_of(config: Config, count: int) -> int:
     """The steps of a run of `num_inference_steps=count`, which one class counts by levels."""
     return count - 1 if origin(config) == "MiniMaxH3" else count
+
+
+def _listed(config: Config, grid: Given, steps: int, mu: float | None) -> tuple[float, ...]:
+    """The nodes of a sampler that lists them, which no shift moves."""
+    if steps != len(grid.values) - 1:
+        raise ValueError(
+            f"this sampler lists the levels of {len(grid.values) - 1} steps, but {steps} were "
+            f"asked; pass num_inference_steps={len(grid.values) - 1}"
+        )
+    if mu is not None and config.get("use_dynamic_shifting"):
+        warnings.warn(
+            f"this sampler lists its levels as log-SNRs: the shift of this resolution, mu={mu:.4g},"
+            " does not move them. Where they were tuned at another resolution, check them there",
+            stacklevel=2,
+        )
+    return grid.values
 
 
 def _are_even(sigmas: Any) -> bool:

@@ -52,9 +52,10 @@ class Scheduler(SchedulerViews, SchedulerMixin, ConfigMixin):
     sampler: a name, see `named.sampler_named`: a preset, with numbers if it takes some ("kab2(0.5,
         3)"), "unipc-published", the path of a sampler's file; or a Sampler.
     grid: the levels. By default they are those of the model's own scheduler or of the pipeline; but
-        a Sampler passed whole, and a solver that needs even steps, keep their grids. "sampler" is
-        the sampler's grid; else it is the name of a grid. Where a grid ends above the model's own
-        end, a last step leads there.
+        a Sampler passed whole, a file's that lists its levels (num_inference_steps must be theirs,
+        and no shift moves them), and a solver that needs even steps, keep their grids. "sampler"
+        is the sampler's grid; else it is the name of a grid. Where a grid ends above the model's
+        own end, a last step leads there.
     seed: the seed of the noise, in pipelines that pass no generator to `step`; sample i of a batch
         depends on (seed, i) only. None uses torch's global generator.
     noise: "brownian" for noise on one path of the seed, which is the same for any number of steps

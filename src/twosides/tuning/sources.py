@@ -1,0 +1,143 @@
+"""What is tuned, by the name of a folder: a model's, a run's or a diffusers pipeline's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from twosides.conditioning import moved, nested
+from twosides.denoiser import Denoises
+from twosides.generation.notes import Notes, load_model, one_sentence, read_notes
+from twosides.generation.samples import decoder, guide, label_tensor
+from twosides.placement import device_of
+from twosides.storage.models import is_pipeline
+
+Rows = dict[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Wish:
+    """How it will be sampled.
+
+    count: noises to fit.
+    guidance: the scale of classifier-free guidance, 1 for none.
+    labels: classes, repeated over the noises; by default all in turn. Of a pipeline 207,360.
+    prompts: texts, repeated over the noises.
+    size: of a pipeline's pictures, in pixels; by default the network's own.
+    """
+
+    count: int
+    guidance: float = 1.0
+    labels: str | None = None
+    prompts: tuple[str, ...] = ()
+    size: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """What is tuned.
+
+    denoiser: with its guidance.
+    shape: of one sample.
+    conditioning: of the noises, a row each.
+    decode: makes images of latents; None for samples that are data themselves.
+    """
+
+    denoiser: Denoises
+    shape: tuple[int, ...]
+    conditioning: dict[str, Any]
+    decode: Callable[[Tensor], Tensor] | None
+
+
+def source_of(folder: Path, wish: Wish, *, trust_code: bool = False) -> Source:
+    """A model or a pipeline as it will be sampled; ValueError for what cannot be."""
+    return (
+        _pipeline(Path(folder), wish) if is_pipeline(folder) else _model(folder, wish, trust_code)
+    )
+
+
+def _model(folder: Path, wish: Wish, trust_code: bool) -> Source:
+    notes = read_notes(folder)
+    if wish.size is not None:
+        raise ValueError(f"{folder} has samples of shape {notes.shape}; leave size out")
+    denoiser = load_model(folder, trust_code=trust_code)
+    rows, null = dict[str, Tensor](), notes.null
+    if wish.prompts or notes.captioned:
+        rows, null = _texts(notes, wish)
+    names = notes.classes if wish.labels is None else wish.labels
+    cycle = label_tensor(names, notes.classes)
+    if len(cycle):
+        rows["class_labels"] = cycle
+    guided = guide(denoiser, wish.guidance, null)
+    decode = decoder(notes.pipeline) if notes.pipeline else None
+    return _source(guided, notes.shape, rows, wish, decode)
+
+
+def _texts(notes: Notes, wish: Wish) -> tuple[Rows, Mapping[str, Any]]:
+    """What prompts tell a model that was trained on captions."""
+    if not notes.captioned:
+        raise ValueError("this model takes no prompts: it was not trained on captions")
+    from twosides.integrations.diffusers.encoders import find_pipeline
+    from twosides.integrations.diffusers.texts import Texts
+
+    pipeline = find_pipeline(notes.pipeline, "texts")
+    texts = Texts(pipeline, int(notes.pipeline["size"]))
+    return _joined(_needed(wish), texts), texts.null
+
+
+def _needed(wish: Wish) -> Sequence[str]:
+    if not wish.prompts:
+        raise ValueError("this model draws what a text says; give it some: prompts=FILE")
+    return wish.prompts[: wish.count]
+
+
+def _joined(prompts: Sequence[str], texts: Callable[[str], Rows]) -> Rows:
+    told = [texts(prompt) for prompt in prompts]
+    return {name: torch.cat([each[name] for each in told]) for name in told[0]}
+
+
+def _pipeline(folder: Path, wish: Wish) -> Source:
+    from twosides.integrations.diffusers import load_denoiser
+    from twosides.integrations.diffusers.networks import parts_of
+    from twosides.integrations.diffusers.texts import Texts
+
+    with one_sentence(f"{folder} cannot be read as a pipeline"):
+        plain: Any = load_denoiser(folder)
+        network = getattr(plain.network, "network", plain.network)
+        config = network.config
+    scale = 2 ** (len(plain.vae.config.get("block_out_channels", (1,))) - 1) if plain.vae else 1
+    side = config.get("sample_size") if wish.size is None else wish.size // scale
+    channels = config.get("in_channels")
+    if not isinstance(side, int) or not isinstance(channels, int) or config.get("patch_size_t"):
+        raise ValueError(
+            f"{type(network).__name__} has no latents of one square shape that its config states; "
+            "tune it in Python: twosides.tune(load_denoiser(...), shape, ...)"
+        )
+    rows, null = dict[str, Tensor](), dict[str, Any]()
+    if "tokenizer" in parts_of(folder):
+        texts = Texts(folder, side * scale)
+        rows, null = _joined(_needed(wish), texts), texts.null
+    elif config.get("num_embeds_ada_norm") or config.get("num_class_embeds"):
+        classes = config.get("num_embeds_ada_norm") or config.get("num_class_embeds")
+        numbers = range(classes) if wish.labels is None else map(int, wish.labels.split(","))
+        rows, null = {"class_labels": torch.tensor(list(numbers))}, {"class_labels": classes}
+    guided = plain if wish.guidance == 1 else guide(plain, wish.guidance, null)
+    decode = plain.decode if plain.vae is not None else None
+    return _source(guided, (channels, side, side), rows, wish, decode)
+
+
+def _source(
+    denoiser: Denoises,
+    shape: tuple[int, ...],
+    rows: Rows,
+    wish: Wish,
+    decode: Callable[[Tensor], Tensor] | None,
+) -> Source:
+    numbers = torch.arange(wish.count)
+    told = {name: value[numbers % len(value)] for name, value in rows.items()}
+    return Source(denoiser, shape, moved(nested(told), device_of(denoiser)), decode)
