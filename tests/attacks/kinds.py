@@ -472,7 +472,7 @@ def read_reader(folder):
 def honest_reader():
     from twosides.data import reader
 
-    return reader._initialised(torch.Generator().manual_seed(0))
+    return reader._initialise(torch.Generator().manual_seed(0))
 
 
 @listed("a reader of letters", read_reader, "reader.safetensors", checked=True)

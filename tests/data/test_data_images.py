@@ -104,7 +104,7 @@ def test_modes_without_a_black_and_white_are_refused():
     image = Image.fromarray(np.zeros((8, 8), np.float32))
     with pytest.raises(BadImage, match="mode F"):
         Frame(8).read(stored(image, "TIFF"))
-    with pytest.raises(ValueError, match="size 0"):
+    with pytest.raises(ValueError, match="pixels, got 0"):
         Frame(0)
 
 

@@ -62,7 +62,7 @@ def hugging_face():
 
 
 def loader():
-    with pytest.warns(UserWarning, match="of a DataLoader only its data set is used"):
+    with pytest.warns(UserWarning, match="only the data set of the DataLoader is used"):
         return dataset_of(DataLoader(TensorDataset(X), batch_size=3))
 
 

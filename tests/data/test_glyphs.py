@@ -196,7 +196,7 @@ def test_an_unknown_split_names_the_known_ones() -> None:
 @pytest.mark.parametrize("wrong", [{"size": 4}, {"count": 0}, {"seed": -1}])
 def test_a_wrong_number_is_named(wrong: dict[str, int], tmp_path: Path) -> None:
     ((name, value),) = wrong.items()
-    with pytest.raises(ValueError, match=f"{name}={value}; pass an integer >="):
+    with pytest.raises(ValueError, match=f"{name} of Glyphs is an integer >= .*got {value}"):
         Glyphs(**wrong, cache=tmp_path)  # type: ignore[arg-type]
 
 

@@ -177,7 +177,7 @@ def test_training_drops_captions_to_the_null_prompt(photos, pipeline, tmp_path):
     texts = torch.stack([task.data[i]["encoder_hidden_states"] for i in range(12)])
     draw = PerSample(0, range(12))
     gone = (PerSample(0, range(12)).uniform() < 0.5).tolist()
-    dropped = module._dropped({"encoder_hidden_states": texts}, draw)["encoder_hidden_states"]
+    dropped = module._drop({"encoder_hidden_states": texts}, draw)["encoder_hidden_states"]
     assert 0 < sum(gone) < 12
     for row in range(12):
         assert torch.equal(dropped[row], null[0] if gone[row] else texts[row])

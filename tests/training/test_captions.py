@@ -296,7 +296,7 @@ def test_networks_are_tuned_on_them(made, name, tmp_path):
     module = Module(
         recipe_named("sd3").denoiser(torch.nn.Identity()), recipes["sd3"].objective(), settings
     )
-    dropped = flat(module._dropped(nested(rows), PerSample(1, range(4))))
+    dropped = flat(module._drop(nested(rows), PerSample(1, range(4))))
     gone = (PerSample(1, range(4)).uniform() < 0.5).tolist()
     assert 0 < sum(gone) < 4 and dropped.keys() == rows.keys()
     for key, value in dropped.items():

@@ -132,7 +132,7 @@ def test_class_dropout_uses_the_null_label(tmp_path):
     dropped = 0
     for step in range(60):
         labels = {"class_labels": torch.zeros(64, dtype=torch.long)}
-        out = module._dropped(labels, PerSample(0, range(64), stream=step))["class_labels"]
+        out = module._drop(labels, PerSample(0, range(64), stream=step))["class_labels"]
         assert set(out.unique().tolist()) <= {0, 9}
         dropped += int((out == 9).sum())
     assert dropped / (60 * 64) == pytest.approx(0.3, abs=0.03)
