@@ -215,7 +215,7 @@ def broken(folder):
         ("pickled.npz", "not unpickled"),
         ("no.png", "cannot be read"),
         ("huge.npy", "of its header"),
-        ("absent", "holds no samples"),
+        ("absent", "there is no file or folder"),
     ],
 )
 def test_files_that_hold_no_samples(tmp_path, cli, name, message):

@@ -252,7 +252,7 @@ def task_named(name: str) -> Task:
     if name.partition(":")[0] in SOURCES:
         return source_named(name)
     file = Path(name.partition("?")[0])
-    if file.suffix.lower() in (*ARRAYS, *TORCH):
+    if file.suffix.lower() in (*ARRAYS, *TORCH) and (":" not in name or file.exists()):
         return source_named(f"array:{name}")
     if file.is_dir():
         raise ValueError(
