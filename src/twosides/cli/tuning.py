@@ -11,6 +11,9 @@ from twosides.display.terminal import say
 Positional = tyro.conf.Positional
 
 
+MOST_PROMPTS = 1 << 20  # bytes of the file of prompts that are read
+
+
 def tune(
     model: Positional[Path],
     /,
@@ -56,11 +59,12 @@ def tune(
     from twosides.generation.automatic import tuned_folder
     from twosides.reports.tuning import write_page
     from twosides.sampling.named import sampler_named
+    from twosides.storage.reading import read_file
     from twosides.tuning.sources import Wish, source_of
     from twosides.tuning.tune import check as checked
     from twosides.tuning.tune import tune as tuned
 
-    texts = tuple(prompts.read_text(encoding="utf-8").split("\n")) if prompts else ()
+    texts = read_file(prompts, MOST_PROMPTS).decode("utf-8").split("\n") if prompts else ()
     wish = Wish(n, guidance, labels, tuple(text for text in texts if text.strip()), size)
     source = source_of(model, wish, trust_code=trust_code)
     shape, options = (n, *source.shape), {"seed": seed, "batch": batch, "progress": True}
