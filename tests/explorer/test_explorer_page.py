@@ -618,8 +618,10 @@ def serving(*options):
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
-        yield re.search(r"http://127\.0\.0\.1:\d+/#\S+", process.stdout.readline())[0]
-        process.terminate()
+        try:
+            yield re.search(r"http://127\.0\.0\.1:\d+/#\S+", process.stdout.readline())[0]
+        finally:
+            process.terminate()
 
 
 @pytest.fixture(scope="module")
