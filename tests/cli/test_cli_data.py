@@ -59,7 +59,7 @@ def test_latents_are_encoded_looked_at_and_trained_on(cli, tmp_path):
     [
         (("data", "folder:nowhere"), "nowhere is not a folder of images"),
         (("data", "folder:photos?sise=8"), "did you mean 'size'"),
-        (("data", "photos"), "unknown data set 'photos'"),
+        (("data", "photos"), "folder:photos of pictures"),
         (("data", "ring", "--out", "a.gif"), "not '.gif'"),
         (("data", "latents:photos"), "twosides encode-latents"),
         (("encode-latents", "ring", "--pipeline", "p", "--out", "l"), "no set of images"),

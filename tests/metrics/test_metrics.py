@@ -376,8 +376,8 @@ def _clean():
     [
         (draw(39, 2, 0), draw(80, 2, 1), {}, ValueError, "at least 40"),
         (draw(50, 2, 0), draw(50, 3, 1), {}, ValueError, "must be alike"),
-        (draw(50, 2, 0) / 0, draw(50, 2, 1), {}, ValueError, "50 of 50 samples hold NaN"),
-        (draw(50, 2, 0), draw(50, 2, 1) * math.nan, {}, ValueError, "reference hold NaN"),
+        (draw(50, 2, 0) / 0, draw(50, 2, 1), {}, ValueError, "50 of 50 samples have NaN"),
+        (draw(50, 2, 0), draw(50, 2, 1) * math.nan, {}, ValueError, "reference have NaN"),
         (draw(50, 2, 0), draw(50, 2, 1), {"metrics": ["fid"]}, ValueError, "unknown metric 'fid'"),
         (draw(50, 2, 0), draw(50, 2, 1), {"metrics": []}, ValueError, "list of names"),
         (draw(50, 2, 0), torch.ones(50, 2), {"metrics": ["mmd"]}, ValueError, "no bandwidth"),

@@ -117,7 +117,7 @@ def test_a_report_of_other_runs(ten, tmp_path, cli):
         )
     assert code == 0 and "1 run\n" in out, err
     text = (tmp_path / "d.html").read_text()
-    assert "is left out: 60 of 60 samples hold NaN" in text
+    assert "is left out: 60 of 60 samples have NaN" in text
     assert any("is left out" in str(each.message) for each in told)
     code, _, err = cli("report", ten / "sd3", "--out", "report.pdf")
     assert code == 2 and "as .html" in err

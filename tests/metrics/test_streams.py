@@ -189,7 +189,7 @@ def test_one_file_against_another(tmp_path, cli):
     code, _, err = cli("evaluate", tmp_path / "b.npz", "--data", tmp_path / "a.npy", *words)
     assert code == 2 and "measure fewer samples, --count 200" in err
     code, _, err = cli("evaluate", tmp_path / "a.npy", "--data", tmp_path / "c.npy", *words)
-    assert code == 2 and "unknown data set" in err
+    assert code == 2 and "there is no file or folder" in err
 
 
 def broken(folder):
