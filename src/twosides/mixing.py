@@ -27,6 +27,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -81,15 +82,7 @@ def projected(eta: float = 0.0, longest: float = math.inf, output: str | Output 
     """
     if not longest > 0:
         raise ValueError(f"the longest difference is positive, got {longest}")
-
-    def mix(guided: Tensor, strong: Tensor, weak: Tensor, scale: Any) -> Tensor:
-        change = strong - weak
-        change = change * (longest / _norm(change)).clamp(max=1.0)
-        square = _dot(strong, strong)
-        parallel = torch.where(square > 0, _dot(change, strong) / square, 0.0) * strong
-        return strong + (scale - 1) * (change + (eta - 1) * parallel)
-
-    return Rule(mix, output)
+    return Rule(partial(_projected, eta=eta, longest=longest), output)
 
 
 def zero_star(output: str | Output = "u") -> Rule:
@@ -97,13 +90,7 @@ def zero_star(output: str | Output = "u") -> Rule:
 
     The paper also leaves out the first steps; a schedule that starts later does that.
     """
-
-    def mix(guided: Tensor, strong: Tensor, weak: Tensor, scale: Any) -> Tensor:
-        square = _dot(weak, weak)
-        fitted = torch.where(square > 0, _dot(strong, weak) / square, 1.0) * weak
-        return fitted + scale * (strong - fitted)
-
-    return Rule(mix, output)
+    return Rule(_zero_star, output)
 
 
 def tangential(output: str | Output = "eps") -> Rule:
@@ -112,17 +99,7 @@ def tangential(output: str | Output = "eps") -> Rule:
     The main axis of the pair is its first right singular vector, `cos(t) o + sin(t) w` up to its
     length, with `tan(2 t) = 2 o . w / (o . o - w . w)`, so that no decomposition is needed.
     """
-
-    def mix(guided: Tensor, strong: Tensor, weak: Tensor, scale: Any) -> Tensor:
-        both, gap = 2 * _dot(strong, weak), _dot(strong, strong) - _dot(weak, weak)
-        length = torch.hypot(both, gap)
-        one = length == 0
-        cross = torch.where(one, 0.0, both / length) / 2
-        own = torch.where(one, 1.0, 1 - gap / length) / 2
-        common = cross * strong + own * weak
-        return common + scale * (strong - common)
-
-    return Rule(mix, output)
+    return Rule(_tangential, output)
 
 
 def magnitude(damping: float = 8.0, output: str | Output = "u") -> Rule:
@@ -132,13 +109,7 @@ def magnitude(damping: float = 8.0, output: str | Output = "u") -> Rule:
     """
     if not 0 <= damping < math.inf:
         raise ValueError(f"damping is at least 0 and finite, got {damping}")
-
-    def mix(guided: Tensor, strong: Tensor, weak: Tensor, scale: Any) -> Tensor:
-        change, length = strong - weak, _norm(weak)
-        ratio = torch.where(length > 0, _norm(change) / length, math.inf)
-        return weak + (1 + (scale - 1) * torch.exp(-damping * ratio)) * change
-
-    return Rule(mix, output)
+    return Rule(partial(_magnitude, damping=damping), output)
 
 
 def rescaled(fraction: float = 0.7, output: str | Output = "x") -> Rule:
@@ -148,13 +119,52 @@ def rescaled(fraction: float = 0.7, output: str | Output = "x") -> Rule:
     """
     if not 0 <= fraction <= 1:
         raise ValueError(f"the fraction to rescale is in [0, 1], got {fraction}")
+    return Rule(partial(_rescaled, fraction=fraction), output)
 
-    def mix(guided: Tensor, strong: Tensor, weak: Tensor, scale: Any) -> Tensor:
-        was, wanted = (o.flatten(1).std(1, correction=0) for o in (guided, strong))
-        ratio = torch.where(was > 0, wanted / was, 1.0)
-        return guided + along_batch(fraction * (ratio - 1), guided) * guided
 
-    return Rule(mix, output)
+# What the rules compute; functions of the module, so that a guided denoiser can be pickled.
+
+
+def _projected(
+    guided: Tensor, strong: Tensor, weak: Tensor, scale: Any, *, eta: float, longest: float
+) -> Tensor:
+    change = strong - weak
+    change = change * (longest / _norm(change)).clamp(max=1.0)
+    square = _dot(strong, strong)
+    parallel = torch.where(square > 0, _dot(change, strong) / square, 0.0) * strong
+    return strong + (scale - 1) * (change + (eta - 1) * parallel)
+
+
+def _zero_star(guided: Tensor, strong: Tensor, weak: Tensor, scale: Any) -> Tensor:
+    square = _dot(weak, weak)
+    fitted = torch.where(square > 0, _dot(strong, weak) / square, 1.0) * weak
+    return fitted + scale * (strong - fitted)
+
+
+def _tangential(guided: Tensor, strong: Tensor, weak: Tensor, scale: Any) -> Tensor:
+    both, gap = 2 * _dot(strong, weak), _dot(strong, strong) - _dot(weak, weak)
+    length = torch.hypot(both, gap)
+    one = length == 0
+    cross = torch.where(one, 0.0, both / length) / 2
+    own = torch.where(one, 1.0, 1 - gap / length) / 2
+    common = cross * strong + own * weak
+    return common + scale * (strong - common)
+
+
+def _magnitude(
+    guided: Tensor, strong: Tensor, weak: Tensor, scale: Any, *, damping: float
+) -> Tensor:
+    change, length = strong - weak, _norm(weak)
+    ratio = torch.where(length > 0, _norm(change) / length, math.inf)
+    return weak + (1 + (scale - 1) * torch.exp(-damping * ratio)) * change
+
+
+def _rescaled(
+    guided: Tensor, strong: Tensor, weak: Tensor, scale: Any, *, fraction: float
+) -> Tensor:
+    was, wanted = (o.flatten(1).std(1, correction=0) for o in (guided, strong))
+    ratio = torch.where(was > 0, wanted / was, 1.0)
+    return guided + along_batch(fraction * (ratio - 1), guided) * guided
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
