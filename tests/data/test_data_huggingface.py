@@ -93,7 +93,7 @@ def test_bad_rows_of_a_stream_are_the_next_good_one(tmp_path):
         assert values[start:] == [value(s) for s in islice(stream.items(start), 40 - start)]
     table(40, bad=range(30)).save_to_disk(tmp_path / "worse")
     worse = Stream(str(tmp_path / "worse"), Frame(8), Columns())
-    with pytest.warns(UserWarning), pytest.raises(ValueError, match=r"are bad, max_bad=0\.1"):
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match=r"are bad, and a share of max_bad=0\.1"):
         list(islice(worse.items(0), 400))
 
 
@@ -119,7 +119,7 @@ def test_columns_are_checked(tmp_path):
     for options, words in (
         ("label=kinds", "did you mean 'kind'"),
         ("image=img", "unknown column 'img'"),
-        ("image=kind", "holds ClassLabel, not images"),
+        ("image=kind", "has ClassLabel, not images"),
         ("label=text", "no names of classes"),
         ("seed=3", "seed is that of a stream"),
     ):
@@ -147,5 +147,5 @@ def test_a_table_does_not_lead_out_of_its_folder(tmp_path):
     assert read("a.png") == png(5) == read(str(folder / "a.png"))
     (folder / "link.png").symlink_to(tmp_path / "b.png")
     for name in ("../b.png", str(tmp_path / "b.png"), "link.png", "http://a/b.png", None, ""):
-        with pytest.raises(BadImage, match="only files in there are read"):
+        with pytest.raises(BadImage, match="only files in it are read"):
             read(name)
