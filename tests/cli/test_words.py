@@ -81,7 +81,7 @@ def test_the_options_of_fine_tuning_differ_in_their_defaults_only():
     assert plain["devices"] == "auto" and not plain["validate"] and plain["validate_every"] == 9
 
 
-@pytest.mark.filterwarnings("ignore:the data do not say:UserWarning")
+@pytest.mark.filterwarnings("ignore:the classes of the data are not known:UserWarning")
 @pytest.mark.parametrize(
     ("words", "message"),
     [

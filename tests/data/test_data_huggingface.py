@@ -121,7 +121,7 @@ def test_columns_are_checked(tmp_path):
         ("image=img", "unknown column 'img'"),
         ("image=kind", "has ClassLabel, not images"),
         ("label=text", "no names of classes"),
-        ("seed=3", "seed is that of a stream"),
+        ("seed=3", "seed sets the order of a stream"),
     ):
         with pytest.raises(ValueError, match=words):
             task_named(f"hf:{tmp_path}?{options}")
