@@ -93,7 +93,10 @@ def test_bad_rows_of_a_stream_are_the_next_good_one(tmp_path):
         assert values[start:] == [value(s) for s in islice(stream.items(start), 40 - start)]
     table(40, bad=range(30)).save_to_disk(tmp_path / "worse")
     worse = Stream(str(tmp_path / "worse"), Frame(8), Columns())
-    with pytest.warns(UserWarning), pytest.raises(ValueError, match=r"are bad, and a share of max_bad=0\.1"):
+    with (
+        pytest.warns(UserWarning),
+        pytest.raises(ValueError, match=r"are bad, and a share of max_bad=0\.1"),
+    ):
         list(islice(worse.items(0), 400))
 
 

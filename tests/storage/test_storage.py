@@ -356,7 +356,9 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     save_tree(tmp_path, {})
     text = (tmp_path / "tree.json").read_text()
     (tmp_path / "tree.json").write_text(text.replace('"version":1', '"version":2'))
-    with pytest.raises(CorruptFolder, match=r"is \('twosides tree', 2\), but \('twosides tree', 1\) is read"):
+    with pytest.raises(
+        CorruptFolder, match=r"is \('twosides tree', 2\), but \('twosides tree', 1\) is read"
+    ):
         load_tree(tmp_path)
 
 
