@@ -190,8 +190,8 @@ def test_what_means_nothing_is_refused():
         (lambda: Scheduler(beta_schedule="cubic"), "unknown beta_schedule"),
         (lambda: Scheduler.from_config(Scheduler().config, samplr="ddim"), "samplr"),
         (
-            lambda: ours(diffusers.SCMScheduler()),
-            "SCMScheduler is not a scheduler that can be read",
+            lambda: ours(diffusers.CMStochasticIterativeScheduler()),
+            "CMStochasticIterativeScheduler is not a scheduler that can be read",
         ),
         (lambda: ours(flow).set_timesteps(4), "pass mu"),
         (lambda: Scheduler().set_timesteps(0), "whole number >= 1"),

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from twosides.integrations.diffusers.notation import origin
 from twosides.schedules import along_batch
 
 
@@ -47,6 +48,7 @@ def obstacles_to_compiling(config: Mapping[str, Any]) -> str:
         "a seed": config["seed"] is not None,
         "a learned variance": predicts_variance(config),
         "clipped data": clips(config),
+        "noise in the unit of sigma_data": origin(config) == "SCM",
     }
     return ", ".join(name for name, is_asked in asked.items() if is_asked)
 

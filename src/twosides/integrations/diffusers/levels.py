@@ -150,6 +150,8 @@ def native_nodes(config: Config, notation: Notation, steps: int, mu: float | Non
     """The nodes of the model's own scheduler in `steps` steps, as log-SNRs."""
     if notation.path == "flow":
         return _flow_nodes(config, _flow_times(config, steps), shift_of(config, mu))
+    if origin(config) == "SCM":
+        return notation.clock.logsnr(_angles(config, steps), notation.schedule)
     if notation.path == "angle":
         sigma = torch.linspace(1, 0, steps + 1, dtype=torch.float64).mul(math.pi / 2).sin() ** 2
         return torch.log1p(-(sigma**2)) - 2 * sigma.log()
@@ -279,6 +281,18 @@ def _taught_indices(config: Config, count: int, steps: int) -> Array:
         )
     picked = np.floor(np.linspace(0, len(known), steps, endpoint=False)).astype(int)
     return (known[picked] - 1).astype(np.float64)
+
+
+def _angles(config: Config, steps: int) -> Tensor:
+    """The angles of SCM, even but in two steps, whose second has an angle of its own."""
+    first = float(config.get("max_timesteps") or 1.5708)
+    second = config.get("intermediate_timesteps", 1.3)
+    if not 0 < first < 1.571:  # pi / 2 is 1.570796, and rounded up in the pipeline
+        raise ValueError(f"max_timesteps is an angle in (0, pi / 2], got {first}")
+    angles = torch.linspace(first, 0, steps + 1, dtype=torch.float64)
+    if steps == 2 and second is not None:
+        angles[1] = float(second)
+    return angles
 
 
 def _flow_times(config: Config, steps: int) -> Array:

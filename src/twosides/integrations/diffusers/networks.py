@@ -233,7 +233,8 @@ def load_denoiser(
             f"negative_encoder_hidden_states=...; got guidance_scale={guidance_scale} and "
             f"{', '.join(prefix + name for name in null) or 'nothing negative'}"
         )
-    denoiser = PipelineDenoiser(network, reader.notation, positive, vae)
+    notation = reader.notation.bare or reader.notation
+    denoiser = PipelineDenoiser(network, notation, positive, vae)
     return denoiser if guidance_scale is None else GuidedPipeline(denoiser, guidance_scale, null)
 
 

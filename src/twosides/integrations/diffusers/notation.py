@@ -11,9 +11,10 @@ notation:
 | `continuous` | Euler with continuous timesteps   | variance preserving    | log(sigma) / 4    |
 | `edm`        | EDMEuler, EDMDPMSolver, Cosine    | VP, in the data's unit | log(sigma) / 4    |
 | `flow`       | FlowMatch*, `use_flow_sigmas`     | flow matching's        | N t or N (1 - t)  |
-| `angle`      | IPNDM                             | the cosine schedule's  | atan(sigma) 2/pi  |
+| `angle`      | IPNDM, SCM                        | the cosine schedule's  | atan(sigma) 2/pi  |
 
-CosineDPMSolverMultistep is told `atan(sigma) 2 / pi`, too.
+CosineDPMSolverMultistep is told `atan(sigma) 2 / pi`, too, and SCM `atan(sigma)`. SCM's latents are
+those of the cosine schedule times sigma_data, of which unit the noise is, too.
 
 Timesteps are real numbers everywhere: the network is told the level that the state really has.
 """
@@ -69,7 +70,8 @@ FLOW_CLASSES = (
 )
 _COSINE = "CosineDPMSolverMultistep"
 _EDM = ("EDMEuler", "EDMDPMSolverMultistep", _COSINE)
-_ANGLE = ("IPNDM",)
+_ANGLE = ("IPNDM", "SCM")
+LISTS_END = ("SCM",)  # the classes whose last timestep is that of the result, not of a call
 ORIGINS = [
     f"{name}Scheduler"
     for group in (_INDEXED, _COGVIDEO, SIGMA_CLASSES, SOLVER_CLASSES, FLOW_CLASSES, _EDM, _ANGLE)
@@ -90,7 +92,6 @@ REFUSED = {
     "CMStochasticIterativeScheduler": _CONSISTENT,
     "ConsistencyDecoderScheduler": _CONSISTENT,
     "FlowMapEulerDiscreteScheduler": _CONSISTENT,
-    "SCMScheduler": "its timesteps are angles, set by words that only SANA-Sprint's pipeline has",
     "DDIMInverseScheduler": _BACKWARDS,
     "DPMSolverMultistepInverseScheduler": _BACKWARDS,
     "RePaintScheduler": "its step takes the picture to be repainted, too",
@@ -122,6 +123,8 @@ class Notation:
     schedule: the schedule in the network's scaling.
     clock: how the network is told the level.
     latents: the schedule in the scaling of the latents.
+    noise: the deviation of the noise in the latents, which is SCM's sigma_data, else 1.
+    bare: the notation of the network alone, where its pipeline converts what the network answers.
     """
 
     path: str
@@ -129,6 +132,8 @@ class Notation:
     schedule: Schedule
     clock: Clock
     latents: Schedule
+    noise: float = 1.0
+    bare: Notation | None = None
 
     @cached_property
     def data_scale(self) -> float:
@@ -144,16 +149,22 @@ class Notation:
 
 @dataclass(frozen=True)
 class Angle(Clock):
-    """The clock `atan(sigma / alpha) 2 / pi`, from 0 for data to 1 for noise."""
+    """The clock `atan(sigma / alpha) 2 / pi * right`, from 0 for data to `right` for noise.
+
+    right: what a right angle is told as; pi / 2 for radians.
+    """
+
+    right: float = 1.0
 
     def read(self, logsnr: Tensor, schedule: Schedule) -> Tensor:
-        """The angle, in units of a right angle."""
-        return (-0.5 * logsnr).exp().atan() * (2 / math.pi)
+        """The angle of a log-SNR."""
+        return (-0.5 * logsnr).exp().atan() * (2 / math.pi) * self.right
 
     def logsnr(self, time: Tensor, schedule: Schedule) -> Tensor:
         """The log-SNR of an angle, infinite at both ends."""
-        quarter = 0.5 * math.pi * time.clamp(0, 1)
-        return 2 * (quarter.cos().log() - quarter.sin().log()).where(time < 1, -math.inf)
+        part = (time / self.right).clamp(0, 1)
+        angle = 0.5 * math.pi * part
+        return 2 * (angle.cos().log() - angle.sin().log()).where(part < 1, -math.inf)
 
 
 def origin(config: Config) -> str:
@@ -182,6 +193,8 @@ def read(config: Config) -> Notation:
         return _flow(config, predicts)
     if path == "edm":
         return _edm(config, predicts)
+    if origin(config) == "SCM":
+        return _trigflow(config, predicts)
     if path == "angle":  # the class has no arguments of its own
         return Notation(path, "v", Cosine(), Angle(), Cosine())
     if predicts not in PREDICTIONS:
@@ -208,6 +221,18 @@ def _flow(config: Config, predicts: str) -> Notation:
     output = ("-" if mirrored else "") + known[predicts]
     clock = Time(count, reversed=mirrored)
     return Notation("flow", output, FlowMatching(), clock, FlowMatching())
+
+
+def _trigflow(config: Config, predicts: str) -> Notation:
+    """The notation of SANA-Sprint's class: the cosine schedule's v, in units of sigma_data.
+
+    Its pipeline computes that v from the u of a flow-matching network, which is told t itself.
+    """
+    if predicts not in ("trigflow", "epsilon"):  # as this class and the one here are constructed
+        raise unknown("prediction_type", predicts, ("trigflow",))
+    unit = float(config.get("sigma_data") or 0.5)
+    flow = Notation("flow", "u", FlowMatching(), Time(1.0), FlowMatching())
+    return Notation("angle", "v", Cosine(), Angle(0.5 * math.pi), Cosine(), unit, flow)
 
 
 def _edm(config: Config, predicts: str) -> Notation:

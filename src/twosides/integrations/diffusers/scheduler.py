@@ -204,6 +204,8 @@ class Scheduler(SchedulerViews, SchedulerMixin, ConfigMixin):
         mu: float | None = None,
         original_inference_steps: int | None = None,
         strength: float = 1.0,
+        max_timesteps: float = 1.5708,
+        intermediate_timesteps: float | None = 1.3,
     ) -> None:
         """Lay out a run of `num_inference_steps` steps, or through given levels.
 
@@ -217,6 +219,8 @@ class Scheduler(SchedulerViews, SchedulerMixin, ConfigMixin):
         original_inference_steps: the number of levels that a consistency model (LCM, TCD) was
             distilled at, of which the run takes some; by default the config's.
         strength: the share of these levels, from the data on, that is used, in (0, 1].
+        max_timesteps, intermediate_timesteps: in SANA-Sprint's pipelines the angle of the first
+            timestep, and that of the second if there are two steps; None for even ones.
         """
         for name, values in (("timesteps", timesteps), ("sigmas", sigmas)):
             if values is not None and num_inference_steps not in (None, len(values)):
@@ -226,7 +230,11 @@ class Scheduler(SchedulerViews, SchedulerMixin, ConfigMixin):
         notation, sampler = self.notation, self._sampler()
         counted = timesteps is None and sigmas is None
         steps = as_count(num_inference_steps) if counted else 0
-        config = dict(self.config) | {"strength": strength}
+        config = dict(self.config) | {
+            "strength": strength,
+            "max_timesteps": max_timesteps,
+            "intermediate_timesteps": intermediate_timesteps,
+        }
         if original_inference_steps is not None:
             config["original_inference_steps"] = original_inference_steps
         nodes = choose_nodes(config, notation, sampler, steps, timesteps, sigmas, mu)
@@ -234,6 +242,8 @@ class Scheduler(SchedulerViews, SchedulerMixin, ConfigMixin):
         plan, order = walk.plan, sampler.nfe_per_step if counted else 1
         steps = steps_of(config, steps)
         places = spread(walk.steps_of_calls(), order, steps) if counted else range(plan.nfe)
+        if notations.origin(config) in notations.LISTS_END:
+            places = [*places, plan.nfe]
         asked = [plan.levels[place].logsnr for place in places]
         if timesteps is not None and sigmas is not None:
             times = interpolate(nodes, asked, timesteps)
@@ -303,9 +313,11 @@ class Scheduler(SchedulerViews, SchedulerMixin, ConfigMixin):
         x = x_z * z + x_o * answer if wanted else None
 
         def noise() -> Tensor:
-            return given.pop().to(z) if given else run.draw(self.config, z, generator)
+            drawn = given.pop().to(z) if given else run.draw(self.config, z, generator)
+            return drawn if unit == 1.0 else unit * drawn
 
         given = [] if variance_noise is None else [variance_noise]
+        unit = run.whole.notation.noise
         state = run.advance(z, answer, noise)
         state = state if z is sample else state.to(sample.dtype)
         if run.fresh:  # the run is done: another step would begin it again

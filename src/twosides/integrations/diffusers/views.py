@@ -107,7 +107,7 @@ class SchedulerViews:
     def add_noise(self: Any, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """The latents `alpha x + sigma n` at any real timesteps, one or one per sample."""
         alpha, sigma = coefficients(self.notation, timesteps, original_samples)
-        return alpha * original_samples + sigma * noise
+        return alpha * original_samples + self.notation.noise * sigma * noise
 
     def scale_noise(self: Any, sample: Tensor, timestep: Any, noise: Tensor) -> Tensor:
         """The same as `add_noise`, with the arguments in the order of flow pipelines."""
