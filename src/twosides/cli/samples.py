@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,37 +17,11 @@ if TYPE_CHECKING:
 Positional = tyro.conf.Positional
 
 
-def sample(
-    model: Positional[Path],
-    /,
-    *,
-    out: Path = Path("samples.png"),
-    sampler: str = "ddim",
-    steps: int = 20,
-    schedule: str | None = None,
-    noise: str | None = None,
-    grid: str | None = None,
-    count: int | None = None,
-    labels: str | None = None,
-    prompt: str | None = None,
-    negative_prompt: str | None = None,
-    guidance: Annotated[float | None, tyro.conf.arg(aliases=["--guidance-scale"])] = None,
-    seed: int = 0,
-    device: str = "auto",
-    devices: int | None = None,
-    batch: int | None = None,
-    shard: int | None = None,
-    pipeline: Annotated[Path | None, tyro.conf.arg(aliases=["--vae"])] = None,
-    reward: str | None = None,
-    particles: int = 16,
-    trust_code: bool = False,
-) -> None:
-    """Draw samples from a trained model, or from a diffusers pipeline with any sampler.
+@dataclass(frozen=True)
+class Sampling:
+    """What all commands that draw samples share; each of these is an option of them all.
 
     Args:
-        model: a model's or a run's folder, or a pipeline's (only safetensors are read).
-        out: .png for a picture, .npy for the numbers, or a folder: of a model for any number of
-            samples in .npy files, which the same command continues; of a pipeline for PNGs.
         sampler: ddim, dpmpp-2m, unipc, kab2c, ddpm, ...: see `twosides samplers`; unipc-published,
             ... for one as its authors' code has it, known errors included; "auto" for what
             was tuned for the model and these steps, or else is good at so many; or a sampler's
@@ -57,14 +32,81 @@ def sample(
         grid: another grid: karras, "karras(5)", uniform-logsnr, beta, ays-sdxl, ...; "entropic" is
             the one measured in training with a recipe that learns. A pipeline's is its own, but
             with --noise the sampler's.
+        guidance: classifier-free guidance scale, by default 1, none, or the pipeline's own.
+        seed: sample i depends on (seed, i) only.
+        device: auto (the accelerator if there is one, else the CPU), cpu, cuda:1, mps, xpu, ...
+        trust_code: import what is named as package.module:name, and networks' classes from outside
+            diffusers and twosides.
+    """
+
+    sampler: str = "ddim"
+    steps: int = 20
+    schedule: str | None = None
+    noise: str | None = None
+    grid: str | None = None
+    guidance: Annotated[float | None, tyro.conf.arg(aliases=["--guidance-scale"])] = None
+    seed: int = 0
+    device: str = "auto"
+    trust_code: bool = False
+
+    def request(self, *models: Path, **others: Any) -> Request:
+        """How to sample, in words that every command means alike.
+
+        models: the folders that are sampled; the grid "entropic" is what was measured in the
+            training of the only one.
+        others: fields of a request that not all commands have, such as labels.
+        """
+        from twosides.generation.notes import measured_grid
+        from twosides.generation.request import Request
+        from twosides.storage.models import is_pipeline
+
+        measured = self.grid == "entropic" and not any(map(is_pipeline, models))
+        if measured and len(models) > 1:
+            raise ValueError("--grid entropic is one run's own; name the grid for several runs")
+        return Request.of(
+            self.sampler,
+            noise=self.noise,
+            grid=measured_grid(models[0]) if measured else self.grid,
+            schedule=self.schedule,
+            steps=self.steps,
+            guidance=self.guidance,
+            seed=self.seed,
+            device=self.device,
+            **others,
+        )
+
+
+Flat = Annotated[Sampling, tyro.conf.arg(name="")]  # its fields are options like all others
+
+
+def sample(
+    model: Positional[Path],
+    /,
+    *,
+    out: Path = Path("samples.png"),
+    count: int | None = None,
+    labels: str | None = None,
+    prompt: str | None = None,
+    negative_prompt: str | None = None,
+    devices: int | None = None,
+    batch: int | None = None,
+    shard: int | None = None,
+    pipeline: Annotated[Path | None, tyro.conf.arg(aliases=["--vae"])] = None,
+    reward: str | None = None,
+    particles: int = 16,
+    sampling: Flat = Sampling(),
+) -> None:
+    """Draw samples from a trained model, or from a diffusers pipeline with any sampler.
+
+    Args:
+        model: a model's or a run's folder, or a pipeline's (only safetensors are read).
+        out: .png for a picture, .npy for the numbers, or a folder: of a model for any number of
+            samples in .npy files, which the same command continues; of a pipeline for PNGs.
         count: number of samples, by default 26, or 1 of a pipeline or a prompt (with labels: their
             number).
         labels: classes to draw, one letter each, by default all in turn; of a pipeline 207,360.
         prompt: for pipelines that read text, and for models trained on captions.
         negative_prompt: what to guide away from instead of no text.
-        guidance: classifier-free guidance scale, by default 1, none, or the pipeline's own.
-        seed: sample i depends on (seed, i) only.
-        device: auto (the accelerator if there is one, else the CPU), cpu, cuda:1, mps, xpu, ...
         devices: into a folder: processes, by default one for each GPU, or one on the CPU; under
             torchrun or srun their processes share the work.
         batch: into a folder: samples per network call, by default 256.
@@ -75,10 +117,8 @@ def sample(
         reward: package.module:function from samples to numbers; draws are then of the model's
             probability times exp(reward), by particles and a sampler with noise, such as ddpm.
         particles: with --reward, how many for each sample.
-        trust_code: import the network's class, or the reward, from outside diffusers and twosides.
+        sampling: what is shared with restore, evaluate and report.
     """
-    from twosides.generation.notes import measured_grid
-    from twosides.generation.request import Request
     from twosides.storage.models import is_pipeline
 
     piped = is_pipeline(model)
@@ -91,19 +131,8 @@ def sample(
             "--pipeline decodes a model's samples into a .png or .npy file; a pipeline decodes its "
             "own, and files in a folder are latents: leave it out"
         )
-    request = Request.of(
-        sampler,
-        noise=noise,
-        grid=measured_grid(model) if grid == "entropic" and not piped else grid,
-        schedule=schedule,
-        steps=steps,
-        guidance=guidance,
-        labels=labels,
-        prompt=prompt,
-        negative_prompt=negative_prompt,
-        seed=seed,
-        count=count,
-        device=device,
+    request = sampling.request(
+        model, count=count, labels=labels, prompt=prompt, negative_prompt=negative_prompt
     )
     if reward is not None:
         from twosides.generation.restoring import steer_model
@@ -111,7 +140,7 @@ def sample(
         if piped or pipeline is not None or sizes:
             raise ValueError("--reward is for a model's own samples in a .png or .npy file")
         numbers, told = steer_model(
-            model, out, request, reward=reward, particles=particles, trust_code=trust_code
+            model, out, request, reward=reward, particles=particles, trust_code=sampling.trust_code
         )
         say(f"{out}: {tuple(numbers.shape)}, {told}")
         return
@@ -122,9 +151,11 @@ def sample(
     elif out.suffix:
         from twosides.generation.samples import sample_model
 
-        numbers = sample_model(model, request, out, trust_code=trust_code, pipeline=pipeline)
+        numbers = sample_model(
+            model, request, out, trust_code=sampling.trust_code, pipeline=pipeline
+        )
     else:
-        say(f"{_shards(model, request, out, sizes, trust_code)}; {request}")
+        say(f"{_shards(model, request, out, sizes, sampling.trust_code)}; {request}")
         return
     say(f"{out}: {tuple(numbers.shape)}, {request}")
 
@@ -139,14 +170,9 @@ def restore(
     out: Path = Path("restored.png"),
     method: str = "mmps",
     particles: int = 1,
-    sampler: str = "ddpm",
-    steps: int = 50,
-    schedule: str | None = None,
     count: int | None = None,
     labels: str | None = None,
-    guidance: float | None = None,
-    seed: int = 0,
-    trust_code: bool = False,
+    sampling: Flat = Sampling("ddpm", steps=50),
 ) -> None:
     """Draw what a damaged picture may have been, from a model that has seen whole ones.
 
@@ -159,27 +185,13 @@ def restore(
         out: .png, the damaged picture first, or .npy.
         method: mmps, pigdm, gaussian, diffpir or dps: see docs/posteriors.md.
         particles: for each picture; more than 1 corrects the method, at as many times the cost.
-        sampler: ddpm, kab2c, ...: see `twosides samplers`; particles need one with noise.
-        steps: of the sampler.
-        schedule: where to sample, by default the model's own.
         count: number of pictures, by default 4; each is another possibility.
         labels: classes, if they are known, by default none.
-        guidance: classifier-free guidance scale towards the labels, by default 1, none.
-        seed: picture i depends on (seed, i) only.
-        trust_code: import the network's class, or the operator, from outside twosides.
+        sampling: what is shared with sample; particles need a sampler with noise.
     """
-    from twosides.generation.request import Request
     from twosides.generation.restoring import restore as run
 
-    request = Request.of(
-        sampler,
-        schedule=schedule,
-        steps=steps,
-        guidance=guidance,
-        labels=labels,
-        seed=seed,
-        count=count,
-    )
+    request = sampling.request(model, count=count, labels=labels)
     numbers, told = run(
         model,
         damaged,
@@ -189,7 +201,7 @@ def restore(
         noise=noise,
         method=method,
         particles=particles,
-        trust_code=trust_code,
+        trust_code=sampling.trust_code,
     )
     say(f"{out}: {tuple(numbers.shape)}, {told}")
 
@@ -219,14 +231,8 @@ def evaluate(
     count: int | None = None,
     metrics: tuple[str, ...] = (),
     extractor: str | None = None,
-    sampler: str = "ddim",
-    steps: int = 20,
-    schedule: str | None = None,
-    guidance: float | None = None,
-    seed: int = 0,
-    device: str = "auto",
     json: Path | None = None,
-    trust_code: bool = False,
+    sampling: Flat = Sampling(),
 ) -> None:
     """Measure how far samples are from data, beside other data's distance, with standard errors.
 
@@ -237,27 +243,13 @@ def evaluate(
         metrics: some of frechet, kid, mmd, sliced-w2, precision, recall, density, coverage.
         extractor: pixels, reader (letters), the folder of a transformers vision model, or
             package.module:function; by default reader for letters and pixels for all else.
-        sampler: of a model: ddim, dpmpp-2m, ...: see `twosides samplers`.
-        steps: of the sampler.
-        schedule: where to sample a model, by default its own.
-        guidance: classifier-free guidance scale of a model, by default 1, which is none.
-        seed: of the samples, the reference rows, and the groups that give the errors.
-        device: auto (the accelerator if there is one, else the CPU), cpu, cuda:1, mps, xpu, ...
         json: a file to write the numbers to.
-        trust_code: import a network's class, or an extractor, from outside diffusers and twosides.
+        sampling: how a model is sampled; the seed is also that of the reference rows, and of the
+            groups that give the errors.
     """
-    from twosides.generation.request import Request
     from twosides.metrics.command import evaluate as run
 
-    request = Request.of(
-        sampler,
-        schedule=schedule,
-        steps=steps,
-        guidance=guidance,
-        seed=seed,
-        count=count,
-        device=device,
-    )
+    request = sampling.request(source, count=count)
     table = run(
         source,
         data,
@@ -265,7 +257,7 @@ def evaluate(
         metrics=metrics,
         extractor=extractor,
         json_file=json,
-        trust_code=trust_code,
+        trust_code=sampling.trust_code,
     )
     say(table, end="")
 
@@ -278,13 +270,7 @@ def report(
     data: str | None = None,
     count: int = 520,
     extractor: str | None = None,
-    sampler: str = "ddim",
-    steps: int = 20,
-    schedule: str | None = None,
-    guidance: float | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    trust_code: bool = False,
+    sampling: Flat = Sampling(),
 ) -> None:
     """Put training runs side by side on one page: recipes, losses, weightings, samples, metrics.
 
@@ -294,25 +280,10 @@ def report(
         data: what to measure against, as in `twosides train`; by default nothing is measured.
         count: samples of each run, and rows of data.
         extractor: pixels, reader, ...: see `twosides evaluate`.
-        sampler: for all of them: ddim, dpmpp-2m, ...
-        steps: of the sampler.
-        schedule: where to sample, by default each run's own.
-        guidance: classifier-free guidance scale, by default 1, which is none.
-        seed: of the samples, the same noise for all runs.
-        device: auto (the accelerator if there is one, else the CPU), cpu, cuda:1, mps, xpu, ...
-        trust_code: import networks' classes, or an extractor, from outside diffusers and twosides.
+        sampling: how all of them are sampled, with the same noise.
     """
-    from twosides.generation.request import Request
     from twosides.reports.side_by_side import report as run
 
-    request = Request.of(
-        sampler,
-        schedule=schedule,
-        steps=steps,
-        guidance=guidance,
-        seed=seed,
-        count=count,
-        device=device,
-    )
-    made = run(runs, out, request, data=data, extractor=extractor, trust_code=trust_code)
+    request = sampling.request(*runs, count=count)
+    made = run(runs, out, request, data=data, extractor=extractor, trust_code=sampling.trust_code)
     say(f"{out}: {len(made)} run{'s' * (len(made) != 1)}")
