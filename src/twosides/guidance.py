@@ -1,12 +1,13 @@
 """Guidance: functions from denoisers to denoisers.
 
-Classifier-free guidance and autoguidance are affine in the estimate, with weights that sum to one,
+A denoiser estimates a pair (x, eps). Classifier-free guidance and autoguidance mix a strong and a
+weak pair with weights that sum to one,
 
     guided = weak + scale (strong - weak),
 
 so they are the same in x, eps, u, v and score, and keep `z = alpha x + sigma eps`. A level is
 (logsnr, alpha, sigma); a null value is what a network is told in the place of its conditioning
-(`twosides.conditioning`).
+(`twosides.conditioning`). Other formulas than this one are *rules* (`twosides.mixing`).
 
 Scales are not to be confused: a scale of 1 here is no guidance, as in diffusers' `guidance_scale`
 and in Imagen's paper; Ho and Salimans' own w is this scale minus 1.
@@ -34,7 +35,10 @@ from twosides.schedules import Level, along_batch
 
 
 class Guided(Around):
-    """`weak + scale (strong - weak)`, or another rule, in an interval of logsnr; else `strong`."""
+    """The denoiser `weak + scale (strong - weak)` in an interval of logsnr, `strong` outside.
+
+    The rules then change the guided pair one after the other.
+    """
 
     def __init__(
         self,
@@ -46,7 +50,10 @@ class Guided(Around):
         interval: tuple[float, float],
         rules: Sequence[Rule] = (),
     ) -> None:
-        """See `classifier_free` and `autoguidance`."""
+        """Keep the parts, which `classifier_free` and `autoguidance` explain.
+
+        ValueError for a number as scale that is not finite, and for an interval that is reversed.
+        """
         super().__init__(as_denoiser(strong))
         if not callable(scale) and not math.isfinite(scale):
             raise ValueError(f"guidance scale must be a finite number, got {scale}")
@@ -70,6 +77,7 @@ class Guided(Around):
         return guided
 
     def _scale(self, level: Level, z: Tensor) -> float | Tensor:
+        """The scale at a level, 1 outside of the interval; a tensor that fits z for levels (B,)."""
         scale, (low, high) = self.scale, self.interval
         scale = scale(level) if callable(scale) else scale
         if isinstance(level.logsnr, Tensor) and level.logsnr.ndim:
@@ -90,16 +98,22 @@ def classifier_free(
     """Classifier-free guidance [Ho & Salimans 2022]: `null + scale (conditional - null)`.
 
     denoiser: a model that was trained with part of its conditioning dropped.
-    scale: how far beyond the conditional estimate; 1 is that estimate, 0 the null one. A number, or
-        a function of the level, such as `lambda level: 1 + 4 * level.sigma`.
+    scale: 1 is the conditional estimate, 0 the null one, and more goes beyond the conditional one.
+        It is a number, or a function of the level, such as `lambda level: 1 + 4 * level.sigma`.
     null: the names of the conditioning that is dropped, and the null values it was trained with:
         `null={"class_labels": 26}`. A number fills the tensor, one row is that of all samples.
-    interval: the log-SNRs (low, high) between which the estimate is guided; outside, the null call
-        is not made [Kynkaanniemi+ 2024].
-    rescale: in [0, 1], how far the standard deviation of each sample's x is brought back to the
-        conditional one's [Lin+ 2023, eq. 15-16, applied to x, so that it does not depend on the
-        schedule].
+    interval: the log-SNRs (low, high) between which the estimate is guided, by default all. In
+        sampling, the null call is not made outside of it [Kynkaanniemi+ 2024].
+    rescale: in [0, 1], how far the standard deviation of each sample's x is brought back to that of
+        the conditional x [Lin+ 2023, eq. 15-16, applied to x, so that it does not depend on the
+        schedule]; by default not at all.
     rule: another way to mix the two estimates, of `twosides.mixing`: `projected()`, `zero_star()`.
+
+        >>> import twosides as ts
+        >>> labelled = ts.Denoiser(lambda z, t, label: z * label[:, None], output="x")
+        >>> guided = classifier_free(labelled, 2.0, null={"label": 1.0})
+        >>> guided(torch.ones(1, 2), ts.FlowMatching().at(0.5), label=torch.tensor([3.0])).x
+        tensor([[5., 5.]])
     """
     if not 0 <= rescale <= 1:
         raise ValueError(f"rescale is a fraction in [0, 1], got {rescale}")
@@ -117,8 +131,10 @@ def autoguidance(
     """Autoguidance [Karras+ 2024]: `weak + scale (denoiser - weak)`, with the same conditioning.
 
     denoiser: the model to guide.
-    weak: a smaller or less trained one, in any notation, of data in the same units.
+    weak: a smaller or less trained model, in any notation.
     scale, interval: as in `classifier_free`.
+
+    ValueError for two models that standardise data differently.
     """
     guided = Guided(denoiser, weak, scale, null={}, interval=interval)
     for probe in torch.tensor([0.0, 1.0], dtype=torch.float64):

@@ -1,24 +1,26 @@
 """Other ways to mix estimates than classifier-free guidance: rules, and more than two denoisers.
 
-A *guidance rule* is a function of what a strong and a weak estimate say, o and w, and of the scale
-s; guidance itself is `w + s (o - w)`. Unlike it, a rule depends on the output in which it acts, the
-one its paper has unless another is asked for: the same rule in u, for flow models, and in eps or v,
-for diffusion, is the same formula of other numbers. At scale 1 each gives the strong estimate.
+Guidance mixes a strong and a weak estimate. A *guidance rule* replaces its formula
+`w + s (o - w)`, in which s is the scale, and o and w are the strong and the weak estimate as values
+of one output: x, eps, u and so on (`twosides.outputs`). Guidance gives the same pair (x, eps) in
+every output. A rule does not: in u, for flow models, and in eps or v, for diffusion, the same
+formula is applied to other numbers. So each rule acts in the output that its paper has, unless
+another is asked for. At scale 1 each rule gives the strong estimate.
 
-| rule | formula, the norm and the product being those of a sample | acts in |
+| rule | formula; norms and products are taken over each sample | acts in |
 |---|---|---|
-| `projected` (APG) | `o + (s - 1) (d_orthogonal + eta d_parallel)`, d = o - w beside o | x |
+| `projected` (APG) | `o + (s - 1) (d_orthogonal + eta d_parallel)`, d = o - w relative to o | x |
 | `zero_star` (CFG-Zero*) | `c w + s (o - c w)`, `c = o . w / w . w` | u |
-| `tangential` (TCFG) | guidance with w's part along the main axis of o and w for w | eps |
-| `magnitude` (MAMBO-G) | guidance with `1 + (s - 1) exp(-k norm(o - w) / norm(w))` for s | u |
-| `rescaled` | what was guided, with part of its spread brought back to o's | x |
+| `tangential` (TCFG) | guidance from the part of w along the main axis of o and w | eps |
+| `magnitude` (MAMBO-G) | guidance with the scale `1 + (s - 1) exp(-k norm(o - w) / norm(w))` | u |
+| `rescaled` | the guided estimate, with a part of its spread brought back to that of o | x |
 
     Eliminating Oversaturation and Artifacts of High Guidance Scales, Sadat+ 2024,
     arxiv.org/abs/2410.02416 (APG)
     CFG-Zero*: Improved Classifier-Free Guidance for Flow Matching, Fan+ 2025,
     arxiv.org/abs/2503.18886
     TCFG: Tangential Damping Classifier-free Guidance, Kwon+ 2025, arxiv.org/abs/2503.18137
-    MAMBO-G: Magnitude-Aware Mitigation for Boosted Guidance, arxiv.org/abs/2508.03442
+    MAMBO-G: Magnitude-Aware Mitigation for Boosted Guidance, Zhu+ 2025, arxiv.org/abs/2508.03442
     Common Diffusion Noise Schedules ... Are Flawed, Lin+ 2023, arxiv.org/abs/2305.08891
 """
 
@@ -37,17 +39,20 @@ from twosides.denoiser import Around, BaseDenoiser, Denoises, as_denoiser
 from twosides.outputs import Estimate, Output, output_named
 from twosides.schedules import Level, Schedule, along_batch
 
-# mix(guided, strong, weak, scale): tensors of one output, and what becomes of the first.
+# A function of (guided, strong, weak, scale), three estimates as values of one output and a scale,
+# that returns the value in place of `guided`.
 Mix = Callable[[Tensor, Tensor, Tensor, Any], Tensor]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A guidance rule.
+    """A guidance rule, which `twosides.guidance.classifier_free` takes.
 
-    mix: a function of what classifier-free guidance, the strong and the weak estimate say in an
-        output, and of the scale (a number, or one that fits the tensors), to what is said instead.
-    output: the output, such as "x", "u" or "eps".
+    mix: a function of (guided, strong, weak, scale) that returns the value in place of `guided`.
+        The first three are tensors (B, ...), values of `output`: of guidance `w + s (o - w)`, or of
+        the rule before this one, of the strong and of the weak estimate. The scale is a number, or
+        a tensor that fits them. A function of a module can be pickled, a lambda cannot.
+    output: the output in which the rule acts, such as "x", "u" or "eps", or an Output.
     """
 
     mix: Mix
@@ -62,11 +67,20 @@ class Rule:
         level: Level,
         schedule: Schedule,
     ) -> Estimate:
-        """The pair after the rule, with `z = alpha x + sigma eps` as before.
+        """The pair (x, eps) after the rule, with `z = alpha x + sigma eps` as before.
 
-        ValueError where the output says nothing of the pair, x at zero noise, eps at zero SNR.
+        guided: the guided pair so far.
+        strong: the pair of the strong denoiser.
+        weak: the pair of the weak denoiser.
+        scale: the guidance scale, a number, or a tensor that fits the pairs.
+        level: the level of z, (logsnr, alpha, sigma).
+        schedule: the schedule whose velocity the output "velocity" means.
+
+        ValueError where the output does not determine the pair, as x at zero noise and eps at zero
+        SNR.
         """
         output = output_named(self.output, schedule)
+        # z stays, so the change of the output alone determines the changes of x and eps.
         says, o, w = (output.of(*estimate, level) for estimate in (guided, strong, weak))
         change = self.mix(says, o, w, scale) - says
         x, eps = output.solve(level).apply(torch.zeros_like(change), change)
@@ -74,11 +88,26 @@ class Rule:
 
 
 def projected(eta: float = 0.0, longest: float = math.inf, output: str | Output = "x") -> Rule:
-    """Adaptive projected guidance without its momentum [Sadat+ 2024, eq. 8 and 9].
+    """Adaptive projected guidance, APG, without its momentum [Sadat+ 2024, eq. 8 and 9].
 
-    eta: what is left of the part of the difference that is parallel to the strong estimate, which
-        saturates colours; 1 leaves all of it.
-    longest: the difference is shortened to this length, > 0.
+    The momentum is a memory of earlier calls, with which an estimate would depend on the sampler.
+
+    eta: the factor of that part of the difference strong - weak which is parallel to the strong
+        estimate. By default 0, since this part saturates colours; 1 leaves all of it. Not to be
+        confused with the eta of samplers, which is a measure of noise.
+    longest: the norm to which a longer difference is shortened, > 0; by default none is.
+    output: the output in which the rule acts.
+
+    ValueError for a length that is not positive.
+
+        >>> import twosides as ts
+        >>> labelled = ts.Denoiser(lambda z, t, label: z * label[:, None], output="x")
+        >>> null, rule = {"label": 1.0}, projected()
+        >>> guided = ts.guidance.classifier_free(labelled, 2.0, null=null, rule=rule)
+        >>> guided(torch.ones(1, 2), ts.FlowMatching().at(0.5), label=torch.tensor([3.0])).x
+        tensor([[3., 3.]])
+
+    Here the difference of 3 z and z is parallel to 3 z, so that nothing is left of it.
     """
     if not longest > 0:
         raise ValueError(f"the longest difference is positive, got {longest}")
@@ -86,26 +115,36 @@ def projected(eta: float = 0.0, longest: float = math.inf, output: str | Output 
 
 
 def zero_star(output: str | Output = "u") -> Rule:
-    """CFG-Zero* [Fan+ 2025]: the weak estimate in the length that fits the strong one best.
+    """CFG-Zero* [Fan+ 2025]: guidance from c w, the multiple of w that is nearest to o.
 
-    The paper also leaves out the first steps; a schedule that starts later does that.
+    The paper also leaves out the first steps. A schedule that starts later does that.
+
+    output: the output in which the rule acts.
     """
     return Rule(_zero_star, output)
 
 
 def tangential(output: str | Output = "eps") -> Rule:
-    """Tangential damping [Kwon+ 2025]: of the weak estimate, the part that both have in common.
+    """Tangential damping, TCFG [Kwon+ 2025]: guidance from the part of w along a common axis.
 
-    The main axis of the pair is its first right singular vector, `cos(t) o + sin(t) w` up to its
-    length, with `tan(2 t) = 2 o . w / (o . o - w . w)`, so that no decomposition is needed.
+    The axis is the first right singular vector of the matrix with the rows o and w. It is
+    `cos(t) o + sin(t) w` up to its length, with `tan(2 t) = 2 o . w / (o . o - w . w)`, so that no
+    decomposition has to be computed.
+
+    output: the output in which the rule acts.
     """
     return Rule(_tangential, output)
 
 
 def magnitude(damping: float = 8.0, output: str | Output = "u") -> Rule:
-    """Magnitude-aware guidance [MAMBO-G]: the less, the larger the difference is beside `weak`.
+    """Magnitude-aware guidance, MAMBO-G [Zhu+ 2025]: less guidance where it would change w much.
 
-    damping: k, >= 0; 0 is plain guidance.
+    The guidance scale s becomes `1 + (s - 1) exp(-k norm(o - w) / norm(w))`.
+
+    damping: k, >= 0; 0 is plain guidance. The authors use the default, 8, in diffusers.
+    output: the output in which the rule acts.
+
+    ValueError for a damping that is negative or not finite.
     """
     if not 0 <= damping < math.inf:
         raise ValueError(f"damping is at least 0 and finite, got {damping}")
@@ -113,16 +152,23 @@ def magnitude(damping: float = 8.0, output: str | Output = "u") -> Rule:
 
 
 def rescaled(fraction: float = 0.7, output: str | Output = "x") -> Rule:
-    """The deviation of each sample brought back to the strong estimate's [Lin+ 2023, eq. 15-16].
+    """The spread of each guided sample brought back to that of o [Lin+ 2023, eq. 15-16].
 
-    fraction: how much of it, in [0, 1].
+    The spread is the standard deviation over the numbers of a sample, which guidance enlarges.
+
+    fraction: how far the spread is brought back, in [0, 1]; 0.7 is the paper's choice.
+    output: the output in which the rule acts. In x, unlike the paper's, the result does not depend
+        on the schedule.
+
+    ValueError for a fraction outside of [0, 1].
     """
     if not 0 <= fraction <= 1:
         raise ValueError(f"the fraction to rescale is in [0, 1], got {fraction}")
     return Rule(partial(_rescaled, fraction=fraction), output)
 
 
-# What the rules compute; functions of the module, so that a guided denoiser can be pickled.
+# The formulas of the rules. They are functions of the module, so that a guided denoiser can be
+# pickled. Where a norm that they divide by is 0, its limit or a harmless value takes its place.
 
 
 def _projected(
@@ -168,24 +214,25 @@ def _rescaled(
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """The product of each sample, of a shape that fits it."""
+    """The inner product of each sample, of a shape (B, 1, ...) that fits a."""
     return along_batch((a * b).flatten(1).sum(1), a)
 
 
 def _norm(a: Tensor) -> Tensor:
+    """The norm of each sample, of a shape (B, 1, ...) that fits a."""
     return _dot(a, a).sqrt()
 
 
 class Told(Around):
-    """A denoiser that is told some conditioning by us; see `told`."""
+    """A denoiser that is always told some conditioning, as `told` makes it."""
 
     def __init__(self, denoiser: BaseDenoiser, conditioning: dict[str, Any]) -> None:
-        """See `told`."""
+        """Keep the denoiser, and the conditioning by its names."""
         super().__init__(denoiser)
         self.conditioning = conditioning
 
     def forward(self, z: Tensor, level: Level, **conditioning: Any) -> Estimate:
-        """(x, eps) under both conditionings, ours before the caller's."""
+        """(x, eps) under both conditionings; where a name is in both, the fixed one counts."""
         rows = {
             name: value.expand(len(z), *value.shape[1:])
             if isinstance(value, Tensor) and value.ndim and len(value) == 1
@@ -198,16 +245,24 @@ class Told(Around):
 def told(denoiser: Denoises, **conditioning: Any) -> BaseDenoiser:
     """The denoiser with some of its conditioning fixed, such as a prompt's embedding or a class.
 
-    conditioning: tensors with one row for all samples or one for each, and anything else as it is.
+    denoiser: the denoiser that takes the conditioning.
+    conditioning: tensors with one row for all samples or a row for each, and any other values,
+        which are passed on as they are. They take precedence over what a caller passes.
+
+        >>> import twosides as ts
+        >>> labelled = ts.Denoiser(lambda z, t, label: z * label[:, None], output="x")
+        >>> second = told(labelled, label=torch.tensor([2.0]))
+        >>> second(torch.ones(1, 2), ts.FlowMatching().at(0.5)).x
+        tensor([[2., 2.]])
     """
     return Told(as_denoiser(denoiser), conditioning)
 
 
 class Combined(Around):
-    """`sum_i w_i denoiser_i`; see `combined`."""
+    """The denoiser `sum_i w_i denoiser_i`, as `combined` makes it."""
 
     def __init__(self, parts: Sequence[tuple[BaseDenoiser, Any]]) -> None:
-        """See `combined`."""
+        """Keep the denoisers and weights; schedule and units are those of the first denoiser."""
         super().__init__(parts[0][0])
         self.others = nn.ModuleList(
             part if isinstance(part, nn.Module) else Around(part) for part, _ in parts[1:]
@@ -215,7 +270,7 @@ class Combined(Around):
         self.weights = [weight for _, weight in parts]
 
     def forward(self, z: Tensor, level: Level, **conditioning: Any) -> Estimate:
-        """The combined (x, eps); each denoiser is told the same."""
+        """The combined (x, eps); each denoiser is told the same conditioning."""
         x, eps = torch.zeros_like(z), torch.zeros_like(z)
         for part, weight in zip((self.denoiser, *self.others), self.weights, strict=True):
             estimate = part(z, level, **conditioning)
@@ -226,16 +281,20 @@ class Combined(Around):
 
 
 def combined(parts: Sequence[tuple[Denoises, Any]]) -> BaseDenoiser:
-    """`sum_i w_i denoiser_i` of any number of denoisers, the same in every output.
+    """The denoiser `sum_i w_i denoiser_i` of any number of denoisers, the same in every output.
 
-    parts: (denoiser, weight) pairs. A weight is a number, a tensor that fits a sample (a region),
-        or a function of the level. Together they are 1, or z would not be alpha x + sigma eps.
+    It has several uses. Two prompts and a negative one are three denoisers, each `told` its prompt,
+    with the weights 2, 2 and -3. An instruction to edit an image [InstructPix2Pix, Brooks+ 2022,
+    arxiv.org/abs/2211.09800, eq. 3] is three denoisers, told nothing, the image, and both, with the
+    weights 1 - s_image, s_image - s_text and s_text. A network and the same network weakened by
+    hooks (skipped layers, perturbed attention) are two.
 
-    Two prompts and a negative one are weights 2, 2 and -3 of denoisers that are `told` each; an
-    instruction to edit an image [InstructPix2Pix, Brooks+ 2022, arxiv.org/abs/2211.09800, eq. 3] is
-    1 - s_image, s_image - s_text and s_text of those told nothing, the image, and both; and a
-    network weakened by hooks (skipped layers, perturbed attention) is one of two. ValueError for
-    weights that do not sum to 1.
+    parts: (denoiser, weight) pairs, at least one. The denoisers estimate data in the same units. A
+        weight is a number, a tensor that fits a sample (a region), or a function of the level. The
+        weights sum to 1, or else z would not be alpha x + sigma eps.
+
+    ValueError for no pairs, and for weights that do not sum to 1. The sum is not tested if one of
+    the weights is a function.
 
         >>> import twosides as ts
         >>> left, right = (ts.oracle.GaussianMixture.gaussian([m], [[1.0]]) for m in (-1.0, 1.0))

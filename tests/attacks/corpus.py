@@ -254,7 +254,7 @@ for kind in ("pyd", "pickle", "pkl", "pt", "pth", "ckpt", "bin", "npz", "ten", "
         return tar(folder / "a.tar", {"a.png": png(), f"a.{kind}": pickled(folder)})
 
 
-@attack("objects in a tar's npy", load_tars, r"holds \|O")
+@attack("objects in a tar's npy", load_tars, r"has \|O")
 def _(folder):
     return tar(folder / "a.tar", {"a.npy": objects(folder)})
 
@@ -759,7 +759,7 @@ CONFIGS: dict[str, tuple[Any, str]] = {
     "a billion layers": (network("MLP", width=2, depth=10**9), "beyond 16777216"),
     "a schedule of 10^9 rows": (
         {"schedule": {"type": "ScaledLinear", "count": 10**9}},
-        "counts 1000000000",
+        "has the count 1000000000; tables have at most",
     ),
     "twenty conversions": (converted(20), "converted more than 8 times"),
 }

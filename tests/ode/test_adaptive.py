@@ -211,7 +211,7 @@ def test_nan_is_refused_where_it_appears(bad_from):
         ({"output": "eps"}, "singular on the way"),
         ({"output": "x"}, "singular on the way"),
         ({"output": Output("sum", 1.0, 1.0)}, "singular on the way"),
-        ({"end": NOISY}, "different ends"),
+        ({"end": NOISY}, "different finite ends"),
     ],
 )
 def test_impossible_requests_are_refused(options, message):

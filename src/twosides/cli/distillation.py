@@ -73,11 +73,6 @@ def distill(
         rounds,
         training.seed,
     )
-    if data is not None and what.where != "data":
-        raise ValueError(
-            f"{objective} learns from {what.where} of the teacher and not from data; leave {data} "
-            "out, or choose an objective of the map's own, such as --objective lagrangian"
-        )
     options = training.settings(1e-3)
     if options.pop("validate"):
         raise ValueError(

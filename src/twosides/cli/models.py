@@ -89,7 +89,7 @@ def export(
             from twosides.distillation.export import exported
 
             denoiser, readme = exported(denoiser, models.read_notes(model), steps, sampler)
-        save_as_pipeline(denoiser, out, sampler, readme=readme)
+        save_as_pipeline(denoiser, out, sampler, steps=steps, readme=readme)
     say(f"{out}: a diffusers pipeline, DiffusionPipeline.from_pretrained({str(out)!r})")
     if steps is not None:
         say(f"it is to be run in {steps} steps, without guidance: num_inference_steps={steps}")

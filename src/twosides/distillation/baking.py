@@ -1,17 +1,24 @@
-"""Baking: a flow map's K steps inside the unchanged network, for programs that know no maps.
+"""Baking: K steps of a flow map, put into the weights of the network as it was without the map.
 
-On a fixed grid of K steps the second time is a function of the first, so that all it does can be
-done by the weights of the embedding of the time. Its last layer is linear: with H (d, K) what that
-layer is given at the K times, and D (d', K) what is to be added to its answers there,
+A flow map (`flow_map`) is a denoiser that is told two noise levels, that of the state z and that to
+which its step goes. The second level enters the network as a second time (`second`), which other
+programs do not pass. On a fixed grid of K steps they need not: the second time is then a function
+of the first, and the weights of the module that embeds the time can do what the second time does.
 
-    W' = W + D H^+,      so that   W' h_k = W h_k + D_k    at these times, exactly
+The last layer of that module is linear, h -> W h + b. Let the columns of H (d, K) be the inputs of
+this layer at the K times, and the columns of D (d', K) what has to be added to its outputs there.
+With the pseudo-inverse H^+ of H the new weights are
 
-which changes W by a matrix of rank K. The network is then the flow map on this grid and nothing
-anywhere else; its class and its files are those of before.
+    W' = W + D H^+,      so that   W' h_k = W h_k + D_k    for each column k
 
-A scheduler of diffusers that steps evenly in flow matching's time, and ends at 0 after K steps, is
-one of K training timesteps. The network is therefore told K t from now on, not 1000 t; the K
-embeddings are moved to their new places by the same update.
+The change of W has at most rank K. The equality is exact, but for rounding, if the columns of H are
+linearly independent; that needs K <= d. The baked network is the flow map at the K times of the
+grid and means nothing at any other time. Its class and the names in its files are those of the
+network before it was made a flow map.
+
+A scheduler of diffusers takes K even steps of flow matching's time, down to 0, if it has K training
+timesteps. It then tells the network K t, where the network was trained to be told 1000 t. The same
+change of the weights moves the K embeddings to their new times (`grid_of`).
 """
 
 from __future__ import annotations
@@ -39,16 +46,23 @@ def baked(
     clock: Clock | None = None,
     **conditioning: Any,
 ) -> Denoiser:
-    """The flow map at the steps of one grid, as a denoiser over the unchanged network.
+    """The flow map at the steps of one grid, as a denoiser over the network without a second time.
 
-    flow_map: over a network of diffusers'.
-    logsnrs: the grid (K + 1,), from noise to data, float64; K is at most the width of the
-        embedding. `grid_of` has those of diffusers' schedulers.
-    shape: of one sample; the network is run on zeros of it.
-    clock: how the network is told the K times from now on, by default as before.
-    conditioning: what the network cannot do without, for one sample, with B = 1.
+    The flow map is left as it is; the denoiser has a copy of the network, in evaluation mode. Its
+    `coupling` names the flow map, so that samplers that inject noise refuse it: between the steps
+    of the grid it is no denoiser.
 
-    TypeError for networks without an embedding that is known to be linear at its end.
+    flow_map: a flow map over a network of diffusers.
+    logsnrs: the log-SNRs of the grid (K + 1,), rising from noise to data, float64. `grid_of`
+        returns those of diffusers' schedulers. K must be at most the width d of the hidden layer
+        that embeds the time. This is not checked: for a larger K the denoiser differs from the map.
+    shape: the shape of one sample, without the batch. The network is run on zeros of this shape.
+    clock: how the network is told the K times from now on; by default by the clock of the flow map.
+    conditioning: the conditioning without which the network cannot be called, for one sample, with
+        B = 1.
+
+    TypeError for a network whose embedding of the time is not known, or does not end in a linear
+    layer.
     """
     network = flow_map.network
     if not isinstance(network, SecondTime) or not network.copied:
@@ -89,21 +103,30 @@ def baked(
 def _seen(
     network: SecondTime, count: int, ask: Callable[[int], Tensor], *, ends: bool
 ) -> dict[str, Tensor]:
-    """What the embeddings of the time make in the calls 0, 1, ... (width, K), by place.
+    """The numbers at one end of each module that embeds the time, seen in K calls of the network.
 
-    ends: their answers, or else what their last layers are given.
+    The result has, by the name of the module, a matrix (width, K) in float64, one column per call.
+
+    network: the network with its second time.
+    count: K, the number of calls.
+    ask: runs the call k, for k = 0 ... K - 1.
+    ends: True for the outputs of the modules, which contain what the second time adds; False for
+        the inputs of their last linear layers.
     """
     modules: Any = dict(network.network.named_modules())
     columns: dict[str, list[Tensor]] = {place: [] for place in network.places}
     call = 0
 
     def keep(place: str, value: Tensor) -> None:
-        if len(columns[place]) == call:  # DiT asks the first of its embeddings twice
+        # DiT runs the first of its embeddings twice in one call; the second value is the same.
+        if len(columns[place]) == call:
             columns[place].append(value[:1].reshape(-1).double())
 
     hooks: list[Any] = []
     for place in network.places:
-        if ends:  # after the second time's own hook, whose addition it sees
+        if ends:
+            # Hooks run in the order of their registration, so this one sees what the hook of the
+            # second time has added.
             hook = modules[place].register_forward_hook(_after(keep, place))
         else:
             hook = modules[place].linear_2.register_forward_pre_hook(_before(keep, place))
@@ -124,15 +147,29 @@ def _before(keep: Callable[[str, Tensor], None], place: str) -> Callable[..., No
 
 
 def _solve(layer: nn.Linear, given: Tensor, goal: Tensor) -> None:
-    """Change the weights so that the layer makes `goal` (d', K) of `given` (d, K), by rank K."""
+    """Change the weights, as little as possible, so that the layer maps `given` to `goal`.
+
+    given: H of the module's docstring, (d, K).
+    goal: the outputs that the layer has to give for these inputs, (d', K).
+
+    The arithmetic is in float64; the weights are rounded to their own dtype at the end. ValueError
+    if no weights do that: there are more inputs than the layer has, or two of them are the same.
+    """
     weight = layer.weight.double()
     bias = 0.0 if layer.bias is None else layer.bias.double()[:, None]
     missing = goal - (weight @ given + bias)
-    layer.weight.copy_(weight + missing @ torch.linalg.pinv(given))
+    change = missing @ torch.linalg.pinv(given)
+    left = float((missing - change @ given).abs().max())
+    if not left <= 1e-6 * float(goal.abs().max()):
+        raise ValueError(
+            f"{given.shape[1]} steps do not fit into a layer of {len(given)} inputs: the baked "
+            "network would be another map; take fewer steps"
+        )
+    layer.weight.copy_(weight + change)
 
 
 def _forget(module: nn.Module, network: SecondTime) -> None:
-    """Take the second time's hooks off a module of a copy."""
+    """Remove the hooks by which a network adds its second time to the output of a module."""
     hooks: Any = module._forward_hooks
     for key, hook in list(hooks.items()):
         if getattr(getattr(hook, "func", None), "__self__", None) is network:
@@ -142,9 +179,25 @@ def _forget(module: nn.Module, network: SecondTime) -> None:
 def grid_of(flow_map: FlowMap, steps: int) -> tuple[Tensor, Clock]:
     """The log-SNRs (K + 1,) of K steps of diffusers' own scheduler, and the clock that it tells.
 
-    For u on flow matching's schedule told N t that is FlowMatchEulerDiscreteScheduler of K training
-    timesteps, which tells K t; for discrete betas told the index DDIMScheduler with trailing
-    indices. ValueError for notations that diffusers has no scheduler for.
+    A *clock* is the rule by which a network is told the noise level, such as 1000 t. Diffusers has
+    a scheduler for two kinds of flow maps:
+
+        u on flow matching's schedule, told N t        FlowMatchEulerDiscreteScheduler with K
+                                                       training timesteps, which tells K t
+        any output on discrete betas, told the index   DDIMScheduler with trailing indices
+
+    flow_map: the flow map, of which only the output, the schedule and the clock are read.
+    steps: K, at least 1.
+
+    ValueError for any other output, schedule or clock, and for K below 1. On discrete betas
+    diffusers knows the outputs eps, x and v only, which is checked when the pipeline is written.
+
+        >>> import twosides as ts
+        >>> from twosides.storage.networks import MLP
+        >>> flow_map = FlowMap.from_denoiser(ts.Denoiser(MLP(), time="1000t"))
+        >>> grid, clock = grid_of(flow_map, 2)
+        >>> len(grid), clock.scale
+        (3, 2.0)
     """
     schedule, clock = flow_map.schedule, flow_map.clock
     if steps < 1:
@@ -153,8 +206,14 @@ def grid_of(flow_map: FlowMap, steps: int) -> tuple[Tensor, Clock]:
         t = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
         return schedule.logsnr(t), Time(float(steps))
     if isinstance(schedule, Tabulated) and isinstance(clock, Index):
-        # "trailing" indices, with set_alpha_to_one.
+        # DDIMScheduler with "trailing" spacing rounds in this way; with set_alpha_to_one its last
+        # step ends at zero noise.
         spaced = torch.arange(schedule.count, 0, -schedule.count / steps, dtype=torch.float64)
+        if len(spaced) != steps:  # DDIMScheduler rounds as badly
+            raise ValueError(
+                f"diffusers' DDIMScheduler makes {len(spaced)} timesteps of {steps}, by rounding; "
+                "take another number of steps"
+            )
         known = clock.logsnr(spaced.round() - 1, schedule)
         return torch.cat([known, known.new_full((1,), torch.inf)]), clock
     raise ValueError(

@@ -1,4 +1,8 @@
-"""A flow map as a pipeline of diffusers: what `twosides export RUN OUT --steps K` writes."""
+"""A flow map as a pipeline of diffusers, which `twosides export RUN OUT --steps K` writes.
+
+A flow map is a denoiser that is told two noise levels. A pipeline tells its network one, so the K
+steps of the map are baked first: they are put into the weights of the network (`baking`).
+"""
 
 from __future__ import annotations
 
@@ -31,13 +35,18 @@ noise between the steps need the model that this was made from.
 def exported(
     denoiser: Denoiser, notes: Mapping[str, Any], steps: int | None, sampler: str | None
 ) -> tuple[Denoiser, str]:
-    """The denoiser to write, and the text of the pipeline's README.
+    """The denoiser to write as a pipeline, and the text of the pipeline's README.
 
-    denoiser: the model; notes: of its folder.
-    steps: of the pipeline, at least 1.
-    sampler: what was asked beside, which must be none.
+    denoiser: the model, which must be a FlowMap.
+    notes: the notes of the model's folder. The shape of a sample and the classes are read from
+        them, and for how many calls and with which guidance the model was distilled.
+    steps: the number of steps of the pipeline, at least 1. A model that was distilled for a number
+        of calls is written for that number only.
+    sampler: the sampler that the user named. It must be None, because the steps of a flow map are
+        its own.
 
-    ValueError for what does not go together.
+    ValueError for a model that is no flow map, for steps that are missing or differ from those of
+    the distillation, for a sampler, and where diffusers has no scheduler (`grid_of`).
     """
     if not isinstance(denoiser, FlowMap):
         raise ValueError(

@@ -1,14 +1,23 @@
-"""Flow maps: denoisers that are told two levels, and whose step is the ODE's, of any length.
+"""Flow maps: denoisers that are told two noise levels, and whose step follows the ODE exactly.
 
-A denoiser estimates the pair (x, eps) at the level of z, which is right for an infinitely short
-step. A flow map is told where the step goes as well, and answers with the pair of bars for which
-one step of DDIM arrives where the ODE does [Boffi+ 2024, arxiv.org/abs/2406.07507]:
+A *level* is the noise level of a state `z = alpha x + sigma eps`. A denoiser is told the level of z
+and estimates the pair (x, eps) there. A step of DDIM holds this pair until the next level, which
+follows the ODE exactly only if the step is infinitely short. A flow map is also told the level `to`
+at which the step ends. It answers with another pair (x', eps'), the one for which a single step of
+DDIM, however long, ends where the ODE does [Boffi+ 2024, arxiv.org/abs/2406.07507]:
 
     z_level = alpha x' + sigma eps',    z_to = alpha_to x' + sigma_to eps'
 
-The pair is the same on every schedule, and at `to = level` it is the denoiser's. A plan, the table
-of numbers that a run follows, says where each of its steps goes; so `ts.sample` needs no other
-samplers for flow maps, only those whose steps are DDIM's.
+The pair depends on the two log-SNRs and not on the schedule or its scaling. On flow matching's
+schedule eps' - x' is the average velocity of MeanFlow and of shortcut models. At `to = level` the
+pair is that of the denoiser, so that a flow map contains the denoiser whose ODE it follows.
+
+Samplers are run as *plans*, tables of numbers with a row for each network call. A plan shows where
+each of its steps ends. `ts.sample` therefore runs a flow map with the samplers that there are, of
+which only those suit it whose steps are DDIM's, with or without noise added after the step.
+
+A flow map is not to be confused with a consistency model, whose step always ends at the data, nor
+with a denoiser after reflow, which is told one level and whose paths are merely straighter.
 """
 
 from __future__ import annotations
@@ -25,16 +34,22 @@ from twosides.distillation.second import SecondTime, units_of
 from twosides.outputs import Estimate
 from twosides.sampling.plan import Plan
 from twosides.schedules import Level
+from twosides.schedules.level import _float64
 
-_EXACT = 1e-9  # how far coefficients of plans may be rounded
+_EXACT = 1e-9  # relative to alpha + sigma: how far the coefficients of a plan may be rounded
 
 
 class FlowMap(Denoiser):
-    """A network that is told two levels, called as `network(z, time, second=s, **conditioning)`.
+    """A denoiser over a network that is told two levels, that of z and that where a step ends.
 
-    time is that of z on the network's clock, and s the flow time `sigma / (alpha + sigma)` of the
-    level to go to, both of shape (B,). All else is as in `Denoiser`, which it is at `to = level`;
-    guidance and `convert` make of it the denoiser of its ODE, which needs more steps.
+    The network is called as `network(z, time, second=s, **conditioning)`. Here `time` states the
+    level of z by the network's own clock, such as 1000 t, and s is the flow time
+    `sigma / (alpha + sigma)` of the level where the step ends, in [0, 1] from data to noise; both
+    have shape (B,). Everything else, the parameters included, is as in `Denoiser`. Most flow maps
+    are made by `from_denoiser`.
+
+    Without a second level the flow map is the denoiser of its ODE. Guidance and `convert` use it
+    so; what they make is an ordinary denoiser, which needs as many steps as others.
 
         >>> import twosides as ts
         >>> from twosides.storage.networks import MLP
@@ -45,17 +60,21 @@ class FlowMap(Denoiser):
         True
     """
 
-    stored_as = "FlowMap"  # `storage.models.DENOISERS`
+    stored_as = "FlowMap"  # its name in config.json, a key of `storage.models.DENOISERS`
 
     @classmethod
     def from_denoiser(cls, teacher: Denoiser, at: str | None = None) -> FlowMap:
-        """A flow map that answers exactly as the teacher until it is trained; weights are copied.
+        """A flow map that begins as a denoiser: it answers as the teacher until it is trained.
 
-        teacher: a denoiser over a network of diffusers', of this package, or of one's own.
+        The weights are copied, and all of the copies are trained, even if the teacher is frozen.
+
+        teacher: the denoiser, over a network of diffusers, of this package, or of one's own. A flow
+            map is copied as it is.
         at: for a network of one's own, the name of the module to whose output the second time is
-            added, see `SecondTime`.
+            added (`SecondTime`).
 
-        ValueError where no place for the second time is known.
+        ValueError if it is not known where the second time enters the network; TypeError for a
+        network that is no nn.Module.
         """
         if isinstance(teacher, cls):
             return copy.deepcopy(teacher)
@@ -73,39 +92,54 @@ class FlowMap(Denoiser):
     def forward(
         self, z: Tensor, level: Level, to: Level | None = None, **conditioning: Any
     ) -> Estimate:
-        """The pair whose DDIM step from `level` to `to` is the map; by default the denoiser's.
+        """The pair (x', eps') whose DDIM step from `level` to `to` ends where the ODE does.
 
-        z: (B, ...), at `level`, in the scaling of that.
-        level, to: levels of any scaling, of floats or of tensors (B,).
+        z: the state (B, ...) at `level`, in the scaling of `level`.
+        level: the level of z, in any scaling, of floats or of tensors (B,).
+        to: the level where the step ends, in the same forms. By default it is `level`, which gives
+            the estimate (x, eps) of the denoiser.
+        conditioning: what else the network is told.
         """
         return super().forward(z, level, to=level if to is None else to, **conditioning)
 
     def answer(
         self, z: Tensor, level: Level, to: Level | None = None, **conditioning: Any
     ) -> Tensor:
-        """The network's own answer to z at a level of its schedule, for a step to another."""
+        """The network's own output for z at a level of its schedule, for a step that ends at `to`.
+
+        z: the state (B, ...), in the scaling of the flow map's own schedule.
+        level: the level of z on that schedule.
+        to: the level where the step ends, by default `level`; only its log-SNR is read.
+        conditioning: what else the network is told.
+        """
         time = self.clock.read(_tensor(level.logsnr), self.schedule)
         second = flow_time(_tensor((to or level).logsnr))
         times = torch.stack(torch.broadcast_tensors(time, second)).reshape(2, -1)
         return self.predict(z, times.to(z.device, self.time_dtype(z.dtype)), **conditioning)
 
     def predict(self, z: Tensor, time: Tensor, **conditioning: Any) -> Tensor:
-        """The network's own answer.
+        """The network's own output for z at times that are already on its clock.
 
-        time: (2, B) or (2, 1), the time on the network's clock and the second time; or (B,), the
-            former alone, for a step of no length.
+        z: the state (B, ...), in the scaling of the flow map's own schedule.
+        time: the time on the network's clock and the second time, as the two rows of a tensor
+            (2, B) or (2, 1). A tensor (B,) is the time on the clock alone; the step then has no
+            length, and the output is that of the denoiser.
+        conditioning: what else the network is told.
         """
         if time.ndim < 2:
-            logsnr = self.clock.logsnr(time.double(), self.schedule)
+            logsnr = self.clock.logsnr(_float64(time), self.schedule)
             time = torch.stack([time, flow_time(logsnr).to(time)])
         second = time[1].expand(z.shape[0])
         return super().predict(z, time[0], second=second, **conditioning)
 
     def calls(self, plan: Plan, like: Tensor) -> list[Call]:
-        """The calls of a plan, each told where its step goes.
+        """The prepared network calls of a plan, each of which is told where its step ends.
 
-        ValueError for plans with other steps than DDIM's, with or without noise after it: solvers
-        of higher order mend the error of a straight step, which a map does not make.
+        plan: the plan of a sampler whose steps are DDIM's, with or without noise added after each.
+        like: a tensor with the dtype and the device of the states to come.
+
+        ValueError for any other plan. Solvers of higher order correct the error of a straight step,
+        and the step of a flow map has no such error.
         """
         seconds = flow_time(_tensor([step_end(plan, k) for k in range(plan.nfe)]))
         calls = super().calls(plan, like)
@@ -117,16 +151,33 @@ class FlowMap(Denoiser):
 
 
 def flow_time(logsnr: Tensor) -> Tensor:
-    """`sigma / (alpha + sigma)`, from 0 at the data to 1 at noise; float64."""
+    """The flow time `sigma / (alpha + sigma)` of a log-SNR, from 0 at the data to 1 at noise.
+
+    logsnr: log-SNRs in float64, of any shape; infinite ones are legal.
+
+        >>> flow_time(torch.tensor([0.0, torch.inf], dtype=torch.float64))
+        tensor([0.5000, 0.0000], dtype=torch.float64)
+    """
     return torch.sigmoid(-0.5 * logsnr)
 
 
 def step_end(plan: Plan, number: int) -> float:
-    """The log-SNR to which the step after a call of a plan goes along the ODE.
+    """The log-SNR at which the ODE part of a step of a plan ends.
 
-    Where noise is injected that is the overshoot, from which noise leads down to the next level: of
-    `z = a x + b eps + noise` it is `2 log(a / b)`. ValueError unless a and b are those of a DDIM
-    step from this call alone.
+    A step without noise ends at the next level of the plan. A step with noise goes further along
+    the ODE than the next level, and the noise then leads back down to that level. If the state
+    after it is `z = a x + b eps + noise`, the ODE part ends at the log-SNR `2 log(a / b)`, because
+    adding noise scales a and b by the same number.
+
+    plan: the plan.
+    number: the number of the network call before the step, from 0.
+
+    ValueError unless (x, eps) of this call alone, with the coefficients of a DDIM step, make the
+    next state.
+
+        >>> import twosides as ts
+        >>> step_end(ts.plan("consistency", ts.FlowMatching(), 4), 0)
+        inf
     """
     row, level = plan.rows[number + 1], plan.levels[number + 1]
     a, b = row.get(("x", number), 0.0), row.get(("eps", number), 0.0)

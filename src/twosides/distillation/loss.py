@@ -1,7 +1,14 @@
-"""The loss of a flow map: a row of `objectives`, a teacher, states, and which steps are trained.
+"""The loss of a flow map: a rule, a teacher, noisy states, and the steps that are trained.
 
-`MapObjective` stands wherever an `Objective` does: `training.fit` draws batches and calls it. All
-that is random depends on the generator it is given, so that runs go on and are shared as others.
+A *flow map* is a denoiser that is told two noise levels and whose step follows the ODE at any
+length (`flow_map`). The model that is trained is called the student, and the model whose ODE it
+learns the teacher. A rule, which is a row of `objectives`, says how. `MapObjective` makes a loss of
+the rule. It draws the two ends of a step for each sample, t >= s in flow time, 1 at noise and 0 at
+the data; on a part of the batch, the *diagonal*, s = t.
+
+`training.fit` takes a `MapObjective` in the place of an `Objective`. Everything random depends on
+the generator that it is given, so that a run can be interrupted and divided among processes like
+any other.
 """
 
 from __future__ import annotations
@@ -19,6 +26,7 @@ from twosides.distillation.flow_map import FlowMap
 from twosides.distillation.objectives import Rule, Student, Teacher, residual
 from twosides.losses.couplings import COUPLINGS
 from twosides.losses.densities import Density, FromSchedule, UShape
+from twosides.losses.masks import mean_square
 from twosides.losses.objective import Losses, Objective, Randomness, _randomness, exact
 from twosides.losses.weightings import OutputMSE, Weighting
 from twosides.naming import unknown
@@ -28,20 +36,31 @@ from twosides.schedules import FlowMatching, along_batch
 STATES = ("data", "pairs", "trajectory", "noise")
 _FLOW = FlowMatching()
 _UNIFORM = FromSchedule(_FLOW)
-_PURE, _CLEAN = 0.25, 0.25  # parts of the steps that begin at noise, and that end at the data
-_SHORTEST = 1e-3  # of the steps that are trained, in flow time
+# The parts of a batch whose steps begin at pure noise, and whose steps end at the data.
+_PURE, _CLEAN = 0.25, 0.25
+_SHORTEST = 1e-3  # the length in flow time that a step off the diagonal has at least
 
 
 def velocity(
     denoiser: BaseDenoiser, z: Tensor, t: Tensor, s: Tensor | None = None, **conditioning: Any
 ) -> Tensor:
-    """u, or of a flow map with s the average velocity F, of z in flow matching's scaling.
+    """The velocity u of a denoiser, or the average velocity F of a flow map, at states z.
 
-    t, s: flow times (B,), float64.
+    denoiser: a denoiser, or with s a flow map, in any notation.
+    z: states (B, ...) in flow matching's scaling, `(1 - t) x + t eps`.
+    t: the flow times of z, (B,), float64, in [0, 1].
+    s: the flow times where the steps end, for a flow map; None for the velocity at t.
+    conditioning: what else the network is told.
+
+        >>> import twosides as ts
+        >>> t = torch.tensor([0.5], dtype=torch.float64)
+        >>> velocity(ts.Denoiser(lambda z, time: 2 * z), torch.ones(1, 2), t)
+        tensor([[2., 2.]])
     """
     level = _FLOW.at(t)
     there: dict[str, Any] = {} if s is None else {"to": _FLOW.at(s)}
     if denoiser.output == OUTPUTS["u"] and denoiser.schedule == _FLOW:
+        # The network's own answer is u; by way of (x, eps) it would only be rounded.
         return denoiser.answer(z, level, **there, **conditioning)
     estimate = denoiser(z, level, **there, **conditioning)
     return estimate.eps - estimate.x
@@ -49,20 +68,41 @@ def velocity(
 
 @dataclass(frozen=True, kw_only=True)
 class MapObjective(Objective):
-    """What trains a flow map, or after reflow a denoiser, wherever an `Objective` trains one.
+    """The loss that trains a flow map, or a denoiser with straighter paths (reflow).
+
+    It takes the place of an `Objective` in `training.fit`. It draws its own levels and has no
+    weighting: the fields `weighting`, `density` and `stratified`, which it inherits from
+    `Objective`, cannot be given.
 
     rule: a row of `objectives`.
-    teacher: whose ODE is distilled, in flow matching's notation and the student's units; without,
-        the student is its own teacher, and learns u from the data.
-    states: where z comes from, by default as the row says: "data", noisy data; "pairs", noisy
-        samples of the teacher; "trajectory", stored states of its runs; "noise", pure noise.
-    calls: 1, 2, 4, ...: only steps that end on the grid of so many steps are trained; None trains
-        steps between any two levels.
-    coupling: how noise and data are paired in a batch, a row of `couplings.COUPLINGS`.
+    teacher: the denoiser whose ODE is distilled, in any notation that reaches from pure noise to
+        pure data, with the data_mean and data_std of the student. By default (None) the student is
+        its own teacher, and learns the velocity on the diagonal from the data.
+    states: where the noisy states z come from, one of `STATES`, by default the choice of the rule.
+        "data" are noisy data; "pairs" are the ends of stored runs of the teacher, to which fresh
+        noise is added; "trajectory" are the states of such runs themselves; "noise" is pure noise.
+        With "pairs" reflow adds to the end of a run the noise from which the run began. The rules
+        that read stored runs take no states but their own, and all others no "trajectory".
+    calls: a number of steps, at least 1: only steps that end on the grid of so many equal steps of
+        flow time are trained. By default (None) steps may end at any level.
+    coupling: how noise and data are paired in a batch, a row of `couplings.COUPLINGS`. A student
+        that learns from data paired in another way than "independent" has to say so in its own
+        `coupling`.
+
+    ValueError for unknown names, for calls below 1, for states that the rule does not read, and for
+    pure noise without a teacher.
+
+        >>> import twosides as ts
+        >>> from twosides.storage.networks import MLP
+        >>> objective = MapObjective(rule=ts.objectives["shortcut"])
+        >>> student, draw = FlowMap.from_denoiser(ts.Denoiser(MLP())), torch.Generator()
+        >>> objective.evaluate(student, torch.zeros(8, 2), generator=draw).loss.shape
+        torch.Size([8])
     """
 
-    weighting: Weighting = field(default_factory=lambda: OutputMSE("u", _FLOW, _UNIFORM))
-    density: Density = field(default_factory=lambda: _UNIFORM)
+    weighting: Weighting = field(default=OutputMSE("u", _FLOW, _UNIFORM), init=False)
+    density: Density = field(default=_UNIFORM, init=False)
+    stratified: bool = field(default=False, init=False)
     rule: Rule
     teacher: BaseDenoiser | None = None
     states: str = ""
@@ -72,7 +112,7 @@ class MapObjective(Objective):
     reads = ("states",)  # columns of the data that are for the objective and not for the network
 
     def __post_init__(self) -> None:
-        """ValueError for what does not go together."""
+        """ValueError for unknown names, calls below 1, and parts that contradict one another."""
         super().__post_init__()
         if not self.states:
             object.__setattr__(self, "states", self.rule.states)
@@ -87,6 +127,11 @@ class MapObjective(Objective):
                 f"this objective learns from {self.rule.states} of a teacher's stored runs, not "
                 f"from {self.states}; use shortcut or lagrangian, or leave states out"
             )
+        if self.rule.first != "stored" and self.states == "trajectory":
+            raise ValueError(
+                "this objective makes its own hops and reads no stored trajectory; "
+                "states='pairs' are the ends of stored runs"
+            )
         if self.states == "noise" and not self.teacher:
             raise ValueError("pure noise alone says nothing of the data: pass a teacher")
 
@@ -96,15 +141,24 @@ class MapObjective(Objective):
         x: Tensor,
         *,
         generator: Randomness = None,
+        loss_mask: Tensor | None = None,
         states: Tensor | None = None,
         **conditioning: Any,
     ) -> Losses:
-        """The losses with the levels z was at.
+        """The losses of a batch, with the levels of the states z.
 
-        denoiser: what is trained, a FlowMap where steps have a length.
-        x: data (B, ...), in their own units.
-        generator: as in `Objective`.
-        states: stored runs (B, K + 1, ...) at flow times 1, 1 - 1/K, ... 0, in the student's units.
+        The order of the samples may be another than in the batch, the same in all fields. `error`
+        and `eps_error` are both the mean square of the residual of the rule, which is an error of
+        the velocity; an error of eps is not measured.
+
+        denoiser: the student. It is a FlowMap, unless the rule trains steps of no length only.
+        x: the data (B, ...), in their own units. Where z comes from stored runs or is pure noise,
+            only their shape is read.
+        generator, loss_mask: as in `Objective`.
+        states: stored runs of the teacher (B, K + 1, ...), at the flow times 1, 1 - 1/K, ..., 0, in
+            flow matching's scaling and in the units of the network. ValueError if the objective
+            needs them and they are missing.
+        conditioning: what else the networks of the student and the teacher are told.
         """
         student, x = as_denoiser(denoiser), exact(x)
         draw = _randomness(generator, x)
@@ -116,15 +170,23 @@ class MapObjective(Objective):
         teacher = self.teacher if self.teacher is None else _beside(self.teacher, x)
         batch = _Batch(self, student, teacher, conditioning, draw)
         with _no_dropout(denoiser) if self.rule.second else contextlib.nullcontext():
-            t, left = batch.residuals(student.standardise(x), states)
-        error = left.square().flatten(1).mean(1)
+            t, left, rows = batch.residuals(student.standardise(x), states)
+        mask = loss_mask if loss_mask is None else loss_mask[rows.to(loss_mask.device)]
+        error = mean_square(left, mask)
         weight = (error.detach() + 1e-3) ** -self.rule.power if self.rule.power else 1.0
         return Losses(error * weight, _FLOW.logsnr(t), error, error.detach())
 
 
 @dataclass(frozen=True, eq=False)
 class _Batch:
-    """One evaluation: all that its parts share."""
+    """What the parts of one evaluation share.
+
+    objective: the objective.
+    student: the model that is trained.
+    teacher: the model whose ODE is distilled; None if that is the student itself.
+    conditioning: the conditioning of all rows of the batch.
+    draw: the source of random numbers, which answers with one number or one noise for each row.
+    """
 
     objective: MapObjective
     student: BaseDenoiser
@@ -132,38 +194,58 @@ class _Batch:
     conditioning: dict[str, Any]
     draw: Any
 
-    def residuals(self, x: Tensor, states: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Flow times (B,) and residuals (B, ...), of the rows of the batch in any order."""
+    def residuals(self, x: Tensor, states: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """The flow times (B,) of z, the residuals (B, ...) whose mean square is the loss, the rows.
+
+        All are in one order, which need not be that of the batch: rows on the diagonal come first.
+        The last says which row of the batch each is (B,).
+
+        x: the standardised data (B, ...).
+        states: stored runs, as in `MapObjective.evaluate`.
+        """
         rule, where = self.objective.rule, self.objective.states
+        # A rule that learns from stored runs is done here. For all others the end of a run stands
+        # in the place of the data.
         if states is not None and where != "data":
             x = states[:, -1].to(x)
             if rule.first == "stored":
                 runs = self._along_runs if where == "trajectory" else self._on_pairs
-                return runs(states.to(x))
+                return *runs(states.to(x)), torch.arange(len(x))
         eps = self.draw.normal(x.shape[1:], x.dtype, x.device)
         eps = COUPLINGS[self.objective.coupling](x, eps)
         t, s, diagonal = self._times(len(x))
         z, everything = _FLOW.at(t).mix(x, eps), torch.arange(len(x))
         on, off = everything[diagonal], everything[~diagonal]
         parts = []
+        # On the diagonal the target is the velocity itself, and the network is asked once.
         if len(on):
             with torch.no_grad():
                 u = (eps - x)[on] if self.teacher is None else self._u(on)(z[on], t[on])
             parts.append(self._f(on)(z[on], t[on], t[on]) - u)
+        # Off the diagonal the rule compares one step with two hops (`objectives.residual`).
         if len(off):
             split, f, u = self.draw.uniform()[off], self._f(off), self._u(off)
             parts.append(residual(rule, f, u, z[off], t[off], s[off], split))
-        return torch.cat([t[on], t[off]]), torch.cat(parts)
+        return torch.cat([t[on], t[off]]), torch.cat(parts), torch.cat([on, off])
 
     def _on_pairs(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """The plain error of u = eps - x, between the ends of runs: reflow."""
+        """The error of u = eps - x between the two ends of each run, which is the loss of reflow.
+
+        Times are drawn from the U-shaped density of Lee+ 2024, which favours both ends.
+
+        states: stored runs (B, K + 1, ...), of which only the first and the last state are read.
+        """
         eps, x = states[:, 0], states[:, -1]
         t = torch.sigmoid(-0.5 * UShape(4.0).logsnr(self.draw.uniform()))
         z, rows = _FLOW.at(t).mix(x, eps), torch.arange(len(x))
         return t, self._f(rows)(z, t, t) - (eps - x)
 
     def _along_runs(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """The difference from the average velocity between two stored states."""
+        """The error of the average velocity between two states of each stored run.
+
+        states: stored runs (B, K + 1, ...), at equal steps of flow time. ValueError if the grid of
+            `calls` steps is not part of these K steps.
+        """
         nodes = states.shape[1] - 1
         calls = self.objective.calls
         if calls is not None and nodes % calls:
@@ -176,7 +258,9 @@ class _Batch:
         if calls is None:
             b = a + 1 + (last * (nodes - a)).long()
             b = torch.where(clean < _CLEAN, nodes, b)
-        else:  # half of the steps are those of the grid
+        else:
+            # Each step ends at the next edge of the grid. Half of the steps begin at an edge, too,
+            # and are the steps that a sampler will make.
             every = nodes // calls
             a = torch.where(clean < 0.5, a // every * every, a)
             b = (a // every + 1) * every
@@ -187,10 +271,13 @@ class _Batch:
         return t, self._f(torch.arange(len(states)))(z, t, s) - wanted
 
     def _times(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Flow times t >= s (B,), and whether they are equal.
+        """The flow times t >= s (B,) between which steps lead, and whether the two are equal.
 
-        Elsewhere they are the larger and the smaller of two draws, and more of them at the ends:
-        without those, steps from pure noise to the data are hardly trained at all.
+        Off the diagonal t and s are the larger and the smaller of two draws, except that a part of
+        the steps begins at pure noise and a part ends at the data. Otherwise the step from noise to
+        data, which a sampler of one step makes, would hardly be trained at all.
+
+        count: B, the number of rows.
         """
         diagonal = _split(count, self.objective.rule.diagonal, self.draw)
         a, b = _time(self.draw), _time(self.draw)
@@ -200,41 +287,56 @@ class _Batch:
         if self.objective.states == "noise":
             t = torch.ones_like(t)
         s = torch.where(clean < _CLEAN, 0.0, torch.minimum(a, b))
-        if self.objective.calls is not None:  # down to the next edge of the grid
+        if self.objective.calls is not None:  # each step ends at the next edge of the grid
             s = ((t * self.objective.calls).ceil() - 1).clamp(min=0) / self.objective.calls
-        s = torch.minimum(s, t - _SHORTEST).clamp(min=0)
-        # Between the last edge and this close to it there is nothing to learn.
+        else:
+            s = torch.minimum(s, t - _SHORTEST).clamp(min=0)
+        # A state nearer to the end of its step than the shortest step would have no room for one.
         t = torch.maximum(t, s + _SHORTEST)
         return t, torch.where(diagonal, t, s), diagonal
 
     def _f(self, rows: Tensor) -> Student:
-        """The student's average velocity for some rows of the batch."""
+        """The average velocity (z, t, s) -> F of the student, told the conditioning of some rows.
+
+        For a student that is no flow map it is the velocity at t, whatever s is.
+        """
         given, student = _rows(self.conditioning, rows), self.student
         if isinstance(student, FlowMap):
             return lambda z, t, s: velocity(student, z, t, s, **given)
         return lambda z, t, s: velocity(student, z, t, **given)
 
     def _u(self, rows: Tensor) -> Teacher:
-        """The velocity whose ODE is distilled, for some rows of the batch."""
+        """The velocity (z, t) -> u whose ODE is distilled, told the conditioning of some rows."""
         given, source = _rows(self.conditioning, rows), self.teacher or self.student
         return lambda z, t: velocity(source, z, t, **given)
 
 
 def _time(draw: Any) -> Tensor:
-    """Flow times: half of them logit-normal(0, 1), half uniform."""
+    """Flow times (B,), float64: half of them from a logit-normal(0, 1) density, half uniform."""
     which, u = draw.uniform(), draw.uniform()
     normal = torch.sigmoid(torch.special.ndtri(u))
     return torch.where(which < 0.5, normal, u)
 
 
 def _split(count: int, part: float, draw: Any) -> Tensor:
-    """Which rows are on the diagonal (B,): this part of them, by their place in the batch."""
+    """Which rows of a batch are on the diagonal, (B,).
+
+    The rows are chosen by their place in the whole batch and not by chance, so that the part is the
+    same in every step, and each process can tell for its own rows.
+
+    count: B, the number of rows here.
+    part: the part of the rows that is on the diagonal, in [0, 1].
+    draw: the source of random numbers, which may know the places of the rows, `indices`.
+    """
     places = torch.tensor(getattr(draw, "indices", range(count)))
     return ((places + 1) * part).floor() > (places * part).floor()
 
 
 def _rows(conditioning: dict[str, Any], rows: Tensor) -> dict[str, Any]:
-    """The conditioning of some samples."""
+    """The conditioning of some rows of a batch.
+
+    Tensors are taken to have a row for each sample; scalars and values of other types are for all.
+    """
 
     def chosen(value: Any) -> Any:
         if isinstance(value, dict):
@@ -247,7 +349,7 @@ def _rows(conditioning: dict[str, Any], rows: Tensor) -> dict[str, Any]:
 
 
 def _beside(teacher: BaseDenoiser, x: Tensor) -> BaseDenoiser:
-    """The teacher on the device of the data, which it reaches once."""
+    """The teacher, which is moved to the device of the data if it is elsewhere."""
     if isinstance(teacher, nn.Module):
         first = next(teacher.parameters(), None)
         if first is not None and first.device != x.device:
@@ -257,7 +359,11 @@ def _beside(teacher: BaseDenoiser, x: Tensor) -> BaseDenoiser:
 
 @contextlib.contextmanager
 def _no_dropout(denoiser: Any) -> Iterator[None]:
-    """Targets and answers without dropout, which would be one more noise between the two."""
+    """A context in which the layers of dropout do nothing.
+
+    The student's answer and its target may be calls of one network. With a dropout of its own in
+    each call the two would differ even for the exact flow map.
+    """
     active = [] if not isinstance(denoiser, nn.Module) else _dropouts(denoiser)
     for module in active:
         module.eval()
@@ -269,4 +375,5 @@ def _no_dropout(denoiser: Any) -> Iterator[None]:
 
 
 def _dropouts(denoiser: nn.Module) -> list[nn.Module]:
+    """The layers of dropout that are active."""
     return [m for m in denoiser.modules() if isinstance(m, nn.Dropout) and m.p and m.training]

@@ -1,24 +1,31 @@
-"""Objectives for flow maps: one rule, and who makes its two hops.
+"""Objectives for flow maps: one rule, and who makes the two hops of which it consists.
 
-In flow matching's coordinates, `z = (1 - t) x + t eps`, a map is an average velocity F,
+A *flow map* is a denoiser that is told two noise levels and whose step follows the ODE at any
+length (`flow_map`). In flow matching's coordinates, `z = (1 - t) x + t eps` with t = 0 at the data,
+a flow map is an average velocity F:
 
     z_s = z_t + (s - t) F(z_t, t, s),        F(z, t, t) = u, the velocity of the ODE
 
-and for any r = t + k (s - t) between t and s two hops make one (the *split rule*):
+Let r = t + k (s - t) lie between t and s, with k in (0, 1). A *hop* is the way from one time to
+another along the ODE. The hop from t to s is then the hop from t to r and the hop from r to s,
 
-    F(z_t, t, s) = k A + (1 - k) B,    A from t to r,  B from z_r = z_t + (r - t) A on, to s
+    F(z_t, t, s) = k A + (1 - k) B,    A from z_t at t to r,    B from z_r = z_t + (r - t) A to s
 
-An objective says who makes each hop, the student, which is trained, or the teacher, whose velocity
-is integrated by midpoint steps; and where r lies. Its loss is the squared difference of the two
-sides, divided by the part of the way that the teacher makes where that is short, and the plain
-error of u on the diagonal, s = t. Two rows need no hops, because the teacher's runs are stored.
+which is the *split rule* here: A and B are the average velocities of the two hops. An objective
+says where r lies, and who makes each hop. The student, which is the model that is trained, makes it
+in one call; of the teacher, which is the model whose ODE is distilled, the velocity u is integrated
+by midpoint steps. The loss is the squared difference of the two sides. If the teacher makes one
+short hop, the difference is divided first (`residual`), since it would else become small with the
+hop. On the diagonal, where s = t, the loss is the squared error of u. The rows "reflow" and
+"trajectory" need no hops, because they read stored runs of the teacher, which make the whole way.
 
     Liu+ 2022, arxiv.org/abs/2209.03003      Salimans & Ho 2022, arxiv.org/abs/2202.00512
     Song+ 2023, arxiv.org/abs/2303.01469     Frans+ 2024, arxiv.org/abs/2410.12557
     Geng+ 2025, arxiv.org/abs/2505.13447     Boffi+ 2024, arxiv.org/abs/2406.07507
 
-Nothing here takes a derivative of a network in its times: with steps of .02 a difference is nearer
-to the truth than the exact one, which sees the ripple of the sinusoids that the time is told in.
+Papers such as MeanFlow take the derivative of the network in its times. Here it is a difference
+over a hop of .02, which comes nearer to the true derivative of the map than the exact derivative of
+a network: networks are told the time in sinusoids, and the exact derivative follows their ripple.
 """
 
 from __future__ import annotations
@@ -40,18 +47,26 @@ Teacher = Callable[[Tensor, Tensor], Tensor]  # (z, t) -> u
 class Rule:
     """One objective: who makes the hops of `F = k A + (1 - k) B`, and what else it needs.
 
-    first, second: who makes A and B, "teacher" or "student"; first may be "stored", a run of the
-        teacher that is kept, which makes the whole way. Of a row that trains u alone both are "".
-    split: the interval from which k is drawn.
-    step: a length in flow time instead: the teacher's hop is so long (at most half of the way).
-    hops: midpoint steps in each hop of the teacher's.
-    through: whether the gradient goes through A, too.
-    states: where z comes from by default: "data" (noisy data), "pairs" (noisy samples of the
-        teacher), "trajectory" (stored states of its runs) or "noise" (pure noise).
-    diagonal: the part of a batch on which s = t.
-    power: the loss is divided by its own size to this power, without gradient, as MeanFlow does.
-    coupled: whether what is trained has noise and data coupled, so that eps is no longer the score.
-    papers: where it comes from, and under which names.
+    first: who makes the first hop, A: "teacher" or "student"; "stored" if a stored run of the
+        teacher makes the whole way; "" for a rule that trains u alone.
+    second: who makes the second hop, B: "teacher" or "student"; "" if there is none.
+    split: the interval of (0, 1) from which k is drawn uniformly. It is not used if `step` is set.
+    step: the length of the teacher's hop in flow time, >= 0, in place of `split`; the hop is at
+        most half of the way. 0, the default, leaves k to `split`.
+    hops: the number of midpoint steps in each hop of the teacher, >= 1.
+    through: whether the gradient flows through A, too, and not only through F. It is for rules
+        whose first hop is the student's and whose second hop is the teacher's.
+    states: where the noisy states z come from by default: "data" (noisy data), "pairs" (noisy
+        samples of the teacher), "trajectory" (states of its stored runs) or "noise" (pure noise).
+    diagonal: the part of a batch on which s = t, in [0, 1].
+    power: the loss of a sample is divided by this power of its own size plus .001, which is taken
+        as a constant, as MeanFlow does. 0, the default, leaves the loss as it is.
+    coupled: whether the training pairs each noise with its own data, so that the eps of the student
+        is no longer the score.
+    papers: the papers from which the objective comes, with the names that it has there.
+
+        >>> objectives["consistency"].first, objectives["consistency"].second
+        ('teacher', 'student')
     """
 
     first: str
@@ -134,16 +149,26 @@ def residual(
     s: Tensor,
     u: Tensor,
 ) -> Tensor:
-    """The difference of the two sides of the split rule, whose mean square is the loss, (B, ...).
+    """The difference of the two sides of the split rule (B, ...), whose mean square is the loss.
 
-    rule: a row that makes hops.
-    student, teacher: the average and the instantaneous velocity.
-    z: states (B, ...) at the flow times t (B,).
-    t, s: 1 >= t > s >= 0, float64.
-    u: uniform numbers (B,) of (0, 1), by which k is drawn.
+        F - k A - (1 - k) B                    shortcut, progressive
+        (F - k A - (1 - k) B) / sqrt(k)        consistency, meanflow
+        (F - k A) / (1 - k) - B                lagrangian
 
-    It vanishes for the exact map, up to the error of the teacher's midpoint steps: relative to F
-    some 1e-11 (shortcut), 6e-4 (consistency), 1e-2 (progressive), 1e-6 (meanflow and lagrangian).
+    The gradient flows through F, and in the last line through A, too; all else is a constant. The
+    divisions make up for a short hop of the teacher, of which the difference is a small multiple.
+
+    For the exact map the difference is 0, up to the error of the teacher's midpoint steps. Relative
+    to F this error is some 1e-11 (shortcut, whose hops are the student's), 6e-4 (consistency), 1e-2
+    (progressive), 1e-6 (meanflow and lagrangian).
+
+    rule: a row that makes hops: its `first` is "teacher" or "student".
+    student: the average velocity (z, t, s) -> F of the model that is trained.
+    teacher: the velocity (z, t) -> u whose ODE is distilled.
+    z: states (B, ...) at the flow times t.
+    t: the flow times (B,) where the steps begin, float64, at most 1.
+    s: the flow times (B,) where the steps end, float64, with 0 <= s < t.
+    u: uniform numbers (B,) in (0, 1), by which k is drawn.
     """
     k = fractions(rule, t, s, u)
     r = t + k * (s - t)
@@ -162,13 +187,23 @@ def residual(
         by_teacher = rule.second == "teacher"
         b = hop(teacher, there, r, s, rule.hops) if by_teacher else student(there, r, s)
         target = along(k) * a + along(1 - k) * b
-    # The target differs from the student's own answer only by what the teacher adds, of order k.
+    # B is nearly the student's own answer F, so that the target differs from F only by what the
+    # teacher's hop adds, which is of order k. Divided by sqrt(k), the squared difference is of
+    # order k and not of order k^2.
     share = along(k.sqrt()) if rule.first == "teacher" and not by_teacher else 1.0
     return (student(z, t, s) - target) / share
 
 
 def fractions(rule: Rule, t: Tensor, s: Tensor, u: Tensor) -> Tensor:
-    """k, the part of the way that the first hop makes, (B,)."""
+    """The part k of the way that the first hop makes, (B,).
+
+    rule: the objective.
+    t, s: the flow times (B,) where the steps begin and end, t > s.
+    u: uniform numbers (B,) in (0, 1); they are not used if the rule states the length of a hop.
+
+        >>> fractions(objectives["meanflow"], torch.ones(1), torch.tensor([0.5]), torch.zeros(1))
+        tensor([0.0400])
+    """
     if rule.step:
         part = (rule.step / (t - s)).clamp(max=0.5)
         return 1 - part if rule.through else part
@@ -177,7 +212,16 @@ def fractions(rule: Rule, t: Tensor, s: Tensor, u: Tensor) -> Tensor:
 
 
 def hop(teacher: Teacher, z: Tensor, t: Tensor, s: Tensor, steps: int = 1) -> Tensor:
-    """The average velocity of the teacher's ODE from t to s, by midpoint steps."""
+    """The average velocity of the teacher's ODE between two times, by midpoint steps (B, ...).
+
+    teacher: the velocity (z, t) -> u of the ODE.
+    z: states (B, ...) at the flow times t.
+    t, s: the flow times (B,) where the hop begins and ends; they must differ.
+    steps: the number of midpoint steps, >= 1, of two calls of the teacher each.
+
+        >>> hop(lambda z, t: 2 * t[:, None], torch.ones(1, 1), torch.ones(1), torch.zeros(1))
+        tensor([[1.]])
+    """
     start, part = z, (s - t) / steps
     for number in range(steps):
         here = t + number * part
@@ -187,7 +231,10 @@ def hop(teacher: Teacher, z: Tensor, t: Tensor, s: Tensor, steps: int = 1) -> Te
 
 
 def lines() -> list[tuple[str, ...]]:
-    """The table, of `twosides objectives` and the documentation; the first line is the head."""
+    """The table of all objectives, as `twosides objectives` and the documentation show it.
+
+    Each line is a tuple of cells, and the first line is the head.
+    """
     head = ("objective", "first hop", "second hop", "k", "z from", "s = t", "source")
     return [head, *(_line(name, rule) for name, rule in objectives.items())]
 

@@ -377,7 +377,7 @@ def measure_entropic(
     def error(logsnr: float) -> float:
         level = schedule.level(logsnr).floats()
         estimate = denoiser(level.mix(x, eps), level, **conditioning)
-        return float(((estimate.x - x).double() ** 2).mean())
+        return float(((estimate.x - x).cpu().double() ** 2).mean())
 
     with torch.no_grad():
         return Entropic(at, tuple(error(logsnr) for logsnr in at), rescaled)

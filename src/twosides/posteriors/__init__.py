@@ -1,8 +1,13 @@
-"""Conditions on a model that it was not trained for: measurements, rewards, particles.
+"""Conditions that a model was not trained for: measurements and rewards, without any training.
 
-`measurement` says what was seen, `posterior` makes of a denoiser the denoiser given that, `exact`
-has the two cases in which it is exact for every prior, and `steering` corrects what is not, with
-particles.
+The model is the prior p(x). The modules are
+
+    measurement    what was seen, `y = A(x) + noise n`
+    posterior      the denoiser given a measurement, by the methods of the literature
+    exact          the two conditions for which such a denoiser is exact, whatever the prior
+    steering       particles, which make up for the errors of the others, and follow rewards
+    operators      operators A for pictures
+    limits         how a denoiser with a condition is asked near pure noise
 """
 
 from twosides.posteriors.exact import tilt

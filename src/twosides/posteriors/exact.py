@@ -1,12 +1,17 @@
-"""Two conditions that are exact for every prior, with one network call and no gradient.
+"""Two conditions for which the conditioned denoiser is exact, whatever the prior p(x).
 
-A linear reward, p(x) exp(b . x), moves the state; a measurement with A^T A = c^2 I, such as more
-noise on all of x, moves the level: both leave the denoiser's question the same question. With
-`z = alpha x + sigma eps`, completing the square in x gives
+Each takes one network call and no gradient. A *tilt* is the linear reward b . x: the data are those
+of p(x) exp(b . x). It changes the state at which the denoiser is asked. A measurement
+`y = A x + s n` with A^T A = c^2 I, such as a picture with noise on all pixels, changes the level as
+well, which is (logsnr, alpha, sigma). In both cases the condition times the Gaussian density of
+`z = alpha x + sigma eps` given x is again a Gaussian density of that form, as completing the square
+in x shows:
 
     tilt    x'(z) = x(z + (sigma^2 / alpha) b)  at the same level
     level   x'(z) = x((alpha z / sigma^2 + A^T y / s^2) / p)  at alpha = 1 and sigma = p^-1/2,
             with the precision p = alpha^2 / sigma^2 + c^2 / s^2
+
+where x(z) is the prior's estimate and x'(z) that under the condition.
 """
 
 from __future__ import annotations
@@ -25,10 +30,10 @@ from twosides.schedules import Level, along_batch
 
 
 class Tilted(Around):
-    """The denoiser of p(x) exp(b . x); see `tilt`."""
+    """The denoiser of the data p(x) exp(b . x); see `tilt`."""
 
     def __init__(self, denoiser: BaseDenoiser, direction: Tensor) -> None:
-        """See `tilt`."""
+        """Keep the denoiser of p(x), and b in 1 / units of the data."""
         super().__init__(denoiser)
         self.direction = direction
 
@@ -36,7 +41,7 @@ class Tilted(Around):
         """(x, eps) of the tilted data."""
         direction = self.direction.to(z)
         zero = torch.zeros_like(direction)
-        # b . x is of data in their own units, and x here is standardised.
+        # The given b is for data in their own units, but here x is standardised.
         b = direction * (self.unstandardise(zero + 1) - self.unstandardise(zero))
 
         def ask(z: Tensor, level: Level) -> Estimate:
@@ -54,10 +59,16 @@ class Tilted(Around):
 def tilt(denoiser: Denoises, direction: Any) -> BaseDenoiser:
     """The denoiser of the data p(x) exp(direction . x): a linear reward, exact for every prior.
 
+        x'(z) = x(z'),    eps'(z) = eps(z') - (sigma / alpha) b,    z' = z + (sigma^2 / alpha) b
+
+    Near pure noise the state at which the denoiser is asked is far from all that a network was
+    trained on, if b is large beside 1 / the spread of the data. Other rewards are for `steer`.
+
+    denoiser: the denoiser of p(x).
     direction: b, of the shape of a sample or one that fits it, in 1 / units of the data.
 
-    The denoiser is asked at `z + (sigma^2 / alpha) b`: near noise that is far from where a network
-    was trained if b is large beside 1 / the spread of the data.
+    ValueError for a direction that is not finite, and for a model whose training did not draw noise
+    independently of the data, since its eps is not the score.
 
         >>> import twosides as ts
         >>> tilted = tilt(ts.oracle.GaussianMixture.gaussian([0.0], [[4.0]]), torch.tensor([0.5]))
@@ -73,10 +84,14 @@ def tilt(denoiser: Denoises, direction: Any) -> BaseDenoiser:
 
 
 class Rescaled(Around):
-    """The denoiser given y = A x + s n with A^T A = c^2 I, asked at another level."""
+    """The denoiser given `y = A x + s n` with A^T A = c^2 I: the prior's, at another level.
+
+    It is the method "level" of `posterior`. That A is linear and that A^T A = c^2 I is tested at
+    each state at which it is asked; ValueError where it does not hold.
+    """
 
     def __init__(self, denoiser: BaseDenoiser, measurement: Measurement) -> None:
-        """ValueError unless the noise is one number > 0."""
+        """Keep the parts; ValueError unless the noise is one number > 0."""
         super().__init__(denoiser)
         noise = measurement.noise
         if not isinstance(noise, Tensor) or noise.numel() != 1 or float(noise) <= 0:
@@ -95,7 +110,7 @@ class Rescaled(Around):
         alpha, sigma, root = (along_batch(value, z) for value in (alpha, sigma, total.sqrt()))
         mean = (alpha * s**2 * z + sigma**2 * back) / root**2
         x, eps = self.denoiser(mean, asked if total.ndim else asked.floats(), **conditioning)
-        # (z - alpha x) / sigma, without the difference of what is nearly equal at small sigma.
+        # eps' = (z - alpha x') / sigma, without a difference that loses digits at small sigma.
         return Estimate(x, alpha * s / root * eps + sigma * (square * z - alpha * back) / root**2)
 
     def _normal(self, z: Tensor) -> tuple[float, Tensor]:

@@ -1,4 +1,8 @@
-"""A measurement `y = A(x) + noise n` of data, its derivative, and systems of equations in it."""
+"""A measurement `y = A(x) + noise n` of data, and the algebra that methods need of it.
+
+The algebra is the derivative of A with products on both sides (`linearise`), and a solver for
+systems of equations that are known by their products alone (`solve`).
+"""
 
 from __future__ import annotations
 
@@ -17,15 +21,22 @@ from twosides.schedules import along_batch
 class Measurement:
     """What was seen of the data: `y = A(x) + noise n`, n of independent standard normal numbers.
 
-    operator: A, a differentiable function of a batch of data (B, ...), in the units and the range
-        of the data that the model was trained on, to (B, ...). It need not be linear: methods take
-        its derivative where they ask. Or a physics object of deepinv as it is: an object with `.A`,
-        whose `.noise_model.sigma` is the noise if none is given.
-    value: y, of the shape that A gives, with one row for all samples or a row for each.
-    noise: the standard deviation of the noise, >= 0 (0 by default), in the units of y: a number, a
-        tensor that fits y, or a function of A(x), such as `torch.sqrt` for counts.
-    log_likelihood: in the place of all these, a function from data (B, ...) to log p(y | x) (B,),
-        for noise that is not Gaussian. Then `posterior` has the method "dps" alone.
+    This n is not the noise of diffusion, eps, and has nothing to do with levels.
+
+    operator: A, a differentiable function from a batch of data (B, ...) to a batch (B, ...). Data
+        are in the units and the range that the model was trained on. A need not be linear: methods
+        take its derivative at each estimate. An object with a method `.A`, such as a physics object
+        of deepinv, can be passed as it is; its `.noise_model.sigma` is the noise if none is given.
+    value: y, with the shape that A gives, and one row for all samples or a row for each.
+    noise: the standard deviation of the noise, >= 0, in the units of y: a number, a tensor that
+        fits y, or a function of A(x), such as `torch.sqrt` for counts. By default 0, an exact
+        measurement, with which no density is defined: `steer` needs noise > 0.
+    log_likelihood: a function from data (B, ...) to log p(y | x), (B,), for noise that is not
+        Gaussian. It takes the place of the other three, and of the methods of `posterior` it suits
+        "dps" alone.
+
+    ValueError for a measurement without a value or an operator, for noise below 0, and for a value
+    without rows.
 
         >>> half = Measurement(lambda x: x[:, :1], torch.tensor([[0.5]]), noise=0.1)
         >>> half.log_density(torch.tensor([[0.5, 3.0], [0.6, 3.0]]))
@@ -38,7 +49,7 @@ class Measurement:
     log_likelihood: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
-        """ValueError for a measurement of nothing, or noise below 0."""
+        """Take the noise of a physics object, and make tensors of numbers; ValueError as above."""
         if self.log_likelihood is not None:
             if (self.operator, self.value, self.noise) != (None, None, None):
                 raise ValueError(
@@ -61,7 +72,10 @@ class Measurement:
         object.__setattr__(self, "value", value)
 
     def predict(self, x: Tensor) -> Tensor:
-        """A(x) of a batch of data; ValueError where y does not fit it."""
+        """`A(x)` of a batch of data; ValueError if y does not have its shape.
+
+        x: data in their own units, (B, ...).
+        """
         predicted = getattr(self.operator, "A", self.operator)(x)
         rows, event = len(self.value), tuple(self.value.shape[1:])
         if predicted.shape[1:] != event or rows not in (1, len(predicted)):
@@ -73,16 +87,22 @@ class Measurement:
         return predicted
 
     def residual(self, predicted: Tensor) -> Tensor:
-        """`y - A(x)`."""
+        """The residual `y - A(x)` of `predicted`, which is A(x)."""
         return self.value.to(predicted) - predicted
 
     def variance(self, predicted: Tensor) -> Tensor:
-        """noise^2, which may depend on A(x); it fits y."""
+        """The variance noise^2, of a shape that fits y; it may depend on `predicted`, A(x)."""
         noise = self.noise(predicted) if callable(self.noise) else self.noise
         return torch.as_tensor(noise, dtype=torch.float64).to(predicted) ** 2
 
     def log_density(self, x: Tensor) -> Tensor:
-        """log p(y | x) of a batch of data in nats, (B,); ValueError for noise of 0."""
+        """The log-likelihood log p(y | x) of a batch of data in nats, (B,).
+
+        x: data in their own units, (B, ...).
+
+        ValueError for noise of 0. It is looked for on the CPU alone, since the question would stall
+        the queue of an accelerator; there the result is not finite.
+        """
         if self.log_likelihood is not None:
             return self.log_likelihood(x)
         predicted = self.predict(x)
@@ -93,14 +113,19 @@ class Measurement:
         return -0.5 * energy.flatten(1).sum(1)
 
     def repeated(self, times: int) -> Measurement:
-        """The same for a batch in which each sample stands `times` times in succession."""
+        """The measurement of a batch in which each sample stands `times` times in succession."""
         if self.log_likelihood is not None or len(self.value) == 1:
             return self
         return replace(self, value=self.value.repeat_interleave(times, 0))
 
 
 class Linear(NamedTuple):
-    """A function at a point x: its value, and products with its derivative A and with A^T."""
+    """A function near a point x: its value, and products with its derivative A there.
+
+    value: the function of x, (B, ...).
+    forward: the product with A, from the shape of x to that of the value.
+    adjoint: the product with A^T, from the shape of the value to that of x.
+    """
 
     value: Tensor
     forward: Callable[[Tensor], Tensor]
@@ -108,7 +133,15 @@ class Linear(NamedTuple):
 
 
 def linearise(function: Callable[[Tensor], Tensor], x: Tensor) -> Linear:
-    """The derivative of a function of a batch, in which rows are independent, at x."""
+    """The derivative of a function of a batch at x, without a matrix.
+
+    function: a differentiable function that treats the rows of a batch separately.
+    x: the point, (B, ...).
+
+        >>> here = linearise(lambda x: x**2, torch.tensor([[1.0, 3.0]]))
+        >>> here.forward(torch.tensor([[1.0, 1.0]]))
+        tensor([[2., 6.]])
+    """
     with torch.enable_grad():
         point = x.detach().clone().requires_grad_()
         value = function(point)
@@ -119,8 +152,8 @@ def linearise(function: Callable[[Tensor], Tensor], x: Tensor) -> Linear:
         return torch.autograd.grad(value, point, u, retain_graph=True)[0]
 
     def forward(v: Tensor) -> Tensor:
-        # The derivative in u of A^T u, which is linear: two backward passes make a forward one.
-        if not back.requires_grad:
+        # A v is the derivative of u -> A^T u, transposed: two backward passes make a forward one.
+        if not back.requires_grad:  # A^T u does not depend on u: the derivative is 0
             return torch.zeros_like(value)
         return torch.autograd.grad(back, dual, v, retain_graph=True)[0]
 
@@ -128,20 +161,28 @@ def linearise(function: Callable[[Tensor], Tensor], x: Tensor) -> Linear:
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """The inner product of each sample, (B,)."""
+    """The inner product of a and b (B, ...) over the numbers of each sample, (B,)."""
     return (a * b).flatten(1).sum(1)
 
 
 def solve(matrix: Callable[[Tensor], Tensor], right: Tensor, tolerance: float, most: int) -> Tensor:
-    """u with `matrix(u) = right` for each sample, by conjugate gradients [Hestenes & Stiefel 1952].
+    """The u with `matrix(u) = right` for each sample, by conjugate gradients.
 
-    matrix: a symmetric and, but for the errors of a network, positive product.
-    right: (B, ...).
-    tolerance: a sample is done when its residual is this small a part of `right`.
-    most: the largest number of products.
+    A matrix that is made of a network's covariance should be positive, but may not be, because of
+    the network's errors. A sample whose matrix shows a negative curvature keeps the u that it has
+    then, since only what came before can be believed.
 
-    A sample whose matrix shows a negative curvature keeps what it has: a covariance has none, so
-    what came before is all that can be believed.
+    [Hestenes & Stiefel 1952, Methods of Conjugate Gradients for Solving Linear Systems,
+    doi.org/10.6028/jres.049.044]
+
+    matrix: the product with a symmetric matrix of each sample, from (B, ...) to (B, ...).
+    right: the right-hand side, (B, ...).
+    tolerance: a sample is done when the norm of its residual is at most this part of that of
+        `right`, >= 0.
+    most: the largest number of products with the matrix, >= 1.
+
+        >>> solve(lambda u: 2 * u, torch.tensor([[4.0, 2.0]]), tolerance=1e-3, most=20)
+        tensor([[2., 1.]])
     """
     u, rest = torch.zeros_like(right), right.clone()
     way, now = rest.clone(), dot(right, right)
@@ -150,7 +191,8 @@ def solve(matrix: Callable[[Tensor], Tensor], right: Tensor, tolerance: float, m
         product = matrix(way)
         curvature = dot(way, product)
         going = going & (now > enough) & (curvature > 0)
-        # One question to the device for each product, which for a network is a backward pass.
+        # This waits for the device, which costs little beside the product: for a network a
+        # backward pass.
         if not bool(going.any()):
             break
         step = along_batch(torch.where(going, now / torch.where(going, curvature, 1.0), 0.0), u)

@@ -1,7 +1,7 @@
-"""What can happen to pictures on their way to a file: four small operators, linear each.
+"""Operators A of measurements `y = A(x) + noise n` of pictures: four small linear ones.
 
-They are made for `twosides restore`; in Python any function of a batch will do, and deepinv's
-physics objects stand where these do.
+They are what `twosides restore` offers. In Python any differentiable function of a batch can be the
+operator of a `Measurement`, and so can deepinv's physics objects. Pictures are (B, C, H, W).
 
     >>> x = torch.arange(16.0).reshape(1, 1, 4, 4)
     >>> downsample(2)(x)
@@ -22,13 +22,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-Operator = Callable[[Tensor], Tensor]
+Operator = Callable[[Tensor], Tensor]  # from a batch of pictures to a batch of measured values
 
 
 def inpaint(mask: Tensor) -> Operator:
-    """Pixels that are known, 0 in the place of the others.
+    """The known pixels of a picture, with 0 in the place of the others.
 
-    mask: (H, W) or (C, H, W), 1 or True where a pixel is known.
+    mask: 1 or True where a pixel is known, 0 or False elsewhere, (H, W) or (C, H, W).
+
+    ValueError for other numbers, and for a mask that knows no pixel.
+
+    >>> inpaint(torch.tensor([[1, 0]]))(torch.tensor([[[[5.0, 7.0]]]]))
+    tensor([[[[5., 0.]]]])
     """
     known = mask.to(torch.float64)
     if not bool((known == known.square()).all()) or not bool(known.any()):
@@ -39,7 +44,12 @@ def inpaint(mask: Tensor) -> Operator:
 
 
 def downsample(factor: int) -> Operator:
-    """Means of squares of `factor` x `factor` pixels, which divides both sides."""
+    """The means of the squares of `factor` x `factor` pixels: a picture with sides shorter by it.
+
+    factor: a whole number, >= 2.
+
+    ValueError for less, and, when it is applied, for a picture whose sides it does not divide.
+    """
     if factor < 2:
         raise ValueError(f"downsample takes a whole number of at least 2, got {factor}")
 
@@ -54,7 +64,13 @@ def downsample(factor: int) -> Operator:
 
 
 def blur(sigma: float) -> Operator:
-    """A Gaussian blur of `sigma` pixels; what lies beyond the border is as at the border."""
+    """A Gaussian blur. Pixels beyond the border have the value of the nearest one inside.
+
+    sigma: the standard deviation of the Gaussian in pixels, > 0; it is cut off at three of them.
+        Not to be confused with the sigma of a level.
+
+    ValueError for a width that is not positive and finite.
+    """
     if not 0 < sigma < math.inf:
         raise ValueError(f"blur takes a width in pixels, positive, got {sigma}")
     reach = math.ceil(3 * sigma)
@@ -71,7 +87,12 @@ def blur(sigma: float) -> Operator:
 
 
 def crop(size: int) -> Operator:
-    """The `size` x `size` pixels in the middle."""
+    """The square of pixels in the middle of a picture.
+
+    size: its side in pixels, >= 1.
+
+    ValueError for less, and, when it is applied, for a picture that is smaller.
+    """
     if size < 1:
         raise ValueError(f"crop takes a size in pixels, at least 1, got {size}")
 
@@ -86,7 +107,8 @@ def crop(size: int) -> Operator:
     return apply
 
 
-# What stands after the colon, as a number; "inpaint" takes the name of a file, read elsewhere.
+# By the names of the command line, as in "crop:8"; each takes the number after the colon. "inpaint"
+# is not here, since it takes the name of a file.
 OPERATORS: dict[str, Callable[[Any], Operator]] = {
     "downsample": downsample,
     "blur": blur,

@@ -1,20 +1,23 @@
 """A denoiser given a measurement: the posterior's denoiser, with which every sampler works.
 
-Bayes' rule for a denoiser that estimates x from z, and a measurement y = A(x) + noise n, is here
+A denoiser estimates the pair (x, eps) from `z = alpha x + sigma eps` at a level, which is (logsnr,
+alpha, sigma). If a measurement `y = A(x) + noise n` of the data is given as well, Bayes' rule with
+Gaussian guesses changes the pair to
 
     x' = x + C_out A^T (noise^2 + A C_in A^T)^-1 (y - A(x)),    eps' = eps - (alpha/sigma) (x' - x)
 
-so that `z = alpha x' + sigma eps'`. The methods of the literature are this formula with other
-guesses of the covariance of x given z, the rows of `METHODS`. The guesses are
+where A and A^T are the derivative of A(x) and its transpose. `z = alpha x' + sigma eps'` holds as
+before. C_in and C_out stand for the covariance of x given z. The methods of the literature are this
+formula with different guesses of it, the rows of `METHODS`. The guesses are
 
     network     (sigma^2 / alpha) dx/dz, which is the covariance itself if the denoiser is exact
-    given       (S^-1 + alpha^2 / sigma^2)^-1, right for data of N(m, S)
-    mean        the same with the mean variance s^2 of S in the place of S
+    given       (S^-1 + alpha^2 / sigma^2)^-1, which is right for data of N(m, S)
+    mean        the same with s^2 I in the place of S, where s^2 is the mean variance in S
 
-The first needs a backward pass through the network for each product, the others none. "mmps" is
-exact for all Gaussian data, "gaussian" for those of covariance S, "pigdm" and "diffpir" for those
-of s^2 I; for other data all are approximations, whose errors docs/posteriors.md tells, and
-`steer` corrects.
+The first needs a backward pass through the network for each product with it, the others none.
+"mmps" is exact for all Gaussian data, "gaussian" for those of covariance S, "pigdm" and "diffpir"
+for those of covariance s^2 I. For other data all of them are approximations. docs/posteriors.md
+shows how large their errors are, and `steer` corrects them.
 
     "mmps"      Rozet+ 2024, Learning Diffusion Priors from Observations by Expectation
                 Maximization, arxiv.org/abs/2405.13712
@@ -50,9 +53,10 @@ Product = Callable[[Tensor], Tensor]
 
 
 class Method(NamedTuple):
-    """Which guess of the covariance of x given z stands where in the formula of the module.
+    """Which guesses of the covariance of x given z stand in the formula of the module.
 
-    inner: C_in; "none" is a step of the length `strength` down the norm of the residual.
+    inner: C_in. With "none" no system of equations is solved: instead, x' - x is `strength` times
+        C_out A^T r / |r|, r the residual y - A(x).
     outer: C_out.
     """
 
@@ -70,10 +74,19 @@ METHODS = {
 
 
 class Spread:
-    """A guess of the data's covariance S, and what it says of the covariance of x given z."""
+    """A guess of the data's covariance S, and the covariance of x given z that follows from it.
+
+    Its `given` and `mean` are the guesses of these names in the module's text, as products.
+    """
 
     def __init__(self, covariance: Any) -> None:
-        """A number, variances of the shape of a sample, or a matrix (D, D); ValueError below 0."""
+        """Keep S, of standardised data.
+
+        covariance: the variance of each number of a sample, a number or of the shape of a sample,
+            or a matrix (D, D) for samples of D numbers.
+
+        ValueError for variances that are not positive, and for numbers that are not finite.
+        """
         self.covariance = torch.as_tensor(covariance, dtype=torch.float64)
         variances = self.covariance if self.covariance.ndim != 2 else self.covariance.diagonal()
         if not bool(self.covariance.isfinite().all() & (variances > 0).all()):
@@ -81,10 +94,11 @@ class Spread:
 
     @cached_property
     def _eigen(self) -> tuple[Tensor, Tensor]:
+        """The variances along the axes of a matrix S, (D,), and the axes as columns, (D, D)."""
         return torch.linalg.eigh(self.covariance)
 
     def given(self, level: Level, v: Tensor) -> Tensor:
-        """`(S^-1 + alpha^2 / sigma^2)^-1 v`."""
+        """The product `(S^-1 + alpha^2 / sigma^2)^-1 v`, for v of shape (B, ...)."""
         size = math.prod(v.shape[1:])
         if self.covariance.ndim != 2 or self.covariance.shape != (size, size):
             return _shrunk(self.covariance.to(v), level, v) * v
@@ -93,7 +107,7 @@ class Spread:
         return ((_shrunk(variances, level, turned) * turned) @ axes.mT).reshape(v.shape)
 
     def mean(self, level: Level, v: Tensor) -> Tensor:
-        """`v / (1 / s^2 + alpha^2 / sigma^2)` with the mean s^2 of the variances in S."""
+        """The product `v / (1 / s^2 + alpha^2 / sigma^2)`, s^2 the mean of the variances in S."""
         size, matrix = math.prod(v.shape[1:]), self.covariance.ndim == 2
         full = matrix and self.covariance.shape == (size, size)
         variances = self.covariance.diagonal() if full else self.covariance
@@ -101,15 +115,15 @@ class Spread:
 
 
 def _shrunk(variance: Tensor, level: Level, like: Tensor) -> Tensor:
-    """`1 / (1 / variance + alpha^2 / sigma^2)`, at both ends too."""
+    """`1 / (1 / variance + alpha^2 / sigma^2)`, in a form that is finite at both ends too."""
     alpha, sigma = (along_batch(value, like) for value in level[1:])
     return variance * sigma**2 / (variance * alpha**2 + sigma**2)
 
 
 class Posterior(Around):
-    """A denoiser given a measurement; see `posterior`.
+    """A denoiser given a measurement, as `posterior` makes it.
 
-    products: how many backward passes through the network were made so far.
+    products: how many backward passes through the network were made so far, over all calls.
     """
 
     def __init__(
@@ -124,7 +138,7 @@ class Posterior(Around):
         most: int,
         strength: float | Callable[[Level], Any],
     ) -> None:
-        """See `posterior`."""
+        """Keep the parts; `posterior` says what they are, and checks them."""
         super().__init__(denoiser)
         self.measurement, self.method, self.spread = measurement, method, spread
         self.trust, self.tolerance, self.most, self.strength = trust, tolerance, most, strength
@@ -135,8 +149,8 @@ class Posterior(Around):
         return self.pair(z, level, **conditioning)[1]
 
     def pair(self, z: Tensor, level: Level, **conditioning: Any) -> tuple[Estimate, Estimate]:
-        """The estimates without and with the measurement, of one network call."""
-        # Under torch.inference_mode nothing is recorded, and what was made there cannot be.
+        """The estimates without and with the measurement, from one network call."""
+        # torch.inference_mode records no gradients, and tensors made in it cannot record any later.
         with torch.inference_mode(False), torch.no_grad():
             told = {name: _recordable(value) for name, value in conditioning.items()}
             ask = partial(self._both, told)
@@ -149,13 +163,14 @@ class Posterior(Around):
             return ask(z, level)
 
     def _asks_network(self, level: Level) -> bool:
-        """Whether the network's derivative is asked for: it is trusted for a sample at least."""
+        """Whether the method needs the network's derivative, and some sample's level trusts it."""
         highest = float(torch.as_tensor(level.logsnr).max())
         return "network" in self.method and highest >= self.trust
 
     def _both(
         self, conditioning: dict[str, Any], z: Tensor, level: Level
     ) -> tuple[Estimate, Estimate]:
+        """The two estimates at a level where all factors are finite; see `pair`."""
         network = self._asks_network(level)
         with torch.set_grad_enabled(network):
             leaf = z.detach().clone().requires_grad_(network)
@@ -172,12 +187,23 @@ class Posterior(Around):
         )
         change = self._change(before.x, level, covariances)
         alpha, sigma = (torch.as_tensor(value, dtype=torch.float64) for value in level[1:])
-        # At sigma = 0 the data are known, and a measurement changes nothing.
+        # At sigma = 0 the data are known: the change of x is 0, and that of eps has to be.
         ratio = along_batch(torch.where(sigma > 0, alpha / sigma, 0.0), z)
         return before, Estimate(before.x + change, before.eps - ratio * change)
 
     def _of_network(self, x: Tensor, leaf: Tensor, level: Level, otherwise: Product) -> Product:
-        """`(sigma^2 / alpha) (dx/dz)^T v` where the level is trusted; dx/dz is symmetric."""
+        """The product with `(sigma^2 / alpha) dx/dz`, or with another where a level is not trusted.
+
+        A backward pass gives the transpose of dx/dz, which is symmetric for an exact denoiser.
+
+        x: the denoiser's estimate of x at `leaf`, with its graph.
+        leaf: z, with respect to which the derivative is taken.
+        level: the level of z.
+        otherwise: the product for the samples whose log-SNR is below `trust`.
+
+        ValueError for an estimate without a derivative, and for batch normalisation in training
+        mode, which mixes the samples of a batch.
+        """
         if not x.requires_grad:
             raise ValueError(
                 "the denoiser's estimate has no derivative in z, which this method needs; use the "
@@ -201,7 +227,7 @@ class Posterior(Around):
         return product
 
     def _change(self, x: Tensor, level: Level, covariances: dict[str, Product]) -> Tensor:
-        """x' - x."""
+        """The change x' - x, by the products with each guess of the covariance."""
         outer = covariances[self.method.outer]
         if self.measurement.log_likelihood is not None:
             return self._strength(level, x) * outer(self._slope(x))
@@ -214,19 +240,20 @@ class Posterior(Around):
         return outer(here.adjoint(self._solved(here, residual, covariances[self.method.inner])))
 
     def _solved(self, here: Linear, residual: Tensor, inner: Product) -> Tensor:
-        """`(noise^2 + A C_in A^T)^-1 (y - A x)`."""
+        """The solution of `(noise^2 + A C_in A^T) u = y - A(x)`."""
         variance = self.measurement.variance(here.value)
         matrix = lambda u: variance * u + here.forward(inner(here.adjoint(u)))  # noqa: E731
         return solve(matrix, residual, self.tolerance, self.most)
 
     def _slope(self, x: Tensor) -> Tensor:
-        """The gradient of the log-likelihood."""
+        """The gradient of the log-likelihood in x, which is standardised."""
         with torch.enable_grad():
             point = x.detach().clone().requires_grad_()
             total = self.measurement.log_density(self.unstandardise(point)).sum()
             return torch.autograd.grad(total, point)[0]
 
     def _strength(self, level: Level, like: Tensor) -> Any:
+        """The strength of "dps" at a level, of a shape that fits `like`."""
         strength = self.strength
         return along_batch(strength(level) if callable(strength) else strength, like)
 
@@ -250,22 +277,29 @@ def posterior(
     """The denoiser given a measurement: a denoiser again, which every sampler takes.
 
     denoiser: the prior. Guidance belongs inside: `posterior(classifier_free(...), measurement)`.
-    measurement: what was seen, in the units of the data.
-    method: "mmps", which asks the network for its own uncertainty and is the best of them; "pigdm",
-        with one backward pass; "gaussian" and "diffpir", with none; "dps", whose strength has to be
-        tuned; or "level", which is exact for every denoiser, without a gradient, if A is linear
-        with A^T A = c^2 I and the noise is one number.
-    covariance: a guess of the covariance of the data, standardised as the denoiser has them: a
-        number for the variance of each, variances of the shape of a sample, or a matrix (D, D).
-        "gaussian" takes all of it, "pigdm" and "diffpir" its mean variance.
-    trust: the log-SNR below which the network's derivative is taken for no covariance and
-        `covariance` is used instead. A network's errors are multiplied by sigma^2 / alpha there;
-        -4 suits those that were looked at, `-math.inf` an exact denoiser.
-    tolerance: where the system of equations counts as solved, as a part of its right-hand side.
-    most: the largest number of products with a covariance per call, of "mmps" backward passes.
-    strength: of "dps", a number or a function of the level; `published_strength` is its paper's.
+    measurement: what was seen of the data, in their own units.
+    method: "mmps", the default and the best of them, which asks the network for its own
+        uncertainty; "pigdm", with one backward pass in a call; "gaussian" and "diffpir", with none;
+        "dps", whose strength has to be tuned; or "level", which is exact for every prior and needs
+        no gradient, if A is linear with A^T A = c^2 I and the noise is one number > 0.
+    covariance: a guess of the covariance S of the data, standardised as the denoiser has them: a
+        number for the variance of each, variances of the shape of a sample, or a matrix (D, D). It
+        is 1 by default, since standardised data have this variance. "gaussian" takes all of it,
+        "pigdm" and "diffpir" its mean variance, and below `trust` every method with a derivative.
+    trust: the log-SNR below which the network's derivative is not used as a covariance, and
+        `covariance` is used instead, because sigma^2 / alpha multiplies the network's errors there.
+        The default of -4 suits the networks that were looked at; `-math.inf` suits an exact
+        denoiser.
+    tolerance: the system of equations counts as solved when its residual is at most this part of
+        its right-hand side, >= 0.
+    most: the largest number of products with C_in in a call, >= 1; for "mmps" each of them is a
+        backward pass.
+    strength: the strength of "dps", a number or a function of the level. `published_strength` has
+        that of its paper.
 
-    ValueError for an unknown method, and for one that the measurement does not suit.
+    ValueError for an unknown method, for a measurement that the method does not suit ("level" looks
+    at A when it is first asked), for a covariance that is none, and for a model whose training did
+    not draw noise independently of the data.
 
         >>> import twosides as ts
         >>> prior = ts.oracle.GaussianMixture.gaussian([0.0, 0.0], [[1.0, 0.9], [0.9, 1.0]])
@@ -302,15 +336,23 @@ def posterior(
 def published_strength(plan: Plan, zeta: float) -> Callable[[Level], float]:
     """The strength of "dps" with which a plan's steps are those of its paper [Chung+ 2022, alg. 1].
 
-    There `zeta grad_z |y - A x|` is taken from the state after a step. Here a row of the plan,
-    `z_next = c x + d eps + ...`, turns a change of x into `c - d alpha / sigma` times as much, so
+    The paper subtracts `zeta grad_z |y - A(x)|` from the state after a step. A plan is the table of
+    numbers that a run follows. Its row `z_next = c x + d eps + ...` turns a change of x into one of
+    z_next that is `c - d alpha / sigma` times as large. The same step therefore has here
 
         strength = zeta (alpha / sigma^2) / (c - d alpha / sigma)
 
-    It grows with the number of steps, which is why more steps do not make "dps" better.
+    It grows with the number of steps, which is why more steps do not make "dps" better. The paper
+    differentiates the network at every level: pass `trust=-math.inf` to `posterior` for that.
 
-    plan: of one call for each step, such as "ddpm".
+    plan: a plan with one network call in each step, such as that of "ddpm". The function that is
+        returned knows the levels of this plan alone: ValueError at any other.
     zeta: the paper's step size, 0.1 to 1.
+
+        >>> import twosides as ts
+        >>> plan = ts.plan("ddpm", ts.Cosine(-8, 8), 10)
+        >>> published_strength(plan, 0.3)(plan.levels[3]) > 0
+        True
     """
     told = dict[float, float]()
     for k, (level, row) in enumerate(zip(plan.levels, plan.rows[1:], strict=False)):

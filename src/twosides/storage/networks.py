@@ -41,8 +41,10 @@ class MLP(nn.Module):
         class_labels: Tensor | None = None,
     ) -> Float[Tensor, " batch dim"]:
         """The prediction (B, dim)."""
-        angles = time[:, None].to(z.dtype) * self.get_buffer("frequencies").to(z.dtype)
-        hidden = self.enter(torch.cat([z, angles.sin(), angles.cos()], 1))
+        # Half precision would round the time to steps of 1/256, and so the fastest wave.
+        wide = torch.promote_types(z.dtype, torch.float32)
+        angles = time[:, None].to(wide) * self.get_buffer("frequencies").to(wide)
+        hidden = self.enter(torch.cat([z, angles.sin().to(z), angles.cos().to(z)], 1))
         if self.labels is not None and class_labels is not None:
             hidden = hidden + self.labels(class_labels)
         for block in self.blocks:

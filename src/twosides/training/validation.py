@@ -133,7 +133,7 @@ class Validating(lightning.Callback):
         losses = plain.evaluate(module.denoiser, given.pop("x"), generator=draw, **given)
         level = module.denoiser.schedule.level(losses.logsnr)
         kappa = module.denoiser.output.log_kappa(level).exp()
-        return losses.error.double().cpu() / kappa.cpu(), losses.loss
+        return losses.error.cpu().double() / kappa.cpu(), losses.loss
 
 
 def _edges(objective: Objective) -> list[float]:

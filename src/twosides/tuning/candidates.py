@@ -1,4 +1,10 @@
-"""What a tuned sampler has to beat: the presets on standard grids, with as many network calls."""
+"""The candidates: the presets on standard grids, which a tuned sampler has to beat.
+
+A *preset* is a sampler that has a name (`sampling.presets`). Its solver is combined here with its
+own grid and with those of `GRIDS`; each of these pairs makes as many network calls as the tuned
+sampler. The pair with the least loss (rho, see `trials`) is what the tuned sampler is compared
+with, and what `tune` returns where the tuned sampler is not proven to be better.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +24,9 @@ from twosides.tuning.fit import losses
 from twosides.tuning.tables import Tables
 from twosides.tuning.trials import Network, Noises
 
+# sigma / alpha at the two ends of Stable Diffusion's schedule, where its grids are usually laid.
 SD = {"sigma_min": 0.0292, "sigma_max": 14.6146}
-GRIDS: dict[str, Grid] = {  # beside their own
+GRIDS: dict[str, Grid] = {  # tried beside the grid that a preset has itself
     "beta 0.7 1 in u": Beta(0.7, 1.0, variable="u"),
     "beta 0.6 1 in u": Beta(0.6, 1.0, variable="u"),
     "beta": Beta(),
@@ -37,15 +44,20 @@ SOLVERS: dict[str, Solver] = {
         for name in ("kab2", "kab2c", "kab3c", "dpmpp-2m", "unipc", "unipc-3", "deis", "ddim")
     },
 }
-FEW = (  # of a search that must be short
+FEW = (  # solvers and grids of a search with a small budget: those that are best most often
     ("kab2c, low order at the end", "kab2, plain start", "kab2c"),
     ("own grid", "beta 0.7 1 in u", "beta", "cosine"),
 )
-FINALISTS = 8  # of them, that are compared on all noises
+FINALISTS = 8  # how many candidates are compared on all noises, after a round on a few of them
 
 
 class Candidate(NamedTuple):
-    """A preset on a grid: its name, the sampler, and its table."""
+    """A preset's solver on a grid.
+
+    name: "solver / grid", for people.
+    sampler: the two together, without injected noise.
+    table: its levels and weights on the schedule that is sampled on, a batch of one table.
+    """
 
     name: str
     sampler: Sampler
@@ -53,10 +65,18 @@ class Candidate(NamedTuple):
 
 
 def candidates(schedule: Schedule, steps: int, few: bool = False) -> list[Candidate]:
-    """All pairs that go with a schedule, or those that are best most often.
+    """All pairs of a solver and a grid that suit a schedule, solver by solver.
 
-    A grid that asks the network outside the schedule's range is left out, and so is a plan that is
-    not finite there.
+    A pair is left out if its grid asks the network outside of the schedule's range, or if its plan,
+    the table of numbers that its run follows, would not be finite.
+
+    schedule: the schedule that is sampled on.
+    steps: the number of network calls, >= 1.
+    few: whether to take only the pairs of `FEW`, for a search with a small budget.
+
+    >>> from twosides.schedules import FlowMatching
+    >>> candidates(FlowMatching(), 8, few=True)[0].name
+    'kab2c, low order at the end / own grid'
     """
     found = list[Candidate]()
     for solver_name, solver in SOLVERS.items():
@@ -77,7 +97,15 @@ def candidates(schedule: Schedule, steps: int, few: bool = False) -> list[Candid
 
 
 def rank(network: Network, noises: Noises, among: Sequence[Candidate]) -> list[Candidate]:
-    """The candidates, the least loss first; all on a few noises, the best of these on all."""
+    """The candidates in the order of their loss, the least first.
+
+    All of them are measured on the first 8 noises. The best `FINALISTS` are then measured on all
+    noises, and ordered by that; the others follow in the order of the first round.
+
+    network: what runs the tables, and counts network evaluations.
+    noises: the initial noises, and where the teacher's runs end from them.
+    among: the candidates to compare, all with the same number of calls.
+    """
     first = _losses(network, noises.first(8), among)
     order = [among[i] for i in np.argsort(first, kind="stable")]
     best = order[:FINALISTS]
@@ -86,9 +114,10 @@ def rank(network: Network, noises: Noises, among: Sequence[Candidate]) -> list[C
 
 
 def stacked(tables: Sequence[Tables]) -> Tables:
-    """Tables as one batch."""
+    """One batch of the tables in several batches, which all have the same number of calls."""
     return Tables(*(np.concatenate(parts) for parts in zip(*tables, strict=True)))
 
 
 def _losses(network: Network, noises: Noises, among: Sequence[Candidate]) -> Array:
+    """The loss rho of each candidate; all of them run as one batch."""
     return losses(network, noises, stacked([candidate.table for candidate in among]))

@@ -1,17 +1,24 @@
-"""The fit: Levenberg-Marquardt with differences, by forward passes alone.
+"""The fit: Levenberg-Marquardt with finite differences, which needs forward passes alone.
 
-The residual of a noise is the vector `(x - x*) / size`, so that a few noises are many equations.
-The robust loss rho is fitted by weights that are taken anew in each iteration,
-1 / (1 + e^2 / delta^2) of a noise. With the parameters counted in their scales, and J the
-derivatives of the residuals,
+A family makes tables, that is samplers as numbers, of p parameters theta (`tables`). The fit looks
+for the theta whose runs end nearest to where the teacher's runs end, x*, from the same initial
+noises. The residual of a noise is the vector `r = (x - x*) / size`, not its norm e, so that a few
+noises are many equations. The loss is rho, the robust loss of `trials`. It is lowered by weighted
+least squares, in which each noise has the weight `1 / (1 + e^2 / delta^2)`, computed anew in each
+iteration. With W these weights, J the derivatives of the residuals, and each parameter measured in
+a unit of its own (`Family.scale`), the step solves
 
     (J' W J + lam diag) step = -J' W r
 
-lam falls after a step that lowers the loss, and rises until one does. J is of forward differences,
-whose p + 1 tables run as one batch. What counts is the loss on other noises (*validation*): the
-parameters that had the least are the result.
+where diag is the diagonal of J' W J, with a small part of its mean added. lam falls after a step
+that lowers the loss, and rises until a step does. J consists of forward differences, whose p + 1
+tables run as one batch.
 
-    Marquardt 1963, "An algorithm for least-squares estimation of nonlinear parameters"
+The fitted noises do not decide which theta is the result. Other noises do (the *validation*): of
+all iterations, the theta with the least loss on those is returned.
+
+    An Algorithm for Least-Squares Estimation of Nonlinear Parameters, Marquardt 1963,
+    doi.org/10.1137/0111030
 """
 
 from __future__ import annotations
@@ -27,23 +34,24 @@ from twosides.tuning.tables import Family, Tables
 from twosides.tuning.trials import DELTA, Network, Noises, robust
 
 ITERATIONS = 15
-PATIENCE = 3  # iterations without a better validation
-ENOUGH = 2e-3  # of the loss, by which an iteration must lower it
-TRIES = 6
+PATIENCE = 3  # a fit ends after so many iterations in a row without a better validation
+ENOUGH = 2e-3  # a fit ends when an iteration lowers the loss by less than this part of it
+TRIES = 6  # the most values of lam that an iteration tries
 DIFFERENCES = {torch.float64: 1e-4, torch.float32: 2e-3}  # by the network's dtype
-COARSE = 3e-2  # of any other, such as bfloat16
-AGREE = 0.3  # how far slopes of a step and of a coarse one may differ
+COARSE = 3e-2  # the difference for any other dtype, such as bfloat16
+AGREE = 0.3  # how far the slopes of a fine and of a coarse difference may be apart, as a part
 
 
 @dataclass
 class Fitted:
-    """What a fit found.
+    """The result of a fit: the table with the least loss on the noises of the validation.
 
-    tables: the best, a batch of one.
-    theta: its parameters.
-    train, valid: rho on the noises that were fitted, and on those that chose.
-    iterations: how many there were.
-    history: (train, valid) of each, the start first.
+    tables: this table, as a batch of one.
+    theta: its parameters, (p,).
+    train: its loss rho on the noises that were fitted.
+    valid: its loss rho on the noises of the validation, by which it was chosen.
+    iterations: how many iterations lowered the loss on the fitted noises.
+    history: (train, valid) of the start and of each of these iterations.
     """
 
     tables: Tables
@@ -55,7 +63,12 @@ class Fitted:
 
 
 def losses(network: Network, noises: Noises, tables: Tables) -> Array:
-    """rho of each table; infinite where a run is not finite."""
+    """The loss rho of each table, (q,); infinite where a run is not finite.
+
+    network: what runs the tables.
+    noises: the initial noises, and where the teacher's runs end from them.
+    tables: a batch of q tables.
+    """
     return robust(noises.errors(network, tables)).numpy()
 
 
@@ -68,10 +81,15 @@ def fit(
     difference: float,
     iterations: int = ITERATIONS,
 ) -> Fitted:
-    """Fit the parameters of a family; at worst, the start.
+    """Fit the parameters of a family of tables; at worst, the start is returned.
 
-    difference: h, the step of the differences, in units of each parameter's scale.
-    iterations: the most that there are; fewer where the network's account is used up.
+    family: the tables as a function of theta, and where theta starts.
+    network: what runs the tables. Its account says how many evaluations are left.
+    train: the noises whose residuals are fitted.
+    valid: the noises that choose among the iterations, others than those of `train`.
+    difference: h, the step of the differences, in units of each parameter's scale, > 0;
+        `difference_of` has the step that suits a network's dtype.
+    iterations: the most iterations. No iteration begins that the account cannot pay for.
     """
 
     def at(theta: Array) -> Tables:
@@ -83,6 +101,7 @@ def fit(
     best.history.append((loss, best.valid))
     damping, stale = 1e-2, 0
     for _ in range(iterations):
+        # The dearest iteration: the Jacobian, all values of lam, and the validation.
         asked = (len(theta) + 1 + TRIES) * len(train) + len(valid)
         cost = asked * best.tables.steps
         if network.account.left < cost or not math.isfinite(loss):
@@ -90,6 +109,7 @@ def fit(
         normal, slope = _equations(family, network, train, theta, difference)
         if not (np.isfinite(normal).all() and np.isfinite(slope).all()):
             break
+        # Raise lam until a step lowers the loss. No parameter moves by more than its scale.
         for _ in range(TRIES):
             diagonal = normal.diagonal() + 1e-3 * normal.diagonal().mean() + 1e-30
             step = np.linalg.solve(normal + damping * np.diag(diagonal), -slope)
@@ -101,6 +121,7 @@ def fit(
         else:
             break
         gain, theta, loss, damping = (loss - found) / loss, moved, found, max(damping / 4, 1e-7)
+        # Keep the theta that is best on the validation, and end where neither loss falls any more.
         chosen = float(losses(network, valid, at(theta))[0])
         best.history.append((loss, chosen))
         stale = 0 if chosen < best.valid else stale + 1
@@ -115,7 +136,11 @@ def fit(
 def _equations(
     family: Family, network: Network, train: Noises, theta: Array, difference: float
 ) -> tuple[Array, Array]:
-    """`J' W J` and `J' W r`, in the scales of the parameters."""
+    """`J' W J`, (p, p), and `J' W r`, (p,), as means over the noises.
+
+    Parameters are measured in their scales. Noises are taken in blocks whose p + 1 tables make one
+    batch of the network.
+    """
     count = len(theta)
     thetas = np.concatenate([theta[None], theta + difference * np.diag(family.scale)])
     tables = family.tables(thetas)
@@ -131,18 +156,31 @@ def _equations(
 
 
 def difference_of(dtype: torch.dtype | None) -> float:
-    """The step of the differences for a network's dtype: well above what it rounds away."""
+    """The step of the differences for a network's dtype: well above what the dtype rounds away.
+
+    dtype: the network's; None, for a denoiser without weights, counts as float64.
+
+    >>> difference_of(torch.float32), difference_of(torch.bfloat16)
+    (0.002, 0.03)
+    """
     return DIFFERENCES.get(dtype or torch.float64, COARSE)
 
 
 def checked_difference(
     family: Family, network: Network, noises: Noises, difference: float
 ) -> float:
-    """A step at which slopes can be trusted: the one given, or the first of its doubles that can.
+    """The step of the differences at which slopes can be trusted.
 
-    Where a step is below what the network rounds to, its answers stand still, and a fit would stop
-    without a word. Slopes along a direction of all parameters must therefore agree, within 30 %,
-    with those of a coarse step, 3e-2, at which any network moves. That is what is returned at last.
+    If a step is smaller than what the network rounds away, its answers do not change, and a fit
+    would end at its start without a word. The slopes along one direction, in which all parameters
+    change, must therefore agree within 30 % with those of a coarse step, 3e-2, at which the answers
+    of any network change. The step is doubled until they do. If they never do, the coarse step is
+    the result.
+
+    family: the slopes are taken at the start of this family.
+    network: what runs the tables.
+    noises: the slopes are those of the ends from these noises; the median noise decides.
+    difference: the step to begin with, > 0; one of 3e-2 or more is returned as it is.
     """
     if difference >= COARSE:
         return difference
@@ -154,6 +192,7 @@ def checked_difference(
     last = slopes[-1]
     for step, slope in zip(doubled.tolist(), slopes, strict=False):
         apart = (slope - last).norm(dim=1) / last.norm(dim=1).clamp(min=1e-30)
-        if float(apart.median()) <= AGREE:  # of the noises: one of them may be at a fork
+        # The median over noises, since the end from one of them may jump to another mode.
+        if float(apart.median()) <= AGREE:
             return step
     return COARSE

@@ -1,4 +1,8 @@
-"""What a search found, as numbers and in words."""
+"""The result of a search: the tuned sampler, and a report of it in numbers and in words.
+
+A search (`tune`) looks for the sampler whose runs end nearest to those of a *teacher*, which are
+runs of many network calls from the same initial noises.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +26,16 @@ from twosides.tuning.trials import ELSEWHERE, Network, Noises, robust
 class Measure:
     """How far a sampler's runs end from the teacher's, over noises that nothing was fitted to.
 
-    loss: rho, the robust loss (`tuning.trials`).
-    median, rms: of e = |x - x*| / rms |x*|.
-    elsewhere: the share of runs with e above 0.5, which have ended at other data.
-    sliced_w2: the sliced Wasserstein distance of the ends from the teacher's, by the same size.
+    The error of a run is `e = |x - x*| / rms |x*|`: x is where the run ends, x* is where the
+    teacher's run ends from the same noise, and the norm is taken over the numbers of a sample.
+
+    loss: rho, the robust loss of `tuning.trials`, which counts large errors little.
+    median: the median of e.
+    rms: the root mean square of e.
+    elsewhere: the share of runs with e above 0.5, which have ended at other data, in [0, 1].
+    sliced_w2: the sliced Wasserstein distance of the ends from the teacher's, times the square root
+        of the number of dimensions, in units of rms |x*|. It compares the two distributions, where
+        e compares the runs one by one.
     """
 
     loss: float
@@ -36,9 +46,14 @@ class Measure:
 
     @classmethod
     def of(cls, network: Network, noises: Noises, tables: Tables) -> Measure:
-        """Of a batch of one table."""
-        x = network.ends(tables, noises.start, noises.numbers)[0].flatten(1).double().cpu()
-        wanted = noises.ends.flatten(1).double().cpu()
+        """Run a table from noises, and measure where the runs end.
+
+        network: what runs the table.
+        noises: the noises, and where the teacher's runs end from them.
+        tables: a batch of one table.
+        """
+        x = network.ends(tables, noises.start, noises.numbers)[0].flatten(1).cpu().double()
+        wanted = noises.ends.flatten(1).cpu().double()
         x = torch.nan_to_num(x, nan=1e9, posinf=1e9, neginf=-1e9)
         errors = (x - wanted).norm(dim=1) / noises.size
         return cls(
@@ -52,12 +67,14 @@ class Measure:
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of a search: its network evaluations, and the loss on the noises that chose.
+    """A stage of a search: what it cost, and for a fit what it reached.
 
-    name: "teacher", "presets", "low", "e", "full" or "proof".
-    evaluations: rows that the network was asked.
-    parameters, iterations: of a fit.
-    train, valid: rho of the best so far; None where nothing was fitted.
+    name: "teacher", "presets", "low", "e", "full" (the three families that are fitted) or "proof".
+    evaluations: how many rows the network was asked.
+    parameters: the number of parameters of a fit; 0 for other stages.
+    iterations: the number of iterations of a fit; 0 for other stages.
+    train: the loss rho of the fit's result on the noises that were fitted; None if none were.
+    valid: the loss rho of the fit's result on the noises that chose it; None if none did.
     """
 
     name: str
@@ -70,17 +87,23 @@ class Stage:
 
 @dataclass
 class Report:
-    """What was done, and what came of it.
+    """What a search did, and what came of it. Its text, `print(report)`, is a summary.
 
-    steps, shape, seed, budget: what was asked, shape that of a sample.
-    schedule: that of the denoiser.
-    preset: the best preset and grid, which is what is to be beaten.
-    before, after: that preset's and the tuned sampler's errors on the third set of noises.
-    accepted: whether the tuned sampler is returned; else the preset is.
-    why: the reason, in a sentence.
-    teacher_calls, teacher_error: the teacher's calls, and its median distance from half as many.
-    stages: with their network evaluations.
-    notes: what the reader must know, in sentences.
+    steps: the number of network calls of the sampler that was looked for.
+    shape: the shape of one sample.
+    seed: the seed of the noises.
+    budget: the budget as it was given, a name or a number of network evaluations.
+    schedule: the denoiser's schedule, as text.
+    preset: the name of the best preset and its grid, which the tuned sampler had to beat.
+    before: the errors of this preset on the third set of noises, to which nothing was fitted.
+    after: the errors of the tuned sampler on the same noises; None if nothing was fitted.
+    accepted: whether the tuned sampler is proven to be better. If not, the preset is the result.
+    why: the reason for this, in a sentence.
+    teacher_calls: the number of network calls in a run of the teacher.
+    teacher_error: the median distance between the ends of these runs and of runs with half as many
+        calls, as a part of the data's size.
+    stages: the stages in order, each with its network evaluations.
+    notes: what the reader must know of the result, in sentences.
     candidates: the names of the best presets, the best first.
     """
 
@@ -106,11 +129,11 @@ class Report:
         return sum(stage.evaluations for stage in self.stages)
 
     def to_json(self) -> dict[str, Any]:
-        """For a file."""
+        """The fields as plain values, which `json` writes, with the sum of the evaluations."""
         return {**dataclasses.asdict(self), "evaluations": self.evaluations}
 
     def __str__(self) -> str:
-        """In a few lines."""
+        """The result, both errors, the cost and the notes in a few lines."""
         lines = [f"{self.steps} calls: {self.why}"]
         for name, measure in ((self.preset, self.before), ("tuned", self.after)):
             if measure is not None:
@@ -125,12 +148,15 @@ class Report:
 
 @dataclass(frozen=True)
 class Tuned:
-    """The result of `tune`.
+    """The result of `tune`: the tuned sampler, or the best preset if it is not proven to be better.
 
-    sampler: to be used anywhere, `sample(denoiser, shape, sampler=tuned.sampler, steps=steps)`.
-    plan: the same as a table on the denoiser's own schedule.
-    report: what was done, and how far it is from the teacher; print it.
-    shown: for eyes, samples of the same noises by the teacher, the best preset and the result.
+    sampler: the sampler, for any use: `sample(denoiser, shape, sampler=tuned.sampler, steps=n)`. A
+        tuned one runs with the number of steps that it was tuned for, and no other.
+    plan: the sampler on the schedule that it was tuned on, as a table of numbers. This is the
+        denoiser's own schedule, or cosine(-12, 12) if the denoiser cannot be asked at pure noise.
+    report: what was done, and how far the runs end from the teacher's; print it.
+    shown: samples to look at, from the same noises, by "the teacher", the best preset and "tuned",
+        in the units of the data, (at most 8, ...).
     """
 
     sampler: Sampler
@@ -139,5 +165,8 @@ class Tuned:
     shown: dict[str, Tensor] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> None:
-        """Write a .json file, whose path is then a name of the sampler everywhere."""
+        """Write the sampler and its report to a JSON file, whose path then names the sampler.
+
+        path: the file, whose name ends in .json: `sample(..., sampler="8.json")` finds it by that.
+        """
         save_sampler(path, self.sampler, tuned=self.report.to_json())

@@ -1,4 +1,10 @@
-"""A search under way, stage by stage: what `tune` and `check` share."""
+"""A search, stage by stage: the code that `tune` and `check` share.
+
+A search draws three sets of initial noises: those that tables are fitted to (*train*), those that
+choose between fits (*valid*), and those on which the result is proven (*held*). For each noise a
+*teacher*, a run of many network calls, says where its trajectory ends. A sampler is compared with
+the teacher by rho, the robust mean of its runs' errors (see `trials`).
+"""
 
 from __future__ import annotations
 
@@ -28,13 +34,13 @@ from twosides.tuning.tables import Family, Range, Tables
 from twosides.tuning.teacher import Teacher
 from twosides.tuning.trials import Account, Network, Noises, robust
 
-VALID_FROM, HELD_FROM = 1 << 20, 1 << 21  # numbers of the noises of the other two sets
-FEW = 8  # noises below which the result is said to hang on them
-FINE = 1e-3  # a median error below which nothing can be gained: less than 8 bits can show
-RESAMPLED, SHOWN = 2000, 8
-TAUGHT = 6  # times as many calls as are tuned, at least, does the teacher make
-PAID = 10  # iterations, that a fit should have
-STARTS = tuple(
+VALID_FROM, HELD_FROM = 1 << 20, 1 << 21  # the first numbers of the noises of valid and held
+FEW = 8  # with fewer noises than this, the report warns that the result depends on their draw
+FINE = 1e-3  # below this median error nothing can be gained: it is less than 8 bits can show
+RESAMPLED, SHOWN = 2000, 8  # resamples of the bootstrap; samples that are made to look at
+TAUGHT = 6  # the teacher makes at least so many times the calls of the sampler that is tuned
+PAID = 10  # a fit takes as many noises as the budget can pay for in so many iterations
+STARTS = tuple(  # the points theta from which the first family is searched, as logarithms
     (math.log(kappa), math.log(shift), *(math.log(a),) * 2)
     for shift in (0.4, 1.0, 0.15, 2.5)
     for kappa in (0.5, 2.0)
@@ -43,10 +49,14 @@ STARTS = tuple(
 
 
 class Search:
-    """A search under way: what `tune` and `check` share."""
+    """A search under way, a context: inside it, the denoiser's modules are in evaluation mode.
+
+    After `__enter__`, `schedule` is the schedule that is tuned on and `where` its range of
+    log-SNRs. `like` is an empty tensor with the dtype and the device of the states.
+    """
 
     def __init__(self, network: Network, effort: Effort, report: Report, count: int) -> None:
-        """`count` noises are fitted; see `Search.of`."""
+        """Keep the parts, which `Search.of` makes; `count` is the number of noises to fit."""
         self.network, self.effort, self.report, self.count = network, effort, report, count
         self.account, self.mark = network.account, 0
         self.like = _like(network.denoiser)
@@ -62,7 +72,11 @@ class Search:
         batch: int,
         conditioning: dict[str, Any],
     ) -> Search:
-        """ValueError for what cannot be tuned."""
+        """The search for these arguments of `tune`, which says what they mean.
+
+        ValueError for less than 2 noises or 2 steps, for a shape without a sample's own axes, for
+        conditioning with another number of rows than noises, and for an unknown budget.
+        """
         made, sizes, calls = as_denoiser(denoiser), check_shape(shape), operator.index(steps)
         if sizes[0] < 2 or len(sizes) < 2:
             raise ValueError(
@@ -71,7 +85,7 @@ class Search:
         if calls < 2:
             raise ValueError(f"a run of {calls} calls has nothing to tune; steps is at least 2")
         for name, value in flat(conditioning).items():
-            if isinstance(value, Tensor) and len(value) != sizes[0]:
+            if isinstance(value, Tensor) and value.ndim and len(value) != sizes[0]:
                 raise ValueError(
                     f"{name} has {len(value)} rows for {sizes[0]} noises; give one for each"
                 )
@@ -101,7 +115,7 @@ class Search:
     # ------------------------------------------------------------------ the whole
 
     def tuned(self, cache: Path | None, difference: float | None) -> Tuned:
-        """All stages; see `tune`."""
+        """All stages, and the result; `tune` says what `cache` and `difference` are."""
         train, valid, held = self.taught(cache)
         ranked = self.ranked(valid.first(16) if self.effort.starts < 16 else valid)
         best = ranked[0]
@@ -120,7 +134,10 @@ class Search:
         return self._result(chosen, held, {best.name: best.table, "tuned": found.tables})
 
     def checked(self, table: Tables) -> Report:
-        """The proof of a table that was found before; see `check`."""
+        """The proof of a table that was found in another search; see `check`.
+
+        The best preset is here chosen on the noises of the proof, which is in the preset's favour.
+        """
         held = self.taught(None)[2]
         best = self.ranked(held)[0]
         self.report.before = Measure.of(self.network, held, best.table)
@@ -128,6 +145,7 @@ class Search:
         return self.report
 
     def _result(self, sampler: Sampler, held: Noises, tables: dict[str, Tables]) -> Tuned:
+        """The result with this sampler, and samples of the teacher and of each table to look at."""
         plan, some = sampler.plan(self.schedule, self.report.steps), held.first(SHOWN)
         ends = {"the teacher": some.ends}
         for name, table in tables.items():
@@ -136,7 +154,7 @@ class Search:
         return Tuned(sampler, plan, self.report, {name: data(x) for name, x in ends.items()})
 
     def spent(self, name: str, **more: Any) -> None:
-        """Write down a stage and what it took since the last."""
+        """Add a stage to the report, with the network evaluations since the stage before."""
         used = self.account.used - self.mark
         self.mark = self.account.used
         self.report.stages.append(Stage(name, used, **more))
@@ -144,7 +162,13 @@ class Search:
     # ------------------------------------------------------------------ the stages
 
     def taught(self, cache: Path | None) -> tuple[Noises, Noises, Noises]:
-        """The three sets of noises, with a teacher that has converged."""
+        """The three sets of noises with the ends of the teacher's runs: train, valid and held.
+
+        The number of the teacher's calls is doubled, and the runs made anew, twice at most, until
+        runs of half as many calls end much nearer to them than the presets do. ValueError if they
+        stay far from that, for a network that answers at random, and for answers that are not
+        finite.
+        """
         network, effort = self.network, self.effort
         teacher = Teacher(network, self.schedule, self.report.shape, self.report.seed, self.like)
         teacher.keep(cache)
@@ -158,6 +182,8 @@ class Search:
         train = teacher.noises(sets[0], calls)
         best = candidates(self.schedule, self.report.steps, few=True)
         self.steady(best[0], train)
+        # The teacher is good enough if half as many calls end near to it, beside the error of the
+        # presets or beside what matters. Twice the calls may take 40 % of the budget, no more.
         for _ in range(3):
             train = teacher.noises(sets[0], calls) if calls > first else train
             error = teacher.error(train, calls)
@@ -186,7 +212,7 @@ class Search:
         return train, others[0], others[1]
 
     def ranked(self, noises: Noises) -> list[Candidate]:
-        """The presets, the best first."""
+        """The presets on their grids, the best on these noises first, which the report names."""
         few = self.effort.evaluations < 50_000
         among = candidates(self.schedule, self.report.steps, few)
         ranked = rank(self.network, noises, among)
@@ -196,7 +222,11 @@ class Search:
         return ranked
 
     def steady(self, best: Candidate, noises: Noises) -> None:
-        """ValueError for a network that answers the same question in two ways."""
+        """ValueError for a network that answers the same question in two ways.
+
+        Dropout does that, and differences of such answers say nothing. A preset is run twice from
+        some noises. The ends may differ by 1 % of its error, so that rounding on a GPU passes.
+        """
         some = noises.first(4)
         once, again = (some.gaps(self.network, best.table) for _ in range(2))
         error = float(once.norm(dim=2).median())
@@ -209,7 +239,11 @@ class Search:
             )
 
     def fitted(self, train: Noises, valid: Noises, difference: float | None) -> Fitted:
-        """The three families, each from the best so far; the best on the noises that choose."""
+        """The three families of tables, each fitted from the best table so far.
+
+        The result is the fit with the least loss on `valid`.
+        """
+        # The proof asks one table for `Measure.of`, and both tables for their errors.
         reserve = 3 * self.report.steps * self.effort.held
         self.account.limit -= reserve
         if difference is None:
@@ -229,7 +263,7 @@ class Search:
         return best
 
     def _fit(self, family: Family, train: Noises, valid: Noises, difference: float) -> Fitted:
-        """Fit on as many of the noises as the account can pay for some iterations."""
+        """Fit a family, on as many of the noises as the budget can pay for in `PAID` iterations."""
         each = (len(family.start) + 1 + TRIES) * self.report.steps * PAID
         some = train.first(max(FEW, self.account.left // each))
         found = fit(family, self.network, some, valid, difference=difference)
@@ -245,7 +279,11 @@ class Search:
     def _low(
         self, train: Noises, valid: Noises, difference: float
     ) -> tuple[Fitted, families.Rule, float, float]:
-        """Four numbers for each of a few rules, from many starts; the best rules refined."""
+        """The first family, of four parameters: its best fit, and the rule, kappa and difference.
+
+        Each rule of `tables.RULES` begins at the best of many starts. Those that are then best are
+        fitted, and the fit with the least loss on `valid` is the result.
+        """
         starts, steps = np.array(STARTS[: self.effort.starts]), self.report.steps
         chosen = list[tuple[float, families.Rule, Family]]()
         some = train.first(16)
@@ -271,7 +309,11 @@ class Search:
         return best, rule, float(np.exp(best.theta[0])), step
 
     def prove(self, best: Candidate, table: Tables, held: Noises) -> None:
-        """Whether a table is better than a preset, on noises that neither has seen."""
+        """Write into the report whether a table is proven to be better than the best preset.
+
+        It is if the 95 % bound of the mean difference of their losses is below 0 and if its median
+        error is at least 5 % less. The table, a batch of one, was not fitted to these noises.
+        """
         report, before = self.report, self.report.before
         assert before is not None
         report.after = Measure.of(self.network, held, table)
@@ -305,7 +347,14 @@ class Search:
 def bootstrap_bound(ours: Tensor, theirs: Tensor, seed: int = 0) -> float:
     """The one-sided 95 % bound of the mean of `rho(ours) - rho(theirs)` over noises.
 
-    ours, theirs: errors of the same noises.
+    It is the 95 % quantile of that mean over bootstrap resamples of the noises. If it is negative,
+    ours are better.
+
+    ours, theirs: the errors of two samplers from the same noises, (b,).
+    seed: the seed of the resamples, fixed so that a search gives the same result each time.
+
+    >>> bootstrap_bound(torch.zeros(8), torch.ones(8)) < 0
+    True
     """
     differences = (robust(ours[:, None]) - robust(theirs[:, None])).numpy()
     drawn = np.random.default_rng(seed).integers(len(ours), size=(RESAMPLED, len(ours)))
@@ -313,7 +362,11 @@ def bootstrap_bound(ours: Tensor, theirs: Tensor, seed: int = 0) -> float:
 
 
 def _like(denoiser: Any) -> Tensor:
-    """An empty tensor of the dtype and on the device of the states: never less than float32."""
+    """An empty tensor with the dtype and the device of the states.
+
+    The states are in float64 for a network in float64 or without weights, if the device has it, and
+    in float32 for any other, since a fit needs differences of ends.
+    """
     exact = (dtype_of(denoiser) or torch.float64) == torch.float64
     device = device_of(denoiser)
     dtype = torch.float64 if exact and device.type != "mps" else torch.float32
@@ -322,7 +375,10 @@ def _like(denoiser: Any) -> Tensor:
 
 @torch.no_grad()
 def _askable(network: Network, report: Report, like: Tensor) -> Schedule:
-    """The denoiser's schedule, or cosine(-12, 12) where it cannot be asked at pure noise."""
+    """The denoiser's schedule, or cosine(-12, 12) if the denoiser cannot be asked at pure noise.
+
+    A network that predicts eps says nothing of x there. The report then says where runs start.
+    """
     schedule = network.denoiser.schedule
     z, least = like.new_zeros((1, *report.shape)), torch.tensor([schedule.logsnr_min]).double()
     first = schedule.with_scaling("vp").level(least)
@@ -337,4 +393,5 @@ def _askable(network: Network, report: Report, like: Tensor) -> Schedule:
 
 
 def _modules(denoiser: Any) -> list[torch.nn.Module]:
+    """All modules of a denoiser; none if it is no module."""
     return list(denoiser.modules()) if isinstance(denoiser, torch.nn.Module) else []

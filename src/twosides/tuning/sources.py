@@ -1,4 +1,9 @@
-"""What is tuned, by the name of a folder: a model's, a run's or a diffusers pipeline's."""
+"""The denoiser that is tuned, from the folder of a model, of a training run or of a pipeline.
+
+A sampler is tuned for the very denoiser that will be sampled: with its guidance, and told the same
+kind of classes or prompts. The initial noises of the tuning (just "noises" here) therefore have a
+row of conditioning each.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +22,21 @@ from twosides.generation.samples import decoder, guide, label_tensor
 from twosides.placement import device_of
 from twosides.storage.models import is_pipeline
 
-Rows = dict[str, Tensor]
+Rows = dict[str, Tensor]  # conditioning by its name, a row for each class, prompt or noise
 
 
 @dataclass(frozen=True, eq=False)
 class Wish:
-    """How it will be sampled.
+    """How the denoiser will be sampled, which is what the sampler is tuned for.
 
-    count: noises to fit.
-    guidance: the scale of classifier-free guidance, 1 for none.
-    labels: classes, repeated over the noises; by default all in turn. Of a pipeline 207,360.
-    prompts: texts, repeated over the noises.
-    size: of a pipeline's pictures, in pixels; by default the network's own.
+    count: the number of noises that are fitted, >= 1.
+    guidance: the scale of classifier-free guidance; 1, the default, is none.
+    labels: the names of classes, which are repeated over the noises; by default all classes in
+        turn. A pipeline's classes are numbers with commas, "207,360".
+    prompts: texts, which are repeated over the noises; a model or pipeline that reads text needs
+        at least one.
+    size: the side of a pipeline's square pictures in pixels; by default the size that its network's
+        config states. A model's folder states its shape, so that no size may be given for it.
     """
 
     count: int
@@ -42,10 +50,10 @@ class Wish:
 class Source:
     """What is tuned.
 
-    denoiser: with its guidance.
-    shape: of one sample.
-    conditioning: of the noises, a row each.
-    decode: makes images of latents; None for samples that are data themselves.
+    denoiser: the denoiser with its guidance.
+    shape: the shape of one sample.
+    conditioning: what the network is told, nested as it takes it, one row for each noise.
+    decode: the function that makes images of latents; None for samples that are data themselves.
     """
 
     denoiser: Denoises
@@ -55,13 +63,23 @@ class Source:
 
 
 def source_of(folder: Path, wish: Wish, *, trust_code: bool = False) -> Source:
-    """A model or a pipeline as it will be sampled; ValueError for what cannot be."""
+    """The denoiser of a folder as it will be sampled, and what it needs for that.
+
+    folder: the folder of a model or of a training run, or of a diffusers pipeline.
+    wish: how it will be sampled.
+    trust_code: whether a model's class may be imported from outside of diffusers and twosides.
+
+    ValueError for a wish that the folder does not suit: prompts for a model without captions or
+    none for one with them, unknown classes, guidance for a model that was not trained for it, a
+    size for a model, and a pipeline whose latents are not of one square shape.
+    """
     return (
         _pipeline(Path(folder), wish) if is_pipeline(folder) else _model(folder, wish, trust_code)
     )
 
 
 def _model(folder: Path, wish: Wish, trust_code: bool) -> Source:
+    """The source of a model's or a run's folder."""
     notes = read_notes(folder)
     if wish.size is not None:
         raise ValueError(f"{folder} has samples of shape {notes.shape}; leave size out")
@@ -79,7 +97,10 @@ def _model(folder: Path, wish: Wish, trust_code: bool) -> Source:
 
 
 def _texts(notes: Notes, wish: Wish) -> tuple[Rows, Mapping[str, Any]]:
-    """What prompts tell a model that was trained on captions."""
+    """The conditioning of the prompts, for a model that was trained on captions, and its null.
+
+    The null is what guidance tells the network instead, here that of an empty text.
+    """
     if not notes.captioned:
         raise ValueError("this model takes no prompts: it was not trained on captions")
     from twosides.integrations.diffusers.encoders import find_pipeline
@@ -91,17 +112,20 @@ def _texts(notes: Notes, wish: Wish) -> tuple[Rows, Mapping[str, Any]]:
 
 
 def _needed(wish: Wish) -> Sequence[str]:
+    """The prompts, no more than there are noises; ValueError if there are none."""
     if not wish.prompts:
         raise ValueError("this model draws what a text says; give it some: prompts=FILE")
     return wish.prompts[: wish.count]
 
 
 def _joined(prompts: Sequence[str], texts: Callable[[str], Rows]) -> Rows:
+    """The conditioning of the prompts, a row for each."""
     told = [texts(prompt) for prompt in prompts]
     return {name: torch.cat([each[name] for each in told]) for name in told[0]}
 
 
 def _pipeline(folder: Path, wish: Wish) -> Source:
+    """The source of a diffusers pipeline's folder."""
     from twosides.integrations.diffusers import load_denoiser
     from twosides.integrations.diffusers.networks import parts_of
     from twosides.integrations.diffusers.texts import Texts
@@ -110,6 +134,7 @@ def _pipeline(folder: Path, wish: Wish) -> Source:
         plain: Any = load_denoiser(folder)
         network = getattr(plain.network, "network", plain.network)
         config = network.config
+    # A VAE halves the sides between its blocks: a latent's side is the picture's divided by scale.
     scale = 2 ** (len(plain.vae.config.get("block_out_channels", (1,))) - 1) if plain.vae else 1
     side = config.get("sample_size") if wish.size is None else wish.size // scale
     channels = config.get("in_channels")
@@ -138,6 +163,7 @@ def _source(
     wish: Wish,
     decode: Callable[[Tensor], Tensor] | None,
 ) -> Source:
+    """The source, with the rows repeated until there is one for each noise."""
     numbers = torch.arange(wish.count)
     told = {name: value[numbers % len(value)] for name, value in rows.items()}
     return Source(denoiser, shape, moved(nested(told), device_of(denoiser)), decode)

@@ -1,20 +1,28 @@
-"""Families of tables: what is varied, from four numbers to all weights of two lags.
+"""Families of tables: which numbers of a sampler are fitted, from four to all weights of two lags.
 
-A *table* lists the log-SNRs at which the network is asked, and of each call the weights of
-differences to earlier estimates, in units of the state's size (`solvers.Tabled`). A *family* makes
-tables of a few parameters theta. Three are fitted one after the other, each from the best of the
-one before:
+A *table* is a sampler without injected noise, as numbers: the log-SNRs at which the network is
+asked, and for each call the weights of the differences between earlier estimates and this one,
+which are added to the step of DDIM. They are in units of the state's size `|(alpha, sigma)|`, in
+which they do not depend on the scaling of a schedule (`solvers.Tabled` has the formula). The *lag*
+of an earlier estimate is by how many calls it is earlier.
+
+A *family* makes tables of p parameters theta. For n calls the families are
 
     low     4          kappa, the shift, and the two exponents of a law of times
     e       3 n - 1    the levels, kappa of each step, and the gain of each correction
-    full    5 n - 1    the levels, and the weights of (x, eps) of two lags
+    full    5 n - 7    the levels, and the weights of x and eps for two lags
 
-All start where the network's range starts and end at the data. Levels are counted in the log-SNR of
-a flow time that is 1 and 0 at the ends of that range (`Range`), so that none can leave it; where a
-schedule reaches from pure noise to data, this is the log-SNR itself.
+They are fitted one after the other, each from the best table of the one before. (For a rule without
+a corrector "e" has no gains, and 2 n - 1 parameters.) kappa is that of the output `eps - kappa x`,
+which an Adams rule takes for a polynomial, and the shift is that of flow matching's times.
 
-Functions take a batch of theta, (q, p), and return a batch of tables: those of one Jacobian run as
-one batch.
+All tables start where the range of the network's log-SNRs starts, and end at the data. Levels are
+parametrised by a *warped* log-SNR, which belongs to a flow time `sigma / (alpha + sigma)` that is 1
+and 0 at the ends of the range (`Range`). So no level can leave the range. For a schedule from pure
+noise to data the warped log-SNR is the log-SNR.
+
+Functions take a batch of theta, (q, p), and return a batch of q tables, since all tables of one
+Jacobian run as one batch.
 """
 
 from __future__ import annotations
@@ -30,32 +38,44 @@ from twosides.sampling.frames import Array, unit
 from twosides.sampling.solvers import Tabled
 from twosides.schedules import Schedule
 
-FAR = 40.0  # a log-SNR that is data to any float
-NOISIEST = -14.0  # of levels that are moved
-LAGS = 2  # whose weights are free in the last family
+FAR = 40.0  # a log-SNR at which z is the data to the rounding of floats
+NOISIEST = -14.0  # the lowest warped log-SNR at which a level begins to be fitted
+LAGS = 2  # the lags whose weights are free in the last family, 1 and 2
 
 
 class Range(NamedTuple):
-    """The log-SNRs between which a network is asked."""
+    """The log-SNRs between which a network may be asked.
+
+    low, high: the ends, which may be infinite: -inf is pure noise, inf the data.
+
+    >>> np.allclose(Range(-10.0, 10.0).inside(np.array([-100.0, 0.0])), [-10.0, 0.0])
+    True
+    """
 
     low: float
     high: float
 
     @classmethod
     def of(cls, schedule: Schedule) -> Range:
-        """That of a schedule."""
+        """The range of a schedule."""
         return cls(float(schedule.logsnr_min), float(schedule.logsnr_max))
 
     def inside(self, warped: Array) -> Array:
-        """The log-SNRs of warped ones, (..., n), which may be any numbers that rise."""
-        warped = np.minimum(warped, FAR + 0.02 * np.arange(warped.shape[-1]))  # none come twice
+        """The log-SNRs that belong to warped ones, all within the range.
+
+        warped: any numbers that rise, (..., n).
+        """
+        warped = np.minimum(warped, FAR + 0.02 * np.arange(warped.shape[-1]))  # no level twice
         if self.low == -math.inf and self.high == math.inf:
             return warped
         data, noise = _time(self.high), _time(self.low)
         return _logsnr(data + (noise - data) * _time(warped))
 
     def warped(self, logsnr: Array) -> Array:
-        """The inverse; ends are moved in to finite places."""
+        """The warped log-SNRs that belong to log-SNRs: the inverse of `inside`.
+
+        What lies at an end of the range, where it would be infinite, is moved to NOISIEST or FAR.
+        """
         data, noise = _time(self.high), _time(self.low)
         part = np.clip((_time(logsnr) - data) / (noise - data), 0.0, 1.0)
         with np.errstate(divide="ignore"):
@@ -63,21 +83,31 @@ class Range(NamedTuple):
 
 
 def _time(logsnr: Any) -> Any:
-    """Flow time, `sigma / (alpha + sigma)`."""
+    """The flow time of a log-SNR, `sigma / (alpha + sigma)`."""
     alpha, sigma = unit(logsnr)
     return sigma / (alpha + sigma)
 
 
 def _logsnr(time: Any) -> Any:
+    """The log-SNR of a flow time, `2 log((1 - time) / time)`."""
     with np.errstate(divide="ignore"):
         return 2 * (np.log1p(-time) - np.log(time))
 
 
 class Tables(NamedTuple):
-    """A batch of q tables of n calls.
+    """A batch of q tables of n network calls.
 
-    logsnr: (q, n + 1), the last of them infinite: the data.
-    x, eps: (q, n, n), the weights of `x_k - x_i` and `eps_k - eps_i` after call i; 0 for k >= i.
+    logsnr: the log-SNRs of the calls, from noise to data, and of the result, (q, n + 1). The last
+        one is infinite: the data.
+    x: the weights of `x_k - x_i` in the step after call i, at [table, i, k], (q, n, n); 0 for
+        k >= i.
+    eps: the weights of `eps_k - eps_i` in the same places, (q, n, n).
+
+    >>> from twosides.sampling.named import plan
+    >>> from twosides.schedules import FlowMatching
+    >>> solver = Tabled.of(plan("kab2", FlowMatching(), 2))
+    >>> Tables.of(solver).row(0) == solver
+    True
     """
 
     logsnr: Array
@@ -86,11 +116,11 @@ class Tables(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """n, the number of network calls."""
+        """The number n of network calls."""
         return self.x.shape[-1]
 
     def row(self, number: int) -> Tabled:
-        """One of them as a solver."""
+        """The table of this number as a solver."""
         levels, rows = self.logsnr[number], []
         for i in range(self.steps):
             pairs = ((i - k, self.x[number, i, k], self.eps[number, i, k]) for k in range(i))
@@ -100,7 +130,7 @@ class Tables(NamedTuple):
 
     @classmethod
     def of(cls, solver: Tabled) -> Tables:
-        """A batch of one, of a solver."""
+        """The table of a solver, as a batch of one."""
         n = len(solver.rows)
         x, eps = np.zeros((1, n, n)), np.zeros((1, n, n))
         for i, row in enumerate(solver.rows):
@@ -111,12 +141,13 @@ class Tables(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Family:
-    """Tables of parameters.
+    """Tables as a function of p parameters theta.
 
     name: "low", "e" or "full".
-    start: theta where the search begins, (p,).
-    scale: the size of a change of each that matters, (p,).
-    tables: the function from (q, p) to q tables.
+    start: the theta at which the fit begins, (p,).
+    scale: the unit of each parameter, (p,): a change by it makes a clear difference. The fit takes
+        its differences and limits its steps in these units.
+    tables: the function from a batch of theta (q, p) to a batch of q tables.
     """
 
     name: str
@@ -125,12 +156,19 @@ class Family:
     tables: Callable[[Array], Tables]
 
     def moved(self, start: Array) -> Family:
-        """The same from another place."""
+        """The same family with another start, (p,)."""
         return Family(self.name, start, self.scale, self.tables)
 
 
 class Rule(NamedTuple):
-    """An Adams rule on `eps - kappa x`: its order, and the calls of its corrector (0: none)."""
+    """An Adams rule: a step integrates the polynomial through past values of `eps - kappa x`.
+
+    order: the number of calls that the polynomial goes through.
+    corrector: the number of calls through which a step is done again once its end has been asked,
+        the new one included; 0 for no correction.
+    lower_final: whether the last step holds the estimate, as DDIM does. No rule that is fitted
+        does.
+    """
 
     order: int
     corrector: int
@@ -144,12 +182,21 @@ RULES = (Rule(2, 0), Rule(2, 3), Rule(3, 4))  # kab2, kab2c, kab3c
 
 
 def law(where: Range, steps: int, shift: Array, a: Array, b: Array) -> Array:
-    """The levels of a law of times, (q, n + 1), for (q,) exponents and shifts.
+    """The log-SNRs of the calls by a law of flow times t, and that of the data, (q, n + 1).
 
         y = (1 - (1 - q)^(1/b))^(1/a),   t = s y / (1 + (s - 1) y),   q = 1, (n-1)/n, ... 1/n
 
-    y is the quantile function of Kumaraswamy's law, which has the shape of the Beta law's and a
-    closed form: a = b = s = 1 is the uniform grid of flow matching, s its shift.
+    y is the quantile function of Kumaraswamy's law, which has the shapes of the Beta law and a
+    closed form. a = b = s = 1 gives the uniform grid of flow matching.
+
+    where: the range of the network, to which the times are mapped.
+    steps: n, the number of calls.
+    shift: s, the time shift of each table, > 0, (q,).
+    a, b: the exponents of each table, > 0, (q,).
+
+    >>> one = np.ones(1)
+    >>> np.allclose(law(Range(-np.inf, np.inf), 2, one, one, one), [[-np.inf, 0.0, np.inf]])
+    True
     """
     q = 1 - np.arange(steps)[None] / steps
     y = (1 - (1 - q) ** (1 / b[:, None])) ** (1 / a[:, None])
@@ -158,21 +205,30 @@ def law(where: Range, steps: int, shift: Array, a: Array, b: Array) -> Array:
 
 
 def _ended(where: Range, logsnr: Array) -> Array:
-    """The levels of the calls, the first set to where the range starts, and the data."""
+    """The log-SNRs of the calls, the first replaced by the start of the range, and the data's."""
     first = np.full((len(logsnr), 1), where.low)
     data = np.full((len(logsnr), 1), np.inf)
     return np.concatenate([first, logsnr[:, 1:], data], 1)
 
 
 def levels_of(where: Range, theta: Array) -> Array:
-    """The levels of (q, n - 1) numbers: the second level, and logarithms of what follows."""
+    """The log-SNRs of tables from n - 1 parameters each, (q, n + 1).
+
+    where: the range of the network.
+    theta: (q, n - 1), the warped log-SNR of the second call, and the logarithms of the distances
+        from there to the third, and so on, so that levels rise whatever theta is.
+    """
     gaps = np.exp(np.clip(theta[:, 1:], -5.0, 3.2))
     rest = np.cumsum(np.concatenate([theta[:, :1], gaps], 1), 1)
     return _ended(where, where.inside(np.concatenate([theta[:, :1], rest], 1)))
 
 
 def theta_of(where: Range, logsnr: Array) -> Array:
-    """The inverse of `levels_of` for one table's levels; those that are too close move apart."""
+    """The inverse of `levels_of` for one table, (n - 1,); levels that are too close move apart.
+
+    where: the range of the network.
+    logsnr: the log-SNRs of the calls and of the data, (n + 1,).
+    """
     warped = where.warped(logsnr[1:-1])
     return np.concatenate([warped[:1], np.log(np.maximum(np.diff(warped), 0.02))])
 
@@ -181,33 +237,43 @@ def theta_of(where: Range, logsnr: Array) -> Array:
 
 
 def adams(logsnr: Array, kappa: Array, rule: Rule, gain: Array | None = None) -> Tables:
-    """The tables of Adams on `eps - kappa x` in its own eta, which `kappa_adams` has as a sampler.
+    """The tables of an Adams rule, with a kappa of its own in each step.
 
-    logsnr: (q, n + 1).
-    kappa: (q, n), of each step.
-    gain: (q, n), by which the correction that a call makes of the step before it is multiplied.
+    A step takes `o = eps - kappa x` for the polynomial through the last calls in
+    `eta = sigma / (alpha + kappa sigma)`, in which the ODE is `d(z / c) = o d(eta)` with
+    `c = alpha + kappa sigma` (`sampling.frames`). With equal kappas this is the sampler of
+    `presets.kappa_adams`, without its limit on how far past estimates are trusted.
+
+    logsnr: the log-SNRs of the calls and of the result, (q, n + 1).
+    kappa: the kappa of each step, >= 0, (q, n).
+    rule: the order, and the number of calls of the corrector.
+    gain: (q, n), the factor by which the correction of each step is multiplied, which the call at
+        the end of the step makes; by default 1. That of the last step has no effect.
     """
     alpha, sigma = unit(logsnr)
     count, steps = kappa.shape
     x, eps = np.zeros((count, steps, steps)), np.zeros((count, steps, steps))
 
+    # In (alpha, sigma) of unit size weights are in units of the state's size.
     def c(k: Array, level: int) -> Array:
         return alpha[:, level] + k * sigma[:, level]
 
     def integral(k: Array, calls: list[int], step: int) -> Array:
-        """`c int o d(eta)` over a step, of o through these calls: their weights, (q, m)."""
+        """The weights of m calls in `c int o d(eta)` over a step, o the polynomial through them."""
         eta = [sigma[:, level] / c(k, level) for level in (step, step + 1, *calls)]
         length = eta[1] - eta[0]
         places = (np.stack(eta[2:], 1) - eta[0][:, None]) / length[:, None]
         return (c(k, step + 1) * length)[:, None] * _lagrange(places)
 
     def add(i: int, calls: list[int], k: Array, weights: Array) -> None:
+        """Add these weights of `o = eps - k x` of the calls to the step after call i."""
         for call, weight in zip(calls, weights.T, strict=True):
-            if call != i:  # that of the newest follows, for constants are kept
+            if call != i:  # the newest call's weight follows: a constant estimate gives DDIM
                 x[:, i, call] -= k * weight
                 eps[:, i, call] += weight
 
     def step(i: int) -> None:
+        # Prediction: the integral of the polynomial through the last calls.
         k = kappa[:, i]
         last = rule.lower_final and i == steps - 1
         calls = [i - lag for lag in range(1 if last else min(rule.order, i + 1))]
@@ -216,6 +282,8 @@ def adams(logsnr: Array, kappa: Array, rule: Rule, gain: Array | None = None) ->
         through = min(rule.corrector, used + 1) if rule.corrector else 2 * (used == 1 < rule.order)
         if i == 0 or through < 2:
             return
+        # Correction of the step before, now that its end has been asked: the integral through the
+        # new call as well, less the prediction, carried to the end of this step.
         k, before = kappa[:, i - 1], [i - 1 - lag for lag in range(used)]
         corrected = [i, *before[: through - 1]]
         kept = c(kappa[:, i], i + 1) / c(kappa[:, i], i)
@@ -230,7 +298,7 @@ def adams(logsnr: Array, kappa: Array, rule: Rule, gain: Array | None = None) ->
 
 
 def _lagrange(places: Array) -> Array:
-    """The integrals over [0, 1] of Lagrange's polynomials through places, (q, m)."""
+    """The integrals over [0, 1] of the Lagrange polynomials of m places, (q, m) of both."""
     weights = np.empty_like(places)
     for k in range(places.shape[1]):
         powers = np.ones((len(places), 1))  # coefficients of 1, s, s^2, ...
@@ -246,7 +314,13 @@ def _lagrange(places: Array) -> Array:
 
 
 def low(where: Range, steps: int, rule: Rule, start: Array) -> Family:
-    """kappa, the shift and two exponents, all as logarithms."""
+    """The first family: kappa, the shift and the two exponents of `law`, all as logarithms.
+
+    where: the range of the network.
+    steps: the number of calls.
+    rule: the Adams rule.
+    start: theta at which the fit begins, (4,).
+    """
 
     def tables(theta: Array) -> Tables:
         kappa, shift, a, b = np.exp(np.clip(theta, -7.0, 7.0)).T
@@ -257,7 +331,13 @@ def low(where: Range, steps: int, rule: Rule, start: Array) -> Family:
 
 
 def each(where: Range, levels: Array, kappa: float, rule: Rule) -> Family:
-    """The levels, kappa of each step as a logarithm, and the gain of each correction."""
+    """The second family: the levels, the logarithm of each step's kappa, and each gain.
+
+    where: the range of the network.
+    levels: the log-SNRs at which the fit begins, (n + 1,).
+    kappa: the kappa of all steps at which the fit begins, > 0.
+    rule: the Adams rule; without a corrector there are no gains.
+    """
     steps = len(levels) - 1
     moved, gains = len(theta_of(where, levels)), steps if rule.corrector else 0
     start = [theta_of(where, levels), np.full(steps, math.log(kappa)), np.ones(gains)]
@@ -272,7 +352,11 @@ def each(where: Range, levels: Array, kappa: float, rule: Rule) -> Family:
 
 
 def full(where: Range, table: Tables) -> Family:
-    """The levels, and the weights of `LAGS` lags; what a table has of older calls is kept."""
+    """The third family: the levels, and the weights of x and eps for `LAGS` lags.
+
+    where: the range of the network.
+    table: the table at which the fit begins, a batch of one. Its weights of older calls are kept.
+    """
     steps, moved = table.steps, len(theta_of(where, table.logsnr[0]))
     rows, calls = np.tril_indices(steps, -1)
     near = rows - calls <= LAGS

@@ -1,13 +1,22 @@
 """`tune`: the best sampler for a denoiser and a number of network calls, found and proven.
 
-    teacher    where trajectories end, by many calls (`teacher`)
-    presets    the best of presets x grids: what is to be beaten, and what is fallen back to
-    low, e, full   three families of tables, fitted one after the other (`tables`, `fit`)
-    proof      on noises that nothing was fitted to or chosen by
+The sampler is found as a *table*: the log-SNRs at which the network is asked, and the weights that
+each step gives to the estimates so far. A search has these stages:
 
-The fits need forward passes only. That a table of coefficients and levels is fitted to the ends of
-a teacher's runs is the idea of BNS [Shaul+ 2024], S4S [Frankel+ 2025] and GS [2025]; the families,
-the method and the proof are this library's.
+    teacher         runs of many calls, which say where trajectories end (`teacher`)
+    presets         the best of all presets x grids: it is to be beaten, and is the fallback
+    low, e, full    three families of tables, fitted one after the other (`tables`, `fit`)
+    proof           a comparison on noises to which nothing was fitted, and which chose nothing
+
+The fits need forward passes only. To fit a table of levels and coefficients to the ends of a
+teacher's runs is the idea of BNS [Shaul+ 2024], S4S [Frankel+ 2025] and GS [Oganov+ 2025]. The
+families, the method and the proof are this library's.
+
+    Bespoke Non-Stationary Solvers for Fast Sampling of Diffusion and Flow Models, Shaul+ 2024,
+    arxiv.org/abs/2403.01329
+    S4S: Solving for a Diffusion Model Solver, Frankel+ 2025, arxiv.org/abs/2502.17423
+    GAS: Improving Discretization of Diffusion ODEs via Generalized Adversarial Solver, Oganov+
+    2025, arxiv.org/abs/2510.17699
 """
 
 from __future__ import annotations
@@ -39,27 +48,34 @@ def tune(
     difference: float | None = None,
     **conditioning: Any,
 ) -> Tuned:
-    """Find the best sampler for a denoiser and a number of network calls, and prove it.
+    """Find the best sampler for a denoiser and a number of network calls, and prove that it is.
 
-    denoiser: the very one that will be sampled, with its guidance.
+    The best sampler is the one whose runs end nearest to those of a teacher, which makes many
+    network calls from the same initial noises. It is proven to be better than the best preset if
+    the 95 % bound of the bootstrap of the robust loss (see `trials`) is on its side, and its median
+    error at least 5 % less. Otherwise that preset is the result, and the report says so.
+
+    denoiser: the very denoiser that will be sampled, with its guidance.
     shape: (number of noises to fit, ...), as `sample` takes it. 16 to 64 noises are enough; fewer
-        than 8 are noted in the report. Others are drawn to choose and to prove.
-    steps: the network calls of a run, at least 2.
-    budget: "fast" (10,000 network evaluations at most), "normal" (100,000), "thorough" (1,000,000),
-        or their number. A batch of B rows counts as B; under guidance a pair is one.
-    seed: of the noises, which are others than those of samples with this seed.
+        than 8 are noted in the report. Other noises are drawn to choose and to prove.
+    steps: the number of network calls of the sampler, >= 2.
+    budget: "fast" (10,000 network evaluations), "normal" (100,000), "thorough" (1,000,000), or a
+        number of them, >= 5000. A batch of B rows counts as B; under guidance a pair is one. The
+        fits end with the budget; teacher, presets and proof do not, so that many noises or steps
+        can take more than a small one.
+    seed: the seed of the noises, which are others than those of samples with this seed.
     batch: the most rows that the network is asked at once.
-    cache: a folder in which the teacher's runs are kept, so that a search can be taken up again.
+    cache: a folder in which the teacher's runs are kept, so that a search can be taken up again;
+        by default none. It is for one denoiser and one conditioning (see `teacher`).
     progress: True for a bar with the time left (needs `rich`), or a function (done, total).
-    difference: the step of the differences, in the scale of each parameter; by default by the
-        network's dtype, 1e-4 for float64, 2e-3 for float32, 3e-2 for others.
-    conditioning: what the network is told, tensors of as many rows as noises; the rows are repeated
-        over the noises that choose and prove.
+    difference: the step of the fits' differences, in units of each parameter's scale; by default
+        that which suits the network's dtype, 1e-4 for float64, 2e-3 for float32, 3e-2 for others.
+    conditioning: what the network is told, tensors with one row for each noise that is fitted; the
+        rows are repeated over the noises that choose and prove.
 
-    Where the tuned sampler is not proven to be better than the best preset, by a 95 % bound of the
-    bootstrap on the robust loss and a median error that is 5 % less, that preset is the result, and
-    the report says so. ValueError for a network that answers the same question in two ways, for a
-    teacher that does not converge, and for less than 2 noises or steps.
+    ValueError for a network that answers the same question in two ways (dropout), for answers that
+    are not finite, for a teacher that does not converge, for less than 2 noises or steps, and for
+    conditioning with another number of rows.
 
     >>> import twosides as ts
     >>> ring = ts.oracle.GaussianMixture.ring(8)
@@ -87,9 +103,19 @@ def check(
 ) -> Report:
     """Prove a tuned sampler anew: for another network, a LoRA, a guidance, a resolution.
 
-    sampler: as `tune` found it, which lists its levels.
-    The rest is as in `tune`; nothing is fitted. The report's `accepted` is whether it is still
-    better than the best preset.
+    Nothing is fitted. In the report, `accepted` says whether the sampler is still proven to be
+    better than the best preset, and `after` has its errors.
+
+    sampler: the sampler that `tune` found, or its file's; its grid lists its levels.
+    denoiser: the denoiser that the sampler will be used with.
+    shape: (number of noises, ...), as in `tune`; the proof has at least 48 noises and half as many
+        as these.
+    seed: the seed of the noises; by default another one than that of `tune`.
+    batch: the most rows that the network is asked at once.
+    progress: True for a bar with the time left (needs `rich`), or a function (done, total).
+    conditioning: what the network is told, tensors with as many rows as `shape` says.
+
+    ValueError for a sampler without levels of its own, and as in `tune`.
     """
     if not isinstance(sampler.grid, Given):
         raise ValueError(f"{sampler} lists no levels; a tuned sampler does")

@@ -23,7 +23,7 @@ from twosides.schedules import FlowMatching, Tabulated
 _WORDS = {"eps": "epsilon", "x": "sample", "v": "v_prediction"}
 
 
-def to_pipeline(denoiser: Denoiser, sampler: str | None = None) -> Any:
+def to_pipeline(denoiser: Denoiser, sampler: str | None = None, *, steps: int | None = None) -> Any:
     """A denoiser over diffusers' UNet2DModel as a DDPMPipeline.
 
     denoiser: the denoiser, in a notation that a scheduler of diffusers has: u on FlowMatching told
@@ -32,6 +32,8 @@ def to_pipeline(denoiser: Denoiser, sampler: str | None = None) -> Any:
         that were standardised: train with time="1000t".
     sampler: the name of a sampler, with which the pipeline gets the scheduler of `twosides`
         instead.
+    steps: the only number of steps that the network is for, as that of a baked flow map is, whose
+        scheduler has as many training timesteps; by default (None) it takes any number.
 
     A DDPMPipeline passes no class labels. With a class-conditional network it has and saves the
     parts, which `load_denoiser` reads, but its `__call__` does not run.
@@ -49,7 +51,7 @@ def to_pipeline(denoiser: Denoiser, sampler: str | None = None) -> Any:
             f"a pipeline without text is made of diffusers' UNet2DModel, not of "
             f"{type(network).__name__}; keep this model in a twosides folder (ts.save)"
         )
-    scheduler = _own_scheduler(denoiser)
+    scheduler = _own_scheduler(denoiser, steps)
     if sampler is not None:
         config = {**scheduler.config, "_class_name": type(scheduler).__name__}
         scheduler = Scheduler.from_config(config, sampler=sampler)
@@ -57,13 +59,20 @@ def to_pipeline(denoiser: Denoiser, sampler: str | None = None) -> Any:
 
 
 def save_as_pipeline(
-    denoiser: Denoiser, folder: str | Path, sampler: str | None = None, *, readme: str = ""
+    denoiser: Denoiser,
+    folder: str | Path,
+    sampler: str | None = None,
+    *,
+    steps: int | None = None,
+    readme: str = "",
 ) -> Path:
     """Write `to_pipeline(denoiser, sampler)` as a new folder, complete or not at all.
 
+    denoiser, sampler, steps: as in `to_pipeline`.
+    folder: the folder, which must not exist.
     readme: the text of its README.md, for what the files themselves cannot say.
     """
-    pipe = to_pipeline(denoiser, sampler)
+    pipe = to_pipeline(denoiser, sampler, steps=steps)
 
     def write(target: Path) -> None:
         pipe.save_pretrained(str(target), safe_serialization=True)
@@ -128,7 +137,7 @@ def _write_new(folder: str | Path, write: Callable[[Path], object]) -> Path:
     return folder
 
 
-def _own_scheduler(denoiser: Denoiser) -> Any:
+def _own_scheduler(denoiser: Denoiser, steps: int | None) -> Any:
     """The scheduler of diffusers that has the notation of a denoiser."""
     if not (bool((denoiser.data_mean == 0).all()) and bool((denoiser.data_std == 1).all())):
         raise ValueError(
@@ -138,7 +147,9 @@ def _own_scheduler(denoiser: Denoiser) -> Any:
     schedule, clock, output = denoiser.schedule, denoiser.clock, denoiser.output.name
     if isinstance(schedule, FlowMatching) and isinstance(clock, Time) and output == "u":
         count = int(clock.scale)
-        if count == clock.scale and count >= 1 and not clock.reversed:
+        # The class begins its last step at 1 / count, with few timesteps far from the data.
+        many = count == steps or count >= 1000
+        if count == clock.scale and many and not clock.reversed:
             return _of_diffusers("FlowMatchEulerDiscreteScheduler")(num_train_timesteps=count)
     if isinstance(schedule, Tabulated) and isinstance(clock, Index) and output in _WORDS:
         if clock.count == schedule.count and not clock.nearest:
