@@ -127,7 +127,16 @@ def test_what_cannot_be_written_is_said(tmp_path):
     cosine = FlowMap.from_denoiser(ts.Denoiser(letters(), "v", ts.Cosine()))
     with pytest.raises(ValueError, match="no scheduler of 2 steps for v on Cosine"):
         grid_of(cosine, 2)
+    discrete = FlowMap.from_denoiser(
+        ts.Denoiser(letters(), "v", ts.ScaledLinear(zero_terminal_snr=False), "index")
+    )
+    with pytest.raises(ValueError, match="makes 62 timesteps of 61, by rounding"):
+        grid_of(discrete, 61)
     plain = ts.Denoiser(letters(), "u", time="1000t")
+    trained_map = trained(FlowMap.from_denoiser(plain))
+    grid = ts.FlowMatching().logsnr(torch.linspace(1, 0, 201, dtype=torch.float64))
+    with pytest.raises(ValueError, match="200 steps do not fit into a layer of 64 inputs"):
+        baked(trained_map, grid, (1, 8, 8))
     ts.save(plain, tmp_path / "plain", shape=[1, 8, 8])
     with pytest.raises(ValueError, match="no flow map"):
         export(tmp_path / "plain", tmp_path / "out", steps=2)

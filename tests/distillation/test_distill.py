@@ -110,6 +110,20 @@ def test_what_cannot_be_learned_from_is_refused(teacher, tmp_path):
         np.save(made.path(0), spoiled.astype(np.float32))
         with pytest.raises(ValueError, match=said):
             Runs(made)
+    for wrong, said in (
+        ({"states": "nope"}, "unknown kind of states 'nope'"),
+        ({"states": "pairs"}, "learns from trajectory of a teacher's stored runs, not from pairs"),
+        ({"objective": "shortcut", "states": "trajectory"}, "reads no stored trajectory"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            Distillation(**wrong)
+    assert Distillation("shortcut", 3, "pairs").steps == 16, "only the ends of these runs are read"
+    for what, data, said in (
+        (Distillation("shortcut", states="noise"), None, "trained on noise of the shape"),
+        (Distillation(), torch.zeros(4, 2), "leave data out"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            distill(teacher, tmp_path / "none", what, data=data)
     with pytest.raises(ValueError, match="injects noise"):
         run_request(Request.of("ddpm"))
     with pytest.raises(ValueError, match="leave schedule out"):

@@ -3,6 +3,7 @@
 import copy
 import itertools
 
+import diffusers
 import pytest
 import torch
 from torch import nn
@@ -10,8 +11,9 @@ from torch import nn
 import pipelines
 import twosides as ts
 from few_networks import NETWORKS, built, trained
+from twosides.clocks import Time
 from twosides.distillation.flow_map import FlowMap, step_end
-from twosides.distillation.second import SecondTime
+from twosides.distillation.second import SecondTime, units_of
 from twosides.dynamics import require_score
 from twosides.schedules import Level
 from twosides.storage.networks import MLP
@@ -243,3 +245,24 @@ def test_networks_of_pipelines_are_known():
     """Those that the tests of pipelines have and that are not above."""
     for build in (pipelines.ltx, pipelines.cogvideox):
         assert SecondTime(build()).places
+
+
+def test_the_second_time_is_in_the_units_of_the_first():
+    """A network told 1 - t is told 1 - s, and one with a factor of its own is not told it twice."""
+    with torch.random.fork_rng():
+        network, aura = MLP(), NETWORKS["AuraFlow"][0]()
+    assert units_of(network, Time(1000.0, reversed=True)) == (-1000.0, 1000.0)
+    assert units_of(aura, Time(1000.0)) == (1.0, 0.0)
+
+
+def test_an_embedding_that_takes_the_logarithm_of_the_time_is_not_copied():
+    """At s = 0 it is NaN, and zero times NaN is NaN."""
+    with torch.random.fork_rng():
+        network = diffusers.UNet2DModel(
+            8, 1, 1, time_embedding_type="fourier", block_out_channels=(8, 8), norm_num_groups=4,
+            down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
+        )  # fmt: skip
+    with pytest.raises(ValueError, match="no place for a second time is known in UNet2DModel"):
+        SecondTime(network)
+    named = FlowMap.from_denoiser(ts.Denoiser(network), "time_embedding")
+    assert ts.sample(named, (2, 1, 8, 8), steps=2, seed=0).isfinite().all()

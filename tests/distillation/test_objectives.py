@@ -4,7 +4,10 @@ import pytest
 import torch
 
 import twosides as ts
+from twosides.distillation.flow_map import FlowMap
+from twosides.distillation.loss import MapObjective
 from twosides.distillation.objectives import fractions, hop, objectives, residual
+from twosides.storage.networks import MLP
 
 RING = ts.oracle.GaussianMixture.ring(8, std=0.25)
 FLOW = ts.FlowMatching()
@@ -98,3 +101,21 @@ def test_gradients_go_where_the_rule_says(places):
         residual(objectives[name], student, velocity, z, t, s, u).square().sum().backward()
         assert weight.grad is not None
         assert asked == ([True, True] if through else [False, False, True])
+
+
+def test_padding_is_not_trained():
+    """Whatever stands in it, each row's error is that of its own elements; any loop calls it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        student = FlowMap.from_denoiser(ts.Denoiser(MLP(4)))
+    objective = MapObjective(rule=objectives["shortcut"])
+    x, mask = torch.randn(6, 4, generator=torch.Generator().manual_seed(1)), torch.ones(6, 4)
+    mask[::2, 2:] = 0
+    told = {"generator": torch.Generator().manual_seed(0)}
+    plain = objective.evaluate(student, x, **told)
+    told = {"generator": torch.Generator().manual_seed(0)}
+    found = objective(student, x, loss_mask=mask, **told)
+    whole = (plain.loss[:, None] == found).any(1)
+    assert int(whole.sum()) == 3, "those without padding"
+    with pytest.raises(TypeError, match="weighting"):
+        MapObjective(rule=objectives["shortcut"], weighting=ts.recipes["sd3"].weighting)

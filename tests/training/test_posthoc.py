@@ -326,7 +326,7 @@ def test_other_runs_and_other_widths_are_refused(tmp_path):
 
 def test_a_run_cannot_begin_snapshots_on_the_way(tmp_path):
     train(tmp_path, 10, snapshots=lightning.Callback())
-    with pytest.raises(ValueError, match="goes on from step 10.*whole run"):
+    with pytest.raises(ValueError, match="continues from step 10.*whole run"):
         train(tmp_path, 20)
 
 
