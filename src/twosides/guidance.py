@@ -29,7 +29,7 @@ from torch import Tensor
 
 from twosides.conditioning import nullified
 from twosides.denoiser import Around, Denoises, as_denoiser
-from twosides.mixing import Rule, rescaled
+from twosides.mixing import Rule, common_coupling, rescaled
 from twosides.outputs import Estimate
 from twosides.schedules import Level, along_batch
 
@@ -52,7 +52,8 @@ class Guided(Around):
     ) -> None:
         """Keep the parts, which `classifier_free` and `autoguidance` explain.
 
-        ValueError for a number as scale that is not finite, and for an interval that is reversed.
+        ValueError for a number as scale that is not finite, for an interval that is reversed, and
+        for two models that standardise data differently.
         """
         super().__init__(as_denoiser(strong))
         if not callable(scale) and not math.isfinite(scale):
@@ -60,6 +61,7 @@ class Guided(Around):
         if not interval[0] <= interval[1]:
             raise ValueError(f"interval is (logsnr_low, logsnr_high), got {interval}")
         self.weak, self.null = as_denoiser(weak), null
+        self.coupling = common_coupling([self.denoiser, self.weak])
         self.scale, self.interval, self.rules = scale, interval, rules
 
     def forward(self, z: Tensor, level: Level, **conditioning: Any) -> Estimate:
@@ -136,13 +138,4 @@ def autoguidance(
 
     ValueError for two models that standardise data differently.
     """
-    guided = Guided(denoiser, weak, scale, null={}, interval=interval)
-    for probe in torch.tensor([0.0, 1.0], dtype=torch.float64):
-        ours, theirs = (each.standardise(probe) for each in (guided.denoiser, guided.weak))
-        if not torch.equal(ours, theirs):
-            raise ValueError(
-                "the two denoisers standardise data differently: their data_mean or data_std "
-                f"differ, and the number {probe:g} becomes {ours} and {theirs}. Their estimates "
-                "are in different units and cannot be mixed"
-            )
-    return guided
+    return Guided(denoiser, weak, scale, null={}, interval=interval)

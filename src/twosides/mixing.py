@@ -268,14 +268,18 @@ class Combined(Around):
             part if isinstance(part, nn.Module) else Around(part) for part, _ in parts[1:]
         )
         self.weights = [weight for _, weight in parts]
+        self.coupling = common_coupling([part for part, _ in parts])
 
     def forward(self, z: Tensor, level: Level, **conditioning: Any) -> Estimate:
         """The combined (x, eps); each denoiser is told the same conditioning."""
         x, eps = torch.zeros_like(z), torch.zeros_like(z)
-        for part, weight in zip((self.denoiser, *self.others), self.weights, strict=True):
+        weights = [weight(level) if callable(weight) else weight for weight in self.weights]
+        _check_sum(weights)
+        for part, weight in zip((self.denoiser, *self.others), weights, strict=True):
             estimate = part(z, level, **conditioning)
-            weight = along_batch(weight(level), z) if callable(weight) else weight
-            weight = weight.to(z) if isinstance(weight, Tensor) else weight
+            if isinstance(weight, Tensor):
+                own = along_batch(weight, z) if weight.shape == (len(z),) else weight
+                weight = own.to(z)
             x, eps = x + weight * estimate.x, eps + weight * estimate.eps
         return Estimate(x, eps)
 
@@ -293,8 +297,9 @@ def combined(parts: Sequence[tuple[Denoises, Any]]) -> BaseDenoiser:
         weight is a number, a tensor that fits a sample (a region), or a function of the level. The
         weights sum to 1, or else z would not be alpha x + sigma eps.
 
-    ValueError for no pairs, and for weights that do not sum to 1. The sum is not tested if one of
-    the weights is a function.
+    ValueError for no pairs, for denoisers that standardise data differently, and for weights that
+    do not sum to 1, those that are functions in the call. Tensors on an accelerator are not looked
+    at, because that would stall its queue.
 
         >>> import twosides as ts
         >>> left, right = (ts.oracle.GaussianMixture.gaussian([m], [[1.0]]) for m in (-1.0, 1.0))
@@ -304,8 +309,33 @@ def combined(parts: Sequence[tuple[Denoises, Any]]) -> BaseDenoiser:
     """
     if not parts:
         raise ValueError("combined needs (denoiser, weight) pairs, got none")
-    total = sum(torch.as_tensor(w, dtype=torch.float64) for _, w in parts if not callable(w))
-    stated = not any(callable(weight) for _, weight in parts)
-    if stated and not torch.allclose(torch.as_tensor(total), torch.ones(1).double(), atol=1e-5):
-        raise ValueError(f"the weights of combined denoisers sum to 1, these to {total}")
+    if not any(callable(weight) for _, weight in parts):
+        _check_sum([weight for _, weight in parts])
     return Combined([(as_denoiser(denoiser), weight) for denoiser, weight in parts])
+
+
+def _check_sum(weights: Sequence[Any]) -> None:
+    """ValueError for weights that do not sum to 1, unless one lies on an accelerator."""
+    if any(isinstance(weight, Tensor) and weight.device.type != "cpu" for weight in weights):
+        return
+    total = sum(torch.as_tensor(weight, dtype=torch.float64) for weight in weights)
+    if not torch.allclose(torch.as_tensor(total), torch.ones(1).double(), atol=1e-5):
+        raise ValueError(f"the weights of combined denoisers sum to 1, these to {total}")
+
+
+def common_coupling(denoisers: Sequence[BaseDenoiser]) -> str:
+    """The coupling of denoisers that are mixed: "independent" only if it is that of all.
+
+    ValueError for denoisers that standardise data differently.
+    """
+    for probe in torch.tensor([0.0, 1.0], dtype=torch.float64):
+        first, *others = (each.standardise(probe) for each in denoisers)
+        for other in others:
+            if not torch.equal(first.cpu(), other.cpu()):
+                raise ValueError(
+                    "the denoisers standardise data differently: their data_mean or data_std "
+                    f"differ, and the number {probe:g} becomes {first} and {other}. Their "
+                    "estimates are in different units and cannot be mixed"
+                )
+    couplings = (each.coupling for each in denoisers)
+    return next((name for name in couplings if name != "independent"), "independent")

@@ -107,6 +107,9 @@ def test_level_refuses_what_it_cannot_do():
     with pytest.raises(ValueError, match="linear"):
         bent = ts.Measurement(lambda x: x + 0.2 * x**2, torch.zeros(1, D, dtype=FLOAT64), 0.1)
         ts.posterior(MIXTURE, bent, "level")(z, level)
+    with pytest.raises(ValueError, match="a state of zeros"):
+        plain = ts.Measurement(lambda x: x, torch.zeros(1, D, dtype=FLOAT64), 0.1)
+        ts.posterior(MIXTURE, plain, "level")(0 * z, level)
     with pytest.raises(ValueError, match="one number"):
         ts.posterior(MIXTURE, ts.Measurement(lambda x: x, torch.zeros(1, D), 0.0), "level")
 

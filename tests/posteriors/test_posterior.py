@@ -263,6 +263,8 @@ def test_refusals():
         )
     with pytest.raises(ValueError, match="covariance"):
         ts.posterior(MIX, MIX_SEEN, "gaussian", covariance=0.0)
+    with pytest.raises(ValueError, match="symmetric with positive eigenvalues"):
+        ts.posterior(MIX, MIX_SEEN, "gaussian", covariance=torch.eye(8) - 0.2)
 
     class Frozen:
         schedule = FlowMatching()

@@ -115,6 +115,9 @@ def test_refusals():
     seen = ts.Measurement(lambda x: x, torch.zeros(1, 2), 0.0)
     with pytest.raises(ValueError, match="stochastic sampler"):
         ts.steer(TWO, (1, 2), reward=lambda x: x[:, 0], sampler="ddim")
+    given = ts.posterior(TWO, ts.Measurement(lambda x: x, torch.zeros(1, 2), 0.1))
+    with pytest.raises(ValueError, match="would count twice"):
+        ts.steer(given, (1, 2), given.measurement)
     with pytest.raises(ValueError, match="needs a condition"):
         ts.steer(TWO, (1, 2))
     with pytest.raises(ValueError, match="noise > 0"):

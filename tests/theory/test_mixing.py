@@ -170,11 +170,32 @@ def test_regions_and_levels_as_weights():
     assert torch.allclose(late(z, level).x, (SIDES[0](z, level).x + SIDES[2](z, level).x) / 2)
 
 
+def test_one_part_whose_eps_is_no_score_is_enough():
+    coupled = ts.Denoiser(lambda z, t: z)
+    coupled.coupling = "reflow"
+    for mixed in (
+        ts.combined([(SIDES[0], 0.5), (coupled, 0.5)]),
+        autoguidance(SIDES[0], coupled, 2.0),
+        ts.combined([(mixing.told(coupled), 2.0), (SIDES[0], -1.0)]),
+    ):
+        assert mixed.coupling == "reflow"
+        with pytest.raises(ValueError, match="needs the score"):
+            ts.sample(mixed, (2, 2), sampler="ddpm", steps=2)
+    with pytest.raises(ValueError, match="steering by particles needs the score"):
+        ts.steer(coupled, (2, 2), reward=lambda x: x[:, 0], steps=2)
+
+
 def test_refusals():
     with pytest.raises(ValueError, match="sum to 1"):
         ts.combined([(SIDES[0], 1.0), (SIDES[1], -1.0)])
     with pytest.raises(ValueError, match="none"):
         ts.combined([])
+    late = ts.combined([(SIDES[0], lambda at: at.alpha), (SIDES[1], lambda at: at.alpha)])
+    with pytest.raises(ValueError, match="sum to 1"):
+        late(torch.zeros(1, 2), FlowMatching().at(0.3))
+    wide = ts.Denoiser(lambda z, t: z, data_std=2.0)
+    with pytest.raises(ValueError, match="standardise data differently"):
+        ts.combined([(SIDES[0], 2.0), (wide, -1.0)])
     for make in (
         lambda: mixing.rescaled(2.0),
         lambda: mixing.magnitude(-1.0),

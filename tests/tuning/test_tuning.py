@@ -361,6 +361,24 @@ def test_conditioning_and_guidance_are_those_of_each_noise():
     assert float((found - wanted).abs().max()) < 1e-12
 
 
+def test_teachers_of_other_conditioning_have_other_names():
+    """Rows beyond those that are run, and their number, count too."""
+
+    class Labelled:
+        schedule = FlowMatching()
+
+        def __call__(self, z, level, label):
+            return RING(z, level)
+
+    def name(label):
+        made = Network(as_denoiser(Labelled()), {"label": torch.tensor(label)}, len(label), 3)
+        empty = torch.empty(0, dtype=FLOAT64)
+        return Teacher(made, FlowMatching(), (2,), 0, empty)._fingerprint()
+
+    names = [name(label) for label in ([0, 1, 2, 3, 4], [0, 1, 2, 3, 5], [0, 1, 2, 3])]
+    assert len(set(names)) == 3 and name([0, 1, 2, 3]) == names[2]
+
+
 def test_a_network_that_says_nothing_at_pure_noise_starts_below_it():
     eps = ts.Denoiser(ts.convert(RING, "eps", Cosine()), "eps", Cosine())
     tuned = tune(eps, (8, 2), steps=6, budget="fast")
@@ -378,6 +396,9 @@ def test_networks_are_in_eval_mode_and_returned_as_they_were():
     denoiser.train()
     tune(denoiser, (8, 2), steps=4, budget="fast")
     assert denoiser.training and denoiser.network.training
+    with pytest.raises(TypeError):  # forgotten conditioning
+        tune(ts.Denoiser(denoiser.network), (8, 2), steps=4, budget="fast", label=torch.zeros(8))
+    assert denoiser.network.training
 
 
 def test_noises_are_other_ones_than_those_of_samples():

@@ -117,10 +117,13 @@ class Rescaled(Around):
         """c^2 and A^T (y - A(0)); ValueError unless A^T A z = c^2 z for this very z."""
         here = linearise(lambda x: self.measurement.predict(self.unstandardise(x)), 0 * z)
         seen = here.forward(z)
-        square = float(dot(seen, seen).sum() / dot(z, z).sum())
+        size = float(dot(z, z).sum())
+        square = float(dot(seen, seen).sum()) / size if size else 0.0
         off = here.adjoint(seen) - square * z
         bent = self.measurement.predict(self.unstandardise(z)) - here.value - seen
         tight = 1e-3 if z.dtype != torch.float64 else 1e-9
+        if not size:
+            raise ValueError("the method 'level' cannot try its operator on a state of zeros")
         if square == 0 or float(off.norm()) > tight * square * float(z.norm()):
             raise ValueError(
                 "the method 'level' is for operators with A^T A = c^2 I, such as a scaled image or "

@@ -91,6 +91,19 @@ class Spread:
         variances = self.covariance if self.covariance.ndim != 2 else self.covariance.diagonal()
         if not bool(self.covariance.isfinite().all() & (variances > 0).all()):
             raise ValueError(f"covariance is the data's, positive and finite, got {covariance}")
+        square = self.covariance.ndim == 2 and len(set(self.covariance.shape)) == 1
+        symmetric = square and torch.allclose(self.covariance, self.covariance.mT)
+        if (
+            square
+            and not (symmetric and float(self._eigen[0].min()) > 0)
+            and not bool(
+                (self.covariance > 0).all()  # variances of samples that are square pictures
+            )
+        ):
+            raise ValueError(
+                "covariance is a matrix that is not symmetric with positive eigenvalues, and "
+                "not variances either, of which all are positive"
+            )
 
     @cached_property
     def _eigen(self) -> tuple[Tensor, Tensor]:

@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 
 from twosides.denoiser import BaseDenoiser, Denoises, as_denoiser
+from twosides.dynamics import require_score
 from twosides.outputs import Estimate
 from twosides.placement import device_of
 from twosides.posteriors.measurement import Measurement, dot, linearise, solve
@@ -121,6 +122,12 @@ def steer(
     prior, guide = as_denoiser(denoiser), as_denoiser(proposal) if proposal is not None else None
     if isinstance(prior, Posterior) and measurement is None and guide is None:
         prior, guide, measurement = prior.denoiser, prior, prior.measurement
+    elif isinstance(prior, Posterior) and prior.measurement is measurement:
+        raise ValueError(
+            "this denoiser is of the posterior of that very measurement, which would count twice; "
+            "leave the measurement out, or pass the prior itself"
+        )
+    require_score(prior, "steering by particles")
     if particles < 2:
         raise ValueError(f"particles must be at least 2, got {particles}")
     sizes = check_shape(shape)

@@ -104,8 +104,12 @@ class Search:
         self.training = [module for module in _modules(self.network.denoiser) if module.training]
         for module in self.training:
             module.training = False
-        self.schedule = _askable(self.network, self.report, self.like)
-        self.where = Range.of(self.schedule)
+        try:
+            self.schedule = _askable(self.network, self.report, self.like)
+            self.where = Range.of(self.schedule)
+        except BaseException:  # `__exit__` is not called then
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

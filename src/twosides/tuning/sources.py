@@ -136,6 +136,10 @@ def _pipeline(folder: Path, wish: Wish) -> Source:
         config = network.config
     # A VAE halves the sides between its blocks: a latent's side is the picture's divided by scale.
     scale = 2 ** (len(plain.vae.config.get("block_out_channels", (1,))) - 1) if plain.vae else 1
+    if wish.size is not None and wish.size % scale:
+        raise ValueError(
+            f"a side of this pipeline is a multiple of {scale} pixels, not {wish.size}"
+        )
     side = config.get("sample_size") if wish.size is None else wish.size // scale
     channels = config.get("in_channels")
     if not isinstance(side, int) or not isinstance(channels, int) or config.get("patch_size_t"):
@@ -145,12 +149,21 @@ def _pipeline(folder: Path, wish: Wish) -> Source:
         )
     rows, null = dict[str, Tensor](), dict[str, Any]()
     if "tokenizer" in parts_of(folder):
+        if wish.labels is not None:
+            raise ValueError("this pipeline reads text and takes no labels; pass prompts")
         texts = Texts(folder, side * scale)
         rows, null = _joined(_needed(wish), texts), texts.null
     elif config.get("num_embeds_ada_norm") or config.get("num_class_embeds"):
         classes = config.get("num_embeds_ada_norm") or config.get("num_class_embeds")
-        numbers = range(classes) if wish.labels is None else map(int, wish.labels.split(","))
-        rows, null = {"class_labels": torch.tensor(list(numbers))}, {"class_labels": classes}
+        numbers = [*(range(classes) if wish.labels is None else map(int, wish.labels.split(",")))]
+        if wish.prompts or not all(0 <= number < classes for number in numbers):
+            raise ValueError(
+                f"this pipeline draws classes by number, 0 to {classes - 1}, and reads no text; "
+                f"got labels {wish.labels} and {len(wish.prompts)} prompts"
+            )
+        rows, null = {"class_labels": torch.tensor(numbers)}, {"class_labels": classes}
+    elif wish.labels is not None or wish.prompts:
+        raise ValueError("this pipeline takes neither labels nor prompts; leave them out")
     guided = plain if wish.guidance == 1 else guide(plain, wish.guidance, null)
     decode = plain.decode if plain.vae is not None else None
     return _source(guided, (channels, side, side), rows, wish, decode)

@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from twosides.conditioning import flat
 from twosides.randomness import PerSample
 from twosides.sampling.grids import Beta
 from twosides.sampling.plan import Plan
@@ -158,10 +159,16 @@ class Teacher:
         """A name for the denoiser: a checksum of where short runs from one noise end.
 
         A run is made for each of the first four rows of conditioning, with guidance, so that
-        another network, scale or prompt in these rows has another name.
+        another network or scale has another name; all of the conditioning is in the name, too.
         """
         probe = PerSample(0, range(1), STREAM).normal(self.event, self.like.dtype, self.like.device)
-        digest = hashlib.sha256(repr((self.event, self.schedule, self.like.dtype)).encode())
+        about = (self.event, self.schedule, self.like.dtype, self.network.rows)
+        digest = hashlib.sha256(repr(about).encode())
+        for name, value in sorted(flat(self.network.conditioning).items()):
+            told = value.detach().cpu() if isinstance(value, Tensor) else value
+            digest.update(repr((name, getattr(told, "shape", told))).encode())
+            if isinstance(told, Tensor):
+                digest.update(told.float().numpy().tobytes())
         plan = teacher_plan(self.schedule, 3)
         for row in range(min(self.network.rows, 4)):
             told = self.network.told(torch.tensor([row]))
