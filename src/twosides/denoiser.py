@@ -30,6 +30,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from twosides.clocks import Clock, clock_named
+from twosides.display.elsewhere import note_misspelt
 from twosides.outputs import OUTPUTS, Estimate, Output, Solution, output_named
 from twosides.placement import check_floating, device_of, dtype_of
 from twosides.schedules import FlowMatching, Level, Schedule, along_batch, schedule_named
@@ -68,8 +69,7 @@ class BaseDenoiser:
     any scaling. The defaults suit whatever answers with (x, eps) in the units of the data.
 
     output: the form in which `answer` answers, and whose error is trained.
-    coupling: how training paired noise and data. Only if "independent" is eps the score: see
-        `dynamics.require_score`.
+    coupling: how training paired noise and data; eps is the score only if it is "independent".
     """
 
     schedule: Schedule
@@ -177,7 +177,11 @@ class Denoiser(nn.Module, BaseDenoiser):
         """The network's own answer to z at a time of its clock, in z's dtype."""
         dtype = dtype_of(self.network) or z.dtype
         shown = z if z.dtype == dtype else z.to(dtype)
-        answer = self.network(shown, time.expand(z.shape[0]), **conditioning)
+        try:
+            answer = self.network(shown, time.expand(z.shape[0]), **conditioning)
+        except TypeError as error:
+            note_misspelt(error, conditioning)
+            raise
         answer = answer if isinstance(answer, Tensor) else answer.sample
         if answer.shape != z.shape:
             raise ValueError(

@@ -38,7 +38,7 @@ class PerSample:
         """Seeds are any non-negative integers."""
         if seed < 0:
             raise ValueError(f"a seed is a non-negative integer, got {seed}")
-        self.indices = list(indices)
+        self.seed, self.indices = seed, list(indices)
         self.total = total or len(self.indices)
         self._shared = _generator(seed, stream)
         # SeedSequence pads keys with zeros, so a last key of 0 would be the shared generator.

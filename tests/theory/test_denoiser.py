@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+import twosides as ts
 from instances import SCHEDULES, outputs
 from twosides.clocks import CLOCKS, Index, clock_named
 from twosides.conversion import convert
@@ -10,6 +11,7 @@ from twosides.denoiser import Denoiser
 from twosides.oracle import GaussianMixture
 from twosides.outputs import OUTPUTS, F
 from twosides.schedules import EDM, Cosine, FlowMatching, ScaledLinear, VPLinear
+from twosides.storage.networks import MLP
 
 FLOAT64 = torch.float64
 RING = GaussianMixture.ring(6, std=0.3)
@@ -238,3 +240,16 @@ def test_converted_networks_reach_their_own_ends_in_float32(schedule, time):
 def test_statistics_keep_their_digits_in_bf16_networks():
     denoiser = Denoiser(torch.nn.Identity(), data_mean=0.1234567).to(torch.bfloat16)
     assert float(denoiser.data_mean) == 0.1234567
+
+
+def test_a_misspelt_option_is_guessed():
+    """It becomes conditioning, which the network refuses under a name that nobody gave it."""
+    with torch.random.fork_rng(devices=[]):
+        denoiser = Denoiser(MLP())
+    for call in (
+        lambda: ts.sample(denoiser, (4, 2), stpes=3),
+        lambda: ts.encode(denoiser, torch.zeros(4, 2), stpes=3),
+    ):
+        with pytest.raises(TypeError, match="stpes") as caught:
+            call()
+        assert "was the option 'steps' meant?" in caught.value.__notes__[0]

@@ -222,6 +222,6 @@ def test_it_asks_for_its_plugin_and_for_local_folders(tmp_path: Path) -> None:
         trainer.fit(Toy(), data)
     with pytest.raises(TypeError, match="storage_options"):
         TreeCheckpointIO().save_checkpoint({}, tmp_path, storage_options={})
-    with pytest.raises(ValueError, match="every=0"):
+    with pytest.raises(ValueError, match="every is a number of steps >= 1, got 0"):
         SaveCheckpoints(Checkpoints(tmp_path), every=0)
     TreeCheckpointIO().remove_checkpoint(tmp_path / "nothing")

@@ -196,7 +196,7 @@ def test_tasks_by_name(tmp_path, monkeypatch):
     module.write_text("from test_fit import ring\ndef wrong(): return 3\n")
     monkeypatch.syspath_prepend(tmp_path)
     assert task_named("my_tasks:ring").shape == (2,)
-    with pytest.raises(TypeError, match="Task"):
+    with pytest.raises(TypeError, match="is no data: pass a Dataset"):
         task_named("my_tasks:wrong")
     with pytest.raises(ValueError, match="unknown data set"):
         task_named("glyfs")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 MEANT = {
     "fid": "frechet",
@@ -27,6 +27,25 @@ MEANT = {
     "v-prediction": "v",
 }
 """Words for things whose names here are not near; in small letters, with hyphens."""
+
+
+OPTIONS = (
+    "sampler", "steps", "schedule", "seed", "indices", "init", "noise", "dtype", "device",
+    "trajectory", "differentiable", "progress", "edit", "particles", "method", "output", "adaptive",
+)  # fmt: skip
+"""Options of `sample`, `encode`, `log_likelihood` and others that pass all else to the network."""
+
+
+def note_misspelt(error: TypeError, conditioning: Iterable[str]) -> None:
+    """Add a note to a network's error if the name of its conditioning is a misspelt option.
+
+    error: what the network raised.
+    conditioning: the names of what it was told.
+    """
+    for name in conditioning:
+        near = difflib.get_close_matches(name, OPTIONS, 1, 0.7)
+        if near and name in str(error):
+            error.add_note(f"{name!r} was told to the network; was the option {near[0]!r} meant?")
 
 
 def meant(name: str, names: Sequence[str]) -> str:

@@ -76,8 +76,7 @@ def sample(
     trajectory: whether to return a Trajectory instead of the samples.
     differentiable: whether gradients flow to parameters, `init` and conditioning; takes memory.
     progress: True for a bar with the time left (needs `rich`), or a function (done, total).
-    edit: a function that may replace the state before each call, see `run.run`; inpainting by it is
-        approximate, docs/posteriors.md says by how much, and `posterior` better.
+    edit: may replace the state before each call, see `run.run`; `posterior` inpaints better.
     conditioning: passed to the network as it is, tensors of B rows.
 
     Nothing is clamped. ValueError for impossible pairs (eps at zero SNR), TypeError for integers.
@@ -86,10 +85,9 @@ def sample(
     device = torch.device(device) if device is not None else device_of(denoiser)
     whole = isinstance(sampler, Plan)
     table = sampler if whole else plan(sampler, schedule or denoiser.schedule, steps)
-    seed = fresh_seed() if seed is None else seed
-    own = PerSample(seed, check_indices(indices, sizes[0]))
+    own = PerSample(fresh_seed() if seed is None else seed, check_indices(indices, sizes[0]))
     if noise == "brownian":
-        noise = Brownian(table, seed, own.indices, sizes[1:], dtype=dtype, device=device)
+        noise = Brownian(table, own.seed, own.indices, sizes[1:], dtype=dtype, device=device)
     drawn = own.normal(sizes[1:], dtype, device)
     start = drawn if init is None else check_noise(init, sizes).to(device, dtype)
     record = Trajectory(table, start)
@@ -134,7 +132,7 @@ def _watcher(
 
 def check_shape(shape: Sequence[SupportsIndex]) -> tuple[int, ...]:
     """The shape as whole numbers; ValueError unless they are positive."""
-    sizes = tuple(operator.index(size) for size in shape)
+    sizes = tuple(operator.index(size) for size in (shape if hasattr(shape, "__iter__") else ()))
     if not sizes or min(sizes) < 1:
         raise ValueError(f"shape is (number of samples, ...), positive integers, got {shape}")
     return sizes

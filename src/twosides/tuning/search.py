@@ -116,8 +116,6 @@ class Search:
         for module in self.training:
             module.training = True
 
-    # ------------------------------------------------------------------ the whole
-
     def tuned(self, cache: Path | None, difference: float | None) -> Tuned:
         """All stages, and the result; `tune` says what `cache` and `difference` are."""
         train, valid, held = self.taught(cache)
