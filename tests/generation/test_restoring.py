@@ -80,7 +80,8 @@ def test_an_operator_of_ones_own_is_code_from_outside(cli, model, tmp_path):
     code, out, err = cli(*words, "--trust-code")
     assert code == 0 and "restored.png: (4, 1, 8, 8)" in out, err
     with Image.open("restored.png") as sheet:
-        assert sheet.width == 3 * (4 * 9 + 1)  # what was damaged has another size, and is left out
+        # What was damaged, enlarged, and the four restored: rows of three.
+        assert sheet.size == (3 * (3 * 9 + 1), 3 * (2 * 9 + 1))
 
 
 def test_rewards_steer_and_are_code_from_outside(cli, model, tmp_path):

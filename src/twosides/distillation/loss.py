@@ -39,6 +39,7 @@ _UNIFORM = FromSchedule(_FLOW)
 # The parts of a batch whose steps begin at pure noise, and whose steps end at the data.
 _PURE, _CLEAN = 0.25, 0.25
 _SHORTEST = 1e-3  # the length in flow time that a step off the diagonal has at least
+_ROUND = 1e-3  # c of MeanFlow's weight 1 / (error + c)^power, which bounds it
 
 
 def velocity(
@@ -173,7 +174,7 @@ class MapObjective(Objective):
             t, left, rows = batch.residuals(student.standardise(x), states)
         mask = loss_mask if loss_mask is None else loss_mask[rows.to(loss_mask.device)]
         error = mean_square(left, mask)
-        weight = (error.detach() + 1e-3) ** -self.rule.power if self.rule.power else 1.0
+        weight = (error.detach() + _ROUND) ** -self.rule.power if self.rule.power else 1.0
         return Losses(error * weight, _FLOW.logsnr(t), error, error.detach())
 
 

@@ -107,11 +107,11 @@ def fit(
         if network.account.left < cost or not math.isfinite(loss):
             break
         normal, slope = _equations(family, network, train, theta, difference)
-        if not (np.isfinite(normal).all() and np.isfinite(slope).all()):
+        if not (np.isfinite(normal).all() and np.isfinite(slope).all() and normal.any()):
             break
         # Raise lam until a step lowers the loss. No parameter moves by more than its scale.
         for _ in range(TRIES):
-            diagonal = normal.diagonal() + 1e-3 * normal.diagonal().mean() + 1e-30
+            diagonal = normal.diagonal() + 1e-3 * normal.diagonal().mean()
             step = np.linalg.solve(normal + damping * np.diag(diagonal), -slope)
             moved = theta + np.clip(step, -1.0, 1.0) * family.scale
             found = float(losses(network, train, at(moved))[0])
@@ -191,8 +191,8 @@ def checked_difference(
     slopes = [(gap - gaps[0]) / step for gap, step in zip(gaps[1:], steps[1:], strict=True)]
     last = slopes[-1]
     for step, slope in zip(doubled.tolist(), slopes, strict=False):
-        apart = (slope - last).norm(dim=1) / last.norm(dim=1).clamp(min=1e-30)
-        # The median over noises, since the end from one of them may jump to another mode.
-        if float(apart.median()) <= AGREE:
+        agrees = (slope - last).norm(dim=1) <= AGREE * last.norm(dim=1)
+        # Half of the noises are enough, since the end from one may jump to another mode.
+        if float(agrees.double().mean()) >= 0.5:
             return step
     return COARSE
