@@ -30,6 +30,7 @@ tests: $(VENV)/ready web/node_modules/ready
 # The documentation as pages, build/docs/index.html, the explorer's figures among them.
 docs: $(VENV)/ready
 	$(BIN)/twosides explore --export build/extra/figures.html
+	$(BIN)/python docs/notebooks.py build/extra/notebooks
 	$(BIN)/sphinx-build -W -q docs build/docs
 	$(BIN)/python tests/helpers/built_site.py build/docs
 

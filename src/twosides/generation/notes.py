@@ -56,7 +56,10 @@ def read_notes(folder: Path) -> Notes:
     """The notes of a model's or a run's folder; ValueError for what they cannot be."""
     config = models.read_config(folder)
     if not config.get("shape"):
-        raise ValueError(f"{folder} does not say the shape of its samples; use twosides.sample")
+        raise ValueError(
+            f"{folder} does not say the shape of its samples; save it again with "
+            "ts.save(ts.load(folder), other_folder, shape=[...])"
+        )
     return Notes(
         folder,
         _shape(folder, config["shape"]),

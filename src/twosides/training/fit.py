@@ -33,7 +33,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
-from twosides.data.tasks import Stream, dataset_of
+from twosides.data.tasks import Stream, dataset_of, first_row
 from twosides.denoiser import Denoiser
 from twosides.losses.learned import LevelBins
 from twosides.losses.objective import Objective, Staged
@@ -87,7 +87,7 @@ def fit(
         an nn.Module it is trained along; the model that is saved does not contain it.
     monitor: validation data, pictures on the way, more loggers.
     callbacks: more of Lightning's, called before a checkpoint is saved.
-    about: notes for config.json.
+    about: notes for config.json, which has the shape of a sample without them, too.
     options: of the network, Denoiser's (time, data_mean, data_std).
 
     An objective with an nn.Module `bins` has it in the checkpoints, and after each optimizer step
@@ -143,7 +143,8 @@ def fit(
             validating = _validating(unseen, folder, average, log)
             checks.append(validating.rehearse)
             around.append(validating)
-        notes = {"ema": {"sigma_rel": settings.sigma_rel}, **(about or {})}
+        shape = list(first_row(data)["x"].shape)
+        notes = {"ema": {"sigma_rel": settings.sigma_rel}, "shape": shape, **(about or {})}
         rehearsal = Rehearsal(folder, average, notes, checks, draw)
         checkpoints = Checkpoints(folder / "checkpoints")
         around = [guard, average, rehearsal, *around]

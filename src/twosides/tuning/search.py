@@ -186,14 +186,15 @@ class Search:
         self.steady(best[0], train)
         # The teacher is good enough if half as many calls end near to it, beside the error of the
         # presets or beside what matters. Twice the calls may take 40 % of the budget, no more.
-        for _ in range(3):
+        for last in (False, False, True):
             train = teacher.noises(sets[0], calls) if calls > first else train
             error = teacher.error(train, calls)
             reached = min(
                 float(train.first(16).errors(network, each.table)[0].median()) for each in best[:3]
             )
             more = 2 * calls * sum(map(len, sets))
-            if error <= 0.1 * reached or error < 0.1 * FINE or more > 0.4 * self.account.limit:
+            dear = more > 0.4 * self.account.limit
+            if error <= 0.1 * reached or error < 0.1 * FINE or dear or last:
                 break
             calls *= 2
         self.report.teacher_calls, self.report.teacher_error = calls, error
@@ -201,8 +202,8 @@ class Search:
             raise ValueError(
                 f"the teacher does not converge: with {calls} calls it is still {error:.2g} of the "
                 f"data's size from itself with half of them, where presets of {self.report.steps} "
-                f"calls are {reached:.2g} off. Is the network's answer rough in time, or is the "
-                "guidance too strong for a path to be followed?"
+                f"calls are {reached:.2g} off. A larger budget gives it more calls; else the answer "
+                "is rough in time, or the guidance too strong for a path to be followed"
             )
         if error > 0.1 * reached and error > 0.1 * FINE:
             self.report.notes.append(
