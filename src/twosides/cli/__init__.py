@@ -27,31 +27,23 @@ from twosides.cli.training import ema, finetune, train
 from twosides.cli.tuning import tune
 from twosides.display.terminal import complaint
 
-ABOUT = "Train, sample, convert and compare diffusion and flow-matching models."
+GROUPS: dict[str, tuple[Callable[..., Any], ...]] = {
+    "begin": (demo, explore),
+    "make a model": (data, encode_latents, train, finetune, distill, ema),
+    "use it": (sample, restore, tune, evaluate, report),
+    "take it elsewhere": (convert, export, explain),
+    "look things up": (samplers, recipes, objectives, compare, verify),
+}
+COMMANDS = tuple(command for group in GROUPS.values() for command in group)
 
-COMMANDS = (
-    train,
-    finetune,
-    distill,
-    sample,
-    restore,
-    tune,
-    ema,
-    evaluate,
-    report,
-    data,
-    encode_latents,
-    explore,
-    samplers,
-    recipes,
-    objectives,
-    convert,
-    export,
-    explain,
-    compare,
-    verify,
-    demo,
-)
+
+def _about() -> str:
+    """The first lines of the help: what there is, by what it is for."""
+    lines = ["Train, sample, convert and compare diffusion and flow-matching models.", ""]
+    for purpose, commands in GROUPS.items():
+        names = (command.__name__.replace("_", "-") for command in commands)
+        lines.append(f"- {purpose}: {', '.join(names)}")  # one line each: the help joins others
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -69,7 +61,7 @@ def main() -> None:
     for command in COMMANDS:
         app.command(command)
     try:
-        app.cli(prog="twosides", description=ABOUT, config=(tyro.conf.FlagCreatePairsOff,))
+        app.cli(prog="twosides", description=_about(), config=(tyro.conf.FlagCreatePairsOff,))
     except (ValueError, TypeError, OSError, ImportError) as error:
         said = missing(error) if isinstance(error, ImportError) else str(error)
         print(complaint(in_options(said, sys.argv[1:])), file=sys.stderr)
