@@ -45,8 +45,8 @@ def tune(
             command goes on if it was interrupted; by default MODEL-tuned, beside the
             model's, in which the sampler "auto" finds them.
         n: noises to fit.
-        budget: fast (10,000 network evaluations), normal (100,000), thorough (1,000,000), or their
-            number; under guidance a pair counts as one.
+        budget: fast (about 10,000 network evaluations), normal (100,000), thorough (1,000,000), or
+            their number; under guidance a pair counts as one. Many steps or noises may need more.
         guidance: classifier-free guidance scale that it will be used with, 1 for none.
         labels: classes to fit on, by default all in turn; of a pipeline 207,360.
         prompts: a file of texts, one a line, for what reads text.

@@ -110,8 +110,8 @@ def steer(
     conditioning: what the network is told, tensors with a row for each of the N samples.
 
     The state is float32, or float64 if y is. ValueError without a condition, for a sampler without
-    noise (duplicated particles would stay equal), for a noise that several rows share, and, after
-    the last call, for a measurement with noise 0.
+    noise (duplicated particles would stay equal), for a noise that several rows share, and for a
+    measurement with noise 0.
 
         >>> import twosides as ts
         >>> prior = ts.oracle.GaussianMixture([0.5, 0.5], [[-2.0], [2.0]], [[[0.2]], [[0.2]]])
@@ -187,6 +187,10 @@ class _Condition:
     ) -> None:
         if measurement is None and reward is None:
             raise ValueError("steer needs a condition: pass a measurement or reward=, a function")
+        if measurement is not None and measurement.log_likelihood is None:
+            stated = measurement.noise
+            if not callable(stated) and not bool((torch.as_tensor(stated).cpu() > 0).all()):
+                raise ValueError("a measurement without noise has no density; pass noise > 0")
         self.denoiser, self.reward, self.spread = denoiser, reward, spread
         self.measurement = measurement and measurement.repeated(particles)
 

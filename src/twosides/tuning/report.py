@@ -93,7 +93,7 @@ class Report:
     shape: the shape of one sample.
     seed: the seed of the noises.
     budget: the budget as it was given, a name or a number of network evaluations.
-    schedule: the denoiser's schedule, as text.
+    schedule: the schedule that was tuned on, as text.
     preset: the name of the best preset and its grid, which the tuned sampler had to beat.
     before: the errors of this preset on the third set of noises, to which nothing was fitted.
     after: the errors of the tuned sampler on the same noises; None if nothing was fitted.

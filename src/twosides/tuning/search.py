@@ -107,6 +107,7 @@ class Search:
         try:
             self.schedule = _askable(self.network, self.report, self.like)
             self.where = Range.of(self.schedule)
+            self.report.schedule = str(self.schedule)
         except BaseException:  # `__exit__` is not called then
             self.__exit__()
             raise
@@ -160,8 +161,6 @@ class Search:
         used = self.account.used - self.mark
         self.mark = self.account.used
         self.report.stages.append(Stage(name, used, **more))
-
-    # ------------------------------------------------------------------ the stages
 
     def taught(self, cache: Path | None) -> tuple[Noises, Noises, Noises]:
         """The three sets of noises with the ends of the teacher's runs: train, valid and held.
@@ -325,7 +324,7 @@ class Search:
             for each, tables in ((held, table), (held, best.table))
         )
         bound = bootstrap_bound(ours, theirs)
-        ratio = report.after.median / before.median
+        ratio = report.after.median / before.median if before.median else math.inf
         report.accepted = bound < 0 and ratio <= 0.95
         self.spent("proof")
         said = f"the median error is {ratio:.2g} times that of the best preset, {best.name}"
