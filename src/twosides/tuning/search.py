@@ -201,8 +201,8 @@ class Search:
             raise ValueError(
                 f"the teacher does not converge: with {calls} calls it is still {error:.2g} of the "
                 f"data's size from itself with half of them, where presets of {self.report.steps} "
-                f"calls are {reached:.2g} off. A larger budget gives it more calls; else the answer "
-                "is rough in time, or the guidance too strong for a path to be followed"
+                f"calls are {reached:.2g} off. With a larger budget it has more calls; else "
+                "the network is rough in time, or guidance too strong for a path to be followed"
             )
         if error > 0.1 * reached and error > 0.1 * FINE:
             self.report.notes.append(
