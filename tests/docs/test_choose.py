@@ -7,6 +7,7 @@ import pytest
 
 from twosides.naming import named
 from twosides.outputs import OUTPUTS
+from twosides.sampling import grids
 from twosides.sampling.grids import GRIDS
 from twosides.sampling.named import sampler_named
 from twosides.schedules import SCHEDULES, schedule_named
@@ -81,7 +82,7 @@ def test_the_presets_exist(row):
 @pytest.mark.parametrize("row", TABLES[2], ids=lambda row: row[3])
 def test_the_grids_exist(row):
     for name in re.findall(r"`([^`]+)`", row[3]):
-        assert named("grid", name, GRIDS)
+        assert eval(name, {"grids": grids}) if "grids." in name else named("grid", name, GRIDS)
 
 
 @pytest.mark.parametrize("row", [*TABLES[3], *TABLES[4]], ids=lambda row: row[0])
