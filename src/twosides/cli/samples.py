@@ -28,7 +28,6 @@ class Sampling:
             .json file.
         steps: of the sampler.
         schedule: where to sample, by default the model's own: cosine, "cosine(-15, 15)", ...
-        noise: other noise for the sampler: "churn(0.3)", "eta(1)", "ddim-eta(0.5)", deterministic.
         grid: another grid: karras, "karras(5)", uniform-logsnr, beta, ays-sdxl, ...; "entropic" is
             the one measured in training with a recipe that learns. A pipeline's is its own, but
             with --noise the sampler's.
@@ -42,7 +41,6 @@ class Sampling:
     sampler: str = "ddim"
     steps: int = 20
     schedule: str | None = None
-    noise: str | None = None
     grid: str | None = None
     guidance: Annotated[float | None, tyro.conf.arg(aliases=["--guidance-scale"])] = None
     seed: int = 0
@@ -54,7 +52,7 @@ class Sampling:
 
         models: the folders that are sampled; the grid "entropic" is what was measured in the
             training of the only one.
-        others: fields of a request that not all commands have, such as labels.
+        others: what not all commands have, such as labels; see `Request.of`.
         """
         from twosides.generation.notes import measured_grid
         from twosides.generation.request import Request
@@ -65,7 +63,6 @@ class Sampling:
             raise ValueError("--grid entropic is one run's own; name the grid for several runs")
         return Request.of(
             self.sampler,
-            noise=self.noise,
             grid=measured_grid(models[0]) if measured else self.grid,
             schedule=self.schedule,
             steps=self.steps,
@@ -84,6 +81,7 @@ def sample(
     /,
     *,
     out: Path = Path("samples.png"),
+    noise: str | None = None,
     count: int | None = None,
     labels: str | None = None,
     prompt: str | None = None,
@@ -102,6 +100,7 @@ def sample(
         model: a model's or a run's folder, or a pipeline's (only safetensors are read).
         out: .png for a picture, .npy for the numbers, or a folder: of a model for any number of
             samples in .npy files, which the same command continues; of a pipeline for PNGs.
+        noise: other noise for the sampler: "churn(0.3)", "eta(1)", "ddim-eta(0.5)", deterministic.
         count: number of samples, by default 26, or 1 of a pipeline or a prompt (with labels: their
             number).
         labels: classes to draw, one letter each, by default all in turn; of a pipeline 207,360.
@@ -132,7 +131,12 @@ def sample(
             "own, and files in a folder are latents: leave it out"
         )
     request = sampling.request(
-        model, count=count, labels=labels, prompt=prompt, negative_prompt=negative_prompt
+        model,
+        noise=noise,
+        count=count,
+        labels=labels,
+        prompt=prompt,
+        negative_prompt=negative_prompt,
     )
     if reward is not None:
         from twosides.generation.restoring import steer_model
