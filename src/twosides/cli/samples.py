@@ -29,8 +29,8 @@ class Sampling:
         steps: of the sampler.
         schedule: where to sample, by default the model's own: cosine, "cosine(-15, 15)", ...
         grid: another grid: karras, "karras(5)", uniform-logsnr, beta, ays-sdxl, ...; "entropic" is
-            the one measured in training with a recipe that learns. A pipeline's is its own, but
-            with --noise the sampler's.
+            the one measured in training with a recipe that learns. A pipeline keeps its own, but
+            with other noise it has the sampler's.
         guidance: classifier-free guidance scale, by default 1, none, or the pipeline's own.
         seed: sample i depends on (seed, i) only.
         device: auto (the accelerator if there is one, else the CPU), cpu, cuda:1, mps, xpu, ...
