@@ -148,7 +148,7 @@ class Run:
         place = timestep.data_ptr()
         return self._stored.index(place) if place in self._stored else None
 
-    def arrive(self, timestep: Any, eta: float) -> None:
+    def arrive(self, timestep: Any, index: int | None, eta: float) -> None:
         """Go to the step of a timestep, with the memory that belongs there.
 
         The step that was taken last may be taken again, from the same memory. One that is neither
@@ -156,9 +156,10 @@ class Run:
         not at hand, such as a copy in another dtype on a GPU, is taken for the next.
 
         timestep: an element of the run's timesteps, or a number.
+        index: its `position`.
         eta: DDIM's eta, which stays the same within a run.
         """
-        index = self._number(timestep)
+        index = self._number(timestep) if index is None else index
         again = self._past
         if again is None or index is None or again.call != self.places[index]:
             again = None
@@ -231,10 +232,7 @@ class Run:
         return made
 
     def _number(self, timestep: Any) -> int | None:
-        """The number of a timestep; None if it begins the run and is none of the run's."""
-        index = self.position(timestep)
-        if index is not None:
-            return index
+        """The number of a timestep by its value; None if it begins the run between two."""
         due = self.begin if self.fresh else self.index
         if not _is_at_hand(timestep) and due is not None:
             return due
@@ -305,12 +303,13 @@ class Runs:
         latest = self._latest.get(threading.get_ident())
         return latest or self.last
 
-    def of(self, timestep: Any) -> Run:
-        """The run that a timestep belongs to: interleaved runs must not disturb each other."""
+    def of(self, timestep: Any) -> tuple[Run, int | None]:
+        """The run that a timestep belongs to, and its position: runs may be interleaved."""
         run = self.current
         if run is None:
             raise ValueError("call set_timesteps before step")
-        if run.position(timestep) is None:
-            owners = (r for r in self._live[:] if r.position(timestep) is not None)
-            return next(owners, run)
-        return run
+        index = run.position(timestep)
+        if index is None:
+            owners = ((other, other.position(timestep)) for other in self._live[:])
+            return next((pair for pair in owners if pair[1] is not None), (run, None))
+        return run, index

@@ -305,8 +305,8 @@ class Scheduler(SchedulerViews, SchedulerMixin, ConfigMixin):
         if torch.compiler.is_compiling():
             plain = not eta and generator is None
             return self._compiled_step(model_output, sample, variance_noise, return_dict, plain)
-        run = self._runs.of(timestep)
-        run.arrive(timestep, eta)
+        run, index = self._runs.of(timestep)
+        run.arrive(timestep, index, eta)
         x_z, x_o = run.solution
         z, answer = _wide(sample), _wide(read_answer(self.config, x_z, x_o, model_output, sample))
         wanted = return_dict or len(run.places) == 1 or self.config["gives_data"]
