@@ -58,12 +58,14 @@ class Sampling:
         from twosides.generation.request import Request
         from twosides.storage.models import is_pipeline
 
-        measured = self.grid == "entropic" and not any(map(is_pipeline, models))
-        if measured and len(models) > 1:
-            raise ValueError("--grid entropic is one run's own; name the grid for several runs")
+        grid = self.grid
+        if grid == "entropic" and not any(map(is_pipeline, models)):
+            if len(models) != 1:
+                raise ValueError("--grid entropic is one run's own; name the grid for several runs")
+            grid = measured_grid(models[0])
         return Request.of(
             self.sampler,
-            grid=measured_grid(models[0]) if measured else self.grid,
+            grid=grid,
             schedule=self.schedule,
             steps=self.steps,
             guidance=self.guidance,
