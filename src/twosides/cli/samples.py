@@ -238,6 +238,7 @@ def evaluate(
     metrics: tuple[str, ...] = (),
     extractor: str | None = None,
     json: Path | None = None,
+    uncertainty: Path | None = None,
     sampling: Flat = Sampling(),
 ) -> None:
     """Measure how far samples are from data, beside other data's distance, with standard errors.
@@ -250,12 +251,28 @@ def evaluate(
         extractor: pixels, reader (letters), the folder of a transformers vision model, or
             package.module:function; by default reader for letters and pixels for all else.
         json: a file to write the numbers to.
+        uncertainty: a .png file: instead, draw how well the model knows its own error on the data,
+            level by level, which `restore` relies on; no samples are drawn.
         sampling: how a model is sampled; the seed is also that of the reference rows, and of the
             groups that give the errors.
     """
     from twosides.metrics.command import evaluate as run
 
     request = sampling.request(source, count=count)
+    if uncertainty is not None:
+        from twosides.metrics.command import evaluate_uncertainty
+
+        if metrics or json is not None or extractor is not None:
+            raise ValueError(
+                "--uncertainty measures no samples; leave metrics, extractor, json out"
+            )
+        say(
+            evaluate_uncertainty(
+                source, data, request, uncertainty, trust_code=sampling.trust_code
+            ),
+            end="",
+        )
+        return
     table = run(
         source,
         data,

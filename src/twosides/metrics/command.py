@@ -6,15 +6,19 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from twosides.data.stored import Stored
 from twosides.data.tasks import Task
 from twosides.display import tables
-from twosides.generation.notes import read_notes
+from twosides.display.pictures import chart
+from twosides.generation.notes import load_model, read_notes
 from twosides.generation.request import Request
-from twosides.generation.samples import sample_batches
+from twosides.generation.samples import guide, sample_batches
+from twosides.losses.masks import MASK
 from twosides.metrics.measures import METRICS, Measured, check_counts, check_names
 from twosides.metrics.sources import (
     COUNT,
@@ -24,6 +28,9 @@ from twosides.metrics.sources import (
     is_model,
     read_batches,
 )
+from twosides.posteriors.uncertainty import draw, uncertainty
+from twosides.posteriors.uncertainty import text as levels_text
+from twosides.storage.devices import device_named
 from twosides.storage.files import write_file
 
 HEADS = ("metric", "value", "data against data", "best")
@@ -75,6 +82,35 @@ def evaluate(
         write_file(json_file, json.dumps(numbers, indent=1).encode())
     head = f"{count} samples of {source}, {len(yardstick.reference)} rows of {data}"
     return f"{head}, features: {yardstick.name}\n{text(values, perfect)}"
+
+
+def evaluate_uncertainty(
+    folder: Path, data: str, request: Request, out: Path, *, trust_code: bool = False
+) -> str:
+    """Measure how well a model knows its uncertainty, draw it, and return the table.
+
+    folder: the model's or the run's folder.
+    data: a task's name; where it holds data out of training, these are not told from the others.
+    request: its guidance, its `count`, the number of rows, by default 256, its seed and its device.
+    out: the .png file of the picture.
+    trust_code: whether the network's class may be imported.
+    """
+    if out.suffix != ".png":
+        raise ValueError(f"{out}: a picture is written as .png, not {out.suffix!r}")
+    if not is_model(folder):
+        raise ValueError(f"{folder} holds samples; uncertainty is that of a model")
+    task, notes = data_named(data), read_notes(folder)
+    check_shape(notes.shape, task.shape)
+    device = device_named(request.device)
+    denoiser = load_model(folder, trust_code=trust_code).to(device).eval()
+    model: Any = guide(denoiser, request.scale, notes.null)
+    count = min(request.count or 256, task.size or 256)
+    batch = {name: v.to(device) for name, v in default_collate(task.rows(range(count))).items()}
+    if batch.pop(MASK, None) is not None:
+        raise ValueError("these data have padding, whose uncertainty is none; pass data without")
+    rows = uncertainty(model, batch.pop("x"), seed=request.seed, **batch)
+    write_file(out, chart(draw(rows), dpi=130))
+    return f"{count} rows of {data}, {folder}\n{levels_text(rows)}"
 
 
 def _count(source: Path, stored: Stored | None, task: Task, wanted: int | None) -> int:
