@@ -24,6 +24,7 @@ from twosides.metrics import command
 from twosides.metrics.sources import Yardstick
 from twosides.oracle import GaussianMixture
 from twosides.reports.side_by_side import LEVELS, eps_errors
+from twosides.schedules import FlowMatching
 from twosides.storage import models
 from twosides.storage.networks import MLP
 from twosides.training.fit import loss_curve
@@ -165,6 +166,29 @@ def test_evaluate_a_model(ten, tmp_path, cli, monkeypatch):
     assert code == 2 and "3 samples and 3 of reference are too few" in err
     # Untrained samples are further from the data than data are.
     assert told["data_against_data"]["frechet"]["value"] < exact
+
+
+def test_uncertainty_level_by_level(tmp_path, cli):
+    """Of a network that answers u = 0 at every state, x_hat = z, and the derivative is 1."""
+    with torch.random.fork_rng(devices=[]):
+        network = MLP(2, 8, 1)
+    for parameter in network.parameters():
+        torch.nn.init.zeros_(parameter)
+    models.save(Denoiser(network), tmp_path / "model", shape=[2])
+    words = ("evaluate", "model", "--data", "ring")
+    code, out, err = cli(*words, "--uncertainty", "u.png", "--count", 64)
+    assert code == 0 and Path("u.png").read_bytes()[:4] == b"\x89PNG", err
+    rows = [line.split() for line in out.splitlines()[2:] if line]
+    assert [float(row[0]) for row in rows] == list(range(-8, 11, 2))
+    for logsnr, _, stated, *_ in rows:
+        alpha, sigma = FlowMatching().level(float(logsnr)).floats()[1:]
+        assert float(stated) == pytest.approx(sigma**2 / alpha, rel=2e-3)
+    for more, said in (
+        (("--uncertainty", "u.jpg"), "written as .png"),
+        (("--uncertainty", "u.png", "--json", "n.json"), "leave --json out"),
+    ):
+        code, _, err = cli(*words, *more)
+        assert code == 2 and said in err
 
 
 def test_batches_change_no_sample(ten):

@@ -264,7 +264,8 @@ def evaluate(
 
         if metrics or json is not None or extractor is not None:
             raise ValueError(
-                "--uncertainty measures no samples; leave metrics, extractor, json out"
+                "uncertainty measures no samples: leave metrics out, leave extractor out and "
+                "leave json out"
             )
         say(
             evaluate_uncertainty(

@@ -7,6 +7,7 @@ The model is the prior p(x). The modules are
     exact          the two conditions for which such a denoiser is exact, whatever the prior
     steering       particles, which make up for the errors of the others, and follow rewards
     operators      operators A for pictures
+    uncertainty    whether a network knows the covariance that the methods take from it
     limits         how a denoiser with a condition is asked near pure noise
 """
 
