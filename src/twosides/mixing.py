@@ -36,6 +36,7 @@ import torch
 from torch import Tensor, nn
 
 from twosides.denoiser import Around, BaseDenoiser, Denoises, as_denoiser
+from twosides.naming import split_call, unknown
 from twosides.outputs import Estimate, Output, output_named
 from twosides.schedules import Level, Schedule, along_batch
 
@@ -221,6 +222,33 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 def _norm(a: Tensor) -> Tensor:
     """The norm of each sample, of a shape (B, 1, ...) that fits a."""
     return _dot(a, a).sqrt()
+
+
+RULES: dict[str, Callable[..., Rule]] = {
+    "apg": projected,
+    "cfg-zero*": zero_star,
+    "tcfg": tangential,
+    "mambo-g": magnitude,
+    "rescale": rescaled,
+}
+"""The rules by the names of their papers."""
+
+
+def rule_named(text: str) -> Rule:
+    """The rule of a name, with the numbers that its function takes first, if there are any.
+
+    text: a row of `RULES`, such as "apg" or "rescale(0.5)". ValueError for others.
+
+        >>> rule_named("tcfg").output
+        'eps'
+    """
+    name, numbers = split_call(text)
+    if name not in RULES:
+        raise unknown("guidance rule", name, RULES)
+    try:
+        return RULES[name](*numbers)
+    except TypeError:
+        raise ValueError(f"guidance rule {text!r} has more numbers than {name} takes") from None
 
 
 class Told(Around):

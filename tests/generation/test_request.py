@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,10 +10,12 @@ import torch
 
 import twosides as ts
 from small_models import save_points
+from twosides import mixing
 from twosides.generation import notes, pipelines, samples, shards, workers
 from twosides.generation.request import Request
 from twosides.generation.samples import label_tensor
 from twosides.generation.shards import Job
+from twosides.guidance import classifier_free
 from twosides.metrics import command, sources
 from twosides.reports import side_by_side
 from twosides.sampling.named import sampler_named
@@ -32,12 +35,22 @@ def model(tmp_path_factory):
         Request.of("ddim", noise="churn(0.3)", grid="karras(5)", labels="AB", guidance=1.5),
         Request.of(samplers["unipc"], labels=("cat", "dog"), seed=9),
         Request(prompt="a hat", negative_prompt="mud", guidance=2.0),
+        Request(guidance=3.0, rule="rescale(0.5)"),
     ],
 )
 def test_a_request_comes_back_from_json(request_):
     back = Request.from_json(json.loads(json.dumps(request_.to_json())))
     assert sampler_named(back.sampler) == sampler_named(request_.sampler)
-    for name in ("steps", "schedule", "guidance", "labels", "prompt", "negative_prompt", "seed"):
+    for name in (
+        "steps",
+        "schedule",
+        "guidance",
+        "labels",
+        "prompt",
+        "negative_prompt",
+        "seed",
+        "rule",
+    ):
         assert getattr(back, name) == getattr(request_, name)
     assert back.count == request_.count
 
@@ -58,6 +71,9 @@ def test_a_request_comes_back_from_json(request_):
         ({"seed": -1}, ValueError, "seed must be non-negative"),
         ({"count": 0}, ValueError, "count must be at least 1"),
         ({"guidance": float("nan")}, ValueError, "guidance must be a finite number"),
+        ({"guidance": 2.0, "rule": "agp"}, ValueError, "did you mean 'apg'"),
+        ({"guidance": 2.0, "rule": "tcfg(1, 2, 3)"}, ValueError, "more numbers than tcfg takes"),
+        ({"rule": "apg"}, ValueError, "pass guidance="),
         ({"labels": ""}, ValueError, "no label was given"),
         ({"negative_prompt": "mud"}, ValueError, "what guidance leads away from"),
     ],
@@ -147,3 +163,27 @@ def test_whole_numbers_of_any_kind():
     made = Request.of(steps=np.int64(7), seed=torch.tensor(3))
     assert (made.steps, made.seed) == (7, 3) and type(made.steps) is int
     assert json.dumps(made.to_json())
+
+
+@pytest.mark.parametrize("rule", [*mixing.RULES, "rescale(0.3)"])
+def test_a_rule_by_its_name_is_that_of_the_library(model, rule, cli):
+    """From the command line, into a file and into a folder."""
+    words = ("--steps", 4, "--count", 6, "--guidance", 3, "--rule", rule, "--seed", 1)
+    code, out, err = cli("sample", model, "--out", "x.npy", *words)
+    assert code == 0 and f"guidance 3 by {rule}" in out, err
+    denoiser = ts.load(model)
+    mixed = mixing.rule_named(rule)
+    guided = classifier_free(denoiser, 3.0, null={"class_labels": 2}, rule=mixed)
+    labels = torch.tensor([0, 1] * 3)
+    where = (
+        "cosine(-12, 12)" if rule == "tcfg" else None
+    )  # it acts in eps, which is z at pure noise
+    told = {"steps": 4, "seed": 1, "schedule": where, "class_labels": labels}
+    wanted = ts.sample(guided, (6, 2), **told)
+    assert np.allclose(np.load("x.npy"), wanted, atol=1e-6)
+    plain = classifier_free(denoiser, 3.0, null={"class_labels": 2})
+    assert not torch.allclose(ts.sample(plain, (6, 2), **told), wanted, atol=1e-4)
+    code, out, err = cli("sample", model, "--out", "folder", "--devices", 1, *words)
+    assert code == 0, err
+    (shard,) = Path("folder").glob("*.npy")
+    assert np.allclose(np.load(shard), wanted, atol=1e-6)

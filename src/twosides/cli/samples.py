@@ -32,6 +32,8 @@ class Sampling:
             the one measured in training with a recipe that learns. A pipeline keeps its own, but
             with other noise it has the sampler's.
         guidance: classifier-free guidance scale, by default 1, none, or the pipeline's own.
+        rule: how guidance mixes its two estimates: apg, "cfg-zero*", tcfg, mambo-g, rescale,
+            "rescale(0.5)", ...; not of a pipeline. By default plain guidance.
         seed: sample i depends on (seed, i) only.
         device: auto (the accelerator if there is one, else the CPU), cpu, cuda:1, mps, xpu, ...
         trust_code: import what is named as package.module:name, and networks' classes from outside
@@ -43,6 +45,7 @@ class Sampling:
     schedule: str | None = None
     grid: str | None = None
     guidance: Annotated[float | None, tyro.conf.arg(aliases=["--guidance-scale"])] = None
+    rule: str | None = None
     seed: int = 0
     device: str = "auto"
     trust_code: bool = False
@@ -69,6 +72,7 @@ class Sampling:
             schedule=self.schedule,
             steps=self.steps,
             guidance=self.guidance,
+            rule=self.rule,
             seed=self.seed,
             device=self.device,
             **others,

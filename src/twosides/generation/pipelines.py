@@ -33,6 +33,8 @@ def sample_pipeline(folder: str | Path, request: Request, out: Path) -> Tensor:
         )
     if request.schedule is not None:
         raise ValueError("a pipeline is sampled on its own schedule; leave schedule out")
+    if request.rule is not None:
+        raise ValueError("a pipeline guides in its own way; leave rule out, or use load_denoiser")
     pipe = load_pipeline(Path(folder), device=request.device)
     sampler = sampler_for(Path(folder), request)
     pipe.scheduler = Scheduler.from_pipeline(pipe, sampler, seed=request.seed)

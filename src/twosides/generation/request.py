@@ -15,6 +15,7 @@ import operator
 from dataclasses import dataclass, fields
 from typing import Any
 
+from twosides.mixing import rule_named
 from twosides.naming import unknown
 from twosides.sampling.grids import Grid
 from twosides.sampling.named import sampler_named
@@ -38,6 +39,8 @@ class Request:
     schedule: the noise schedule to sample on, by default (None) the model's own.
     guidance: the scale of classifier-free guidance; by default (None) a pipeline's own, and 1,
         which is none, of a model.
+    rule: how guidance mixes its two estimates, a name of `mixing.RULES`, with numbers if it takes
+        some, such as "apg" or "rescale(0.5)"; by default (None) as classifier-free guidance does.
     labels: the classes to draw, repeated over the samples: a letter each ("AB"), words with commas
         ("cat,dog"), or a tuple of names; by default (None) all classes in turn.
     prompt: the text to draw, for pipelines that read text and models trained on captions.
@@ -58,6 +61,7 @@ class Request:
     seed: int = 0
     count: int | None = None
     device: str = "auto"
+    rule: str | None = None
 
     @classmethod
     def of(
@@ -96,6 +100,12 @@ class Request:
                 _whole(name, value, least)
         if self.guidance is not None and not math.isfinite(self.guidance):
             raise ValueError(f"guidance must be a finite number, got {self.guidance}")
+        if self.rule is not None:
+            rule_named(self.rule)
+            if self.guidance in (None, 1.0):
+                raise ValueError(
+                    f"the rule {self.rule} mixes the two estimates of guidance; pass guidance=4.0"
+                )
         if self.labels is not None:
             if not self.labels:
                 raise ValueError(
@@ -118,6 +128,8 @@ class Request:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         known = isinstance(self.sampler, str) and self.sampler in (*samplers, "auto")
         sampler = self.sampler if known else parts.describe(sampler_named(self.sampler))
+        if self.rule is None:  # as before there were rules, so that runs of then go on
+            del values["rule"]
         return {**values, "sampler": sampler, "schedule": parts.describe(self.schedule)}
 
     @classmethod
@@ -137,6 +149,7 @@ class Request:
         if isinstance(sampler, Sampler):
             sampler = f"{sampler.solver} on {sampler.grid} with {sampler.stochasticity}"
         scale = f", guidance {self.guidance:g}" if self.guidance is not None else ""
+        scale += f" by {self.rule}" if self.rule is not None else ""
         return f"{sampler}, {self.steps} steps, seed {self.seed}{scale}"
 
 

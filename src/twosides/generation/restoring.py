@@ -143,10 +143,12 @@ class _Run:
 
     def __init__(self, notes: Notes, request: Request, denoiser: Any, *, unlabelled: bool) -> None:
         sampler = sampler_named(request.sampler)
-        where = request.schedule or schedule_to_start_on(denoiser, sampler, request.steps)
+        where = request.schedule
+        where = where or schedule_to_start_on(denoiser, sampler, request.steps, request.rule)
         self.plan: Plan = plan(sampler, where or denoiser.schedule, request.steps)
         self.tell: Progress = lambda done, total: None
-        self.prior = _Counted(as_denoiser(guide(denoiser, request.scale, notes.null)), self)
+        guided = guide(denoiser, request.scale, notes.null, request.rule)
+        self.prior = _Counted(as_denoiser(guided), self)
         self.seed, count = request.seed, request.count or COUNT
         self.shape = (count, *notes.shape)
         names = notes.classes if request.labels is None and not unlabelled else request.labels

@@ -24,7 +24,9 @@ from twosides.generation.automatic import sampler_for
 from twosides.generation.notes import Notes, load_model, one_sentence, read_notes
 from twosides.generation.request import Request
 from twosides.guidance import classifier_free
+from twosides.mixing import rule_named
 from twosides.naming import unknown
+from twosides.outputs import output_named
 from twosides.placement import device_of
 from twosides.sampling.named import plan, sampler_named
 from twosides.sampling.sample import Trajectory, sample
@@ -254,9 +256,11 @@ def drawer(
     model does not know, and for guidance of a model that was not trained for it.
     """
     sampler = sampler_named(sampler_for(notes.folder, request))
-    where = request.schedule or schedule_to_start_on(denoiser, sampler, request.steps)
+    where = request.schedule
+    where = where or schedule_to_start_on(denoiser, sampler, request.steps, request.rule)
     table = plan(sampler, where or denoiser.schedule, request.steps)
-    network = guide(denoiser, request.scale, notes.null if text is None else text.null)
+    null = notes.null if text is None else text.null
+    network = guide(denoiser, request.scale, null, request.rule)
     device = device_of(denoiser)
     cycle = label_tensor(notes.classes if request.labels is None else request.labels, notes.classes)
     given_to_all = {} if text is None else {k: row.to(device) for k, row in text.row.items()}
@@ -281,27 +285,38 @@ def drawer(
     return draw
 
 
-def guide(denoiser: Denoiser, scale: float, null: Mapping[str, Any]) -> Denoises:
+def guide(
+    denoiser: Denoiser, scale: float, null: Mapping[str, Any], rule: str | None = None
+) -> Denoises:
     """The denoiser under classifier-free guidance; the denoiser itself at scale 1.
 
+    rule: the name of another rule, see `mixing.rule_named`.
     null: the conditioning that stands for none, by name; ValueError if guidance needs one.
     """
     if scale == 1.0:
         return denoiser
     if not null:
         raise ValueError("guidance needs a model trained with dropped classes; this one was not")
-    return classifier_free(denoiser, scale, null=dict(null))
+    mixed = None if rule is None else rule_named(rule)
+    return classifier_free(denoiser, scale, null=dict(null), rule=mixed)
 
 
-def schedule_to_start_on(denoiser: Denoiser, sampler: str | Sampler, steps: int) -> Schedule | None:
+def schedule_to_start_on(
+    denoiser: Denoiser, sampler: str | Sampler, steps: int, rule: str | None = None
+) -> Schedule | None:
     """The schedule that a run should be on, None if that is the denoiser's own.
 
-    Where a sampler begins at pure noise, an output of eps or a score tells nothing of x; then it is
-    cosine(-12, 12), which begins a little below.
+    Where a sampler begins at pure noise, an output of eps or a score tells nothing of x, be it the
+    network's or that in which a guidance rule acts; then it is cosine(-12, 12), which begins a
+    little below.
     """
+    outputs = [denoiser.output]
+    if rule is not None:
+        outputs.append(output_named(rule_named(rule).output, denoiser.schedule))
     first = sampler_named(sampler).grid.logsnrs(denoiser.schedule, steps)[0]
     try:
-        denoiser.output.solve(denoiser.schedule.level(first))
+        for output in outputs:
+            output.solve(denoiser.schedule.level(first))
     except ValueError:
         return Cosine(-12.0, 12.0)
     return None

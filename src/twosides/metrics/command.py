@@ -103,7 +103,7 @@ def evaluate_uncertainty(
     check_shape(notes.shape, task.shape)
     device = device_named(request.device)
     denoiser = load_model(folder, trust_code=trust_code).to(device).eval()
-    model: Any = guide(denoiser, request.scale, notes.null)
+    model: Any = guide(denoiser, request.scale, notes.null, request.rule)
     count = min(request.count or 256, task.size or 256)
     batch = {name: v.to(device) for name, v in default_collate(task.rows(range(count))).items()}
     if batch.pop(MASK, None) is not None:
