@@ -143,6 +143,8 @@ class _Run:
 
     def __init__(self, notes: Notes, request: Request, denoiser: Any, *, unlabelled: bool) -> None:
         sampler = sampler_named(request.sampler)
+        if request.device not in ("auto", "cpu"):
+            raise ValueError("restoring and rewards compute on the CPU; leave device out")
         where = request.schedule
         where = where or schedule_to_start_on(denoiser, sampler, request.steps, request.rule)
         self.plan: Plan = plan(sampler, where or denoiser.schedule, request.steps)
