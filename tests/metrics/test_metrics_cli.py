@@ -186,6 +186,7 @@ def test_uncertainty_level_by_level(tmp_path, cli):
     for more, said in (
         (("--uncertainty", "u.jpg"), "written as .png"),
         (("--uncertainty", "u.png", "--json", "n.json"), "leave --json out"),
+        (("--uncertainty", "u.png", "--steps", 50), "leave --steps out"),
     ):
         code, _, err = cli(*words, *more)
         assert code == 2 and said in err

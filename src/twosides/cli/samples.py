@@ -271,6 +271,9 @@ def evaluate(
                 "uncertainty measures no samples: leave metrics out, leave extractor out and "
                 "leave json out"
             )
+        for name in ("sampler", "steps", "schedule", "grid"):
+            if getattr(sampling, name) != getattr(Sampling(), name):
+                raise ValueError(f"uncertainty draws no samples: leave {name} out")
         say(
             evaluate_uncertainty(
                 source, data, request, uncertainty, trust_code=sampling.trust_code
